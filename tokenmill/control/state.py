@@ -1,0 +1,49 @@
+"""All that the control core knows. One immutable value; every event makes the next one.
+
+Maps are persistent (``immutables.Map``), so a step costs the size of the change and a what-if is another
+value. They have no order: iterate ``sorted(...)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from immutables import Map
+
+from tokenmill.domain.factory import Factory
+from tokenmill.domain.work import (
+    Alias,
+    Imported,
+    Job,
+    JobResult,
+    Key,
+    Lease,
+    NodeState,
+    Release,
+    Replica,
+    Run,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """``version`` counts applied specs; ``table_version`` counts published tables."""
+
+    factory: Factory
+    version: int = 0
+    epoch: int = 0
+    table_version: int = 0
+    next_id: int = 1
+    nodes: Map[str, NodeState] = Map()
+    leases: Map[str, Lease] = Map()
+    models: Map[str, Imported] = Map()
+    replicas: Map[str, Replica] = Map()
+    aliases: Map[str, Alias] = Map()
+    jobs: Map[str, Job] = Map()
+    runs: Map[str, Run] = Map()
+    releases: Map[str, Release] = Map()
+    keys: Map[str, Key] = Map()
+    done: Map[str, JobResult] = Map()  # station input digest -> what it made
+
+
+EMPTY = State(factory=Factory(name=""))

@@ -1,0 +1,98 @@
+"""What ``control`` wants done. A floor carries these out and reports back with events.
+
+Every effect is idempotent by its id: a floor that is told twice does it once, because after a crash
+the controller asks again for whatever the journal does not show as done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenmill.domain.factory import Deployment, Model
+from tokenmill.domain.table import Table
+from tokenmill.domain.work import JobSpec, Release, WorkUsage
+
+
+@dataclass(frozen=True, slots=True)
+class ImportModel:
+    """Bring a model's weights into the artifact store, or verify that they are there."""
+
+    model: Model
+
+
+@dataclass(frozen=True, slots=True)
+class StartReplica:
+    replica: str
+    deployment: Deployment
+    release: Release
+    node: str
+    accelerators: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StopReplica:
+    """Stop an engine that the gateway has drained; kill it ``grace_us`` after asking."""
+
+    replica: str
+    grace_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartJob:
+    job: str
+    attempt: int
+    spec: JobSpec
+    nodes: tuple[str, ...]  # one per worker
+    accelerators: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StopJob:
+    job: str
+    grace_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class PublishTable:
+    """Give the gateways a new table. An older ``table.version`` never replaces a newer one."""
+
+    table: Table
+
+
+@dataclass(frozen=True, slots=True)
+class RecordRelease:
+    """Write a release down in the registry, where it outlives the journal's horizon."""
+
+    release: Release
+
+
+@dataclass(frozen=True, slots=True)
+class ChargeWork:
+    """Post what a lease used to the ledger, once per ``id``."""
+
+    id: str
+    tenant: str
+    project: str
+    kind: str  # serve, train, evaluate, command, lease
+    model: str
+    usage: WorkUsage
+
+
+@dataclass(frozen=True, slots=True)
+class WakeAt:
+    """Send a ``Tick`` at ``at_us``, or soon after."""
+
+    at_us: int
+
+
+Effect = (
+    ImportModel
+    | StartReplica
+    | StopReplica
+    | StartJob
+    | StopJob
+    | PublishTable
+    | RecordRelease
+    | ChargeWork
+    | WakeAt
+)

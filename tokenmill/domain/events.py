@@ -1,0 +1,211 @@
+"""Everything that can happen to the factory. The journal is a sequence of these.
+
+Each event carries ``at_us``, the time at which it happened; ``control`` knows no other clock.
+An event that changes nothing is not journalled, so a ``Tick`` may come as often as one likes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenmill.domain.factory import Factory, Node
+from tokenmill.domain.work import Imported, JobResult, JobSpec, Key, WorkUsage
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerStarted:
+    """A controller took the lease. ``epoch`` fences everything that an earlier one still does."""
+
+    at_us: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    at_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpecApplied:
+    """A factory file was applied. Refused as stale unless ``base_version`` is the current one."""
+
+    at_us: int
+    base_version: int
+    factory: Factory
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeJoined:
+    at_us: int
+    node: Node
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLost:
+    at_us: int
+    node: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelImported:
+    """Weights are in the artifact store, or ``imported.error`` says why not."""
+
+    at_us: int
+    imported: Imported
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStarted:
+    """The process runs and has an address; it is not ready yet."""
+
+    at_us: int
+    replica: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaReady:
+    at_us: int
+    replica: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaExited:
+    """The process is gone, wanted or not. ``usage`` is of its whole life."""
+
+    at_us: int
+    replica: str
+    reason: str
+    usage: WorkUsage = WorkUsage()
+
+
+@dataclass(frozen=True, slots=True)
+class JobSubmitted:
+    at_us: int
+    job: str
+    spec: JobSpec
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobStarted:
+    at_us: int
+    job: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobExited:
+    """All workers of this attempt are gone. ``result`` is set only when it succeeded."""
+
+    at_us: int
+    job: str
+    attempt: int
+    code: int
+    result: JobResult | None = None
+    reason: str = ""
+    usage: WorkUsage = WorkUsage()
+
+
+@dataclass(frozen=True, slots=True)
+class JobCancelled:
+    at_us: int
+    job: str
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunSubmitted:
+    at_us: int
+    run: str
+    line: str
+    by: str = ""
+    force: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunCancelled:
+    at_us: int
+    run: str
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackRequested:
+    """Point ``alias`` back at an earlier release; empty ``to`` is the one before."""
+
+    at_us: int
+    alias: str
+    to: str = ""
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyCreated:
+    at_us: int
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class KeyDisabled:
+    at_us: int
+    key: str
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRequested:
+    """A tenant asks for whole resources for a time (GPU as a service)."""
+
+    at_us: int
+    lease: str
+    tenant: str
+    project: str
+    cpu_millis: int
+    memory_bytes: int
+    accelerators: int
+    duration_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseReleased:
+    at_us: int
+    lease: str
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReported:
+    """What the gateway saw of one deployment in the last interval."""
+
+    at_us: int
+    deployment: str
+    in_flight: int
+    refused_full: int = 0
+
+
+Event = (
+    ControllerStarted
+    | Tick
+    | SpecApplied
+    | NodeJoined
+    | NodeLost
+    | ModelImported
+    | ReplicaStarted
+    | ReplicaReady
+    | ReplicaExited
+    | JobSubmitted
+    | JobStarted
+    | JobExited
+    | JobCancelled
+    | RunSubmitted
+    | RunCancelled
+    | RollbackRequested
+    | KeyCreated
+    | KeyDisabled
+    | LeaseRequested
+    | LeaseReleased
+    | LoadReported
+)

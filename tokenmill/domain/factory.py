@@ -1,0 +1,205 @@
+"""What a factory is: sites, racks, nodes, tenants, models, deployments and lines.
+
+These are the validated, immutable nouns that ``spec`` produces from ``factory.yaml``. They hold no
+observed state; that is in ``domain.work`` and ``control.state``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """One GPU (or other device) of a node. ``id`` is unique in the factory."""
+
+    id: str
+    kind: str  # catalogue name, for example "h200-sxm"
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One machine. CPU is in thousandths of a core, so that engines can share a laptop's."""
+
+    id: str
+    site: str
+    rack: str = ""
+    domain: str = ""  # NVLink domain; empty when the node has none of its own
+    cpu_millis: int = 0
+    memory_bytes: int = 0
+    accelerators: tuple[Accelerator, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A place under one law, with one power cap."""
+
+    name: str
+    jurisdiction: str = ""
+    power_cap_mw: int = 0  # milliwatts; 0 is no stated cap
+    pue_milli: int = 1000  # power usage effectiveness in thousandths
+
+
+@dataclass(frozen=True, slots=True)
+class Fabric:
+    """A network that joins nodes: kind is nvlink, infiniband, ethernet or wan."""
+
+    name: str
+    kind: str
+    site: str
+    gbit_s: int
+    latency_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """Upper bounds; ``None`` is unlimited."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    tokens_per_day: int | None = None
+    concurrent_requests: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    name: str
+    quota: Quota = Quota()
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """Who uses and pays. ``jurisdictions`` bounds where its data may be; empty is anywhere."""
+
+    name: str
+    projects: tuple[Project, ...] = ()
+    quota: Quota = Quota()
+    jurisdictions: tuple[str, ...] = ()
+    priority: int = 0
+    share: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What one model's tokens and the work on it cost, in millionths of ``currency``."""
+
+    model: str  # alias, model or "*"
+    input_micros_per_mtok: int = 0
+    cached_micros_per_mtok: int = 0
+    output_micros_per_mtok: int = 0
+    accelerator_hour_micros: int = 0
+    kwh_micros: int = 0
+    currency: str = "USD"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Weights by source. ``source`` is ``package:NAME``, ``hf://OWNER/NAME``, ``s3://...`` or a path.
+
+    ``digest`` pins the content (``sha256:...``); when empty, the first import pins it.
+    """
+
+    name: str
+    source: str
+    kind: str = "chat"  # chat or embedding
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one worker of a gang asks of a node."""
+
+    cpu_millis: int = 0
+    memory_bytes: int = 0
+    accelerators: int = 0
+    accelerator_kind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """An alias that clients put in ``model``, the engine behind it and how many replicas.
+
+    Exactly one of ``model`` (serve these weights) and ``line`` (serve what this line releases) is set.
+    """
+
+    name: str
+    engine: str = "embedded"
+    model: str = ""
+    line: str = ""
+    replicas: int = 1
+    max_replicas: int = 1
+    context_tokens: int = 2048
+    slots: int = 4  # requests decoded together by one replica
+    resources: Resources = Resources()
+    tenants: tuple[str, ...] = ()  # who may call it; empty is everyone
+    engine_args: tuple[str, ...] = ()
+    url: str = ""  # only for engine "openai": a server that is already running
+
+
+@dataclass(frozen=True, slots=True)
+class Station:
+    """One step of a line. ``needs`` names the stations whose outputs it reads."""
+
+    name: str
+    kind: str  # intake curate tune evaluate gate pack
+    needs: tuple[str, ...] = ()
+    params: Mapping[str, Any] = field(default_factory=dict)
+    resources: Resources = Resources()
+    timeout_us: int = 3_600_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Data in, released model out. Its releases go to the deployment that names it."""
+
+    name: str
+    tenant: str
+    project: str
+    base: str  # model that is tuned
+    stations: tuple[Station, ...]
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JobTemplate:
+    """A plain command to run on the floor, started once when it first appears in the file."""
+
+    name: str
+    tenant: str
+    project: str
+    command: tuple[str, ...]
+    resources: Resources = Resources()
+    workers: int = 1  # gang size; starts whole or not at all
+    priority: int = 0
+    timeout_us: int = 3_600_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another factory that we trust to answer for some aliases."""
+
+    name: str
+    url: str
+    jurisdiction: str
+    key_ref: str  # a secret reference, never the key itself
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Factory:
+    """Everything that one set of factory files says, validated and in file order."""
+
+    name: str
+    sites: tuple[Site, ...] = ()
+    nodes: tuple[Node, ...] = ()  # empty means "this machine"
+    fabrics: tuple[Fabric, ...] = ()
+    tenants: tuple[Tenant, ...] = ()
+    prices: tuple[Price, ...] = ()
+    models: tuple[Model, ...] = ()
+    deployments: tuple[Deployment, ...] = ()
+    lines: tuple[Line, ...] = ()
+    jobs: tuple[JobTemplate, ...] = ()
+    peers: tuple[Peer, ...] = ()

@@ -1,0 +1,68 @@
+"""The table that a gateway serves from: keys, limits, aliases and live replicas.
+
+``control`` derives it from its state and publishes it as one versioned value; the gateway keeps its last
+one when the controller is away. It holds digests of keys, never keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenmill.domain.factory import Quota
+
+
+@dataclass(frozen=True, slots=True)
+class KeyEntry:
+    id: str
+    digest: str  # hex sha256 of the secret
+    tenant: str
+    project: str
+    scope: str
+    expires_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TenantEntry:
+    name: str
+    quota: Quota
+    jurisdictions: tuple[str, ...]
+    projects: tuple[tuple[str, Quota], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One replica, or a peer factory, that answers for a release."""
+
+    replica: str
+    release: str
+    address: str  # "host:port"
+    jurisdiction: str
+    slots: int
+    draining: bool = False
+    tls: bool = False
+    key_ref: str = ""  # peers only
+    served_model: str = ""  # the name that the engine knows its weights by; empty keeps the client's
+
+
+@dataclass(frozen=True, slots=True)
+class AliasEntry:
+    """``reason`` says why nothing serves, when nothing does."""
+
+    name: str
+    kind: str  # chat or embedding
+    context_tokens: int
+    targets: tuple[tuple[str, int], ...]  # (release, weight in thousandths)
+    endpoints: tuple[Endpoint, ...]
+    tenants: tuple[str, ...]
+    created_s: int
+    owner: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    version: int
+    factory: str
+    keys: tuple[KeyEntry, ...] = ()
+    tenants: tuple[TenantEntry, ...] = ()
+    aliases: tuple[AliasEntry, ...] = ()

@@ -1,0 +1,265 @@
+"""What the factory does, as observed: nodes, leases, replicas, jobs, runs, releases, aliases, keys.
+
+Every record is immutable; ``control`` replaces it when an event changes it. Times are microseconds
+since the epoch, taken from events and never from a clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from tokenmill.domain.factory import Node, Resources
+
+
+class ReplicaStatus(StrEnum):
+    PENDING = "pending"  # wanted, not placed yet
+    STARTING = "starting"  # placed; the floor was told
+    READY = "ready"
+    DRAINING = "draining"  # takes nothing new
+    FAILED = "failed"  # exited; waits for its back-off
+    STOPPED = "stopped"
+
+
+class JobStatus(StrEnum):
+    PENDING = "pending"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+class RunStatus(StrEnum):
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    REJECTED = "rejected"  # the gate said no
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        return self is not RunStatus.RUNNING
+
+
+class StationStatus(StrEnum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    REUSED = "reused"  # the same inputs were done before
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    node: Node
+    joined_us: int
+    lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Resources of one node held by one owner. No accelerator is in two live leases."""
+
+    id: str
+    node: str
+    owner: str  # replica, job or tenant lease id
+    tenant: str
+    project: str
+    cpu_millis: int
+    memory_bytes: int
+    accelerators: tuple[str, ...]
+    since_us: int
+    until_us: int = 0  # 0 is open-ended
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One engine process (or remote server) that serves one release for one deployment."""
+
+    id: str
+    deployment: str
+    release: str
+    status: ReplicaStatus
+    node: str = ""
+    address: str = ""  # "127.0.0.1:41234"
+    since_us: int = 0  # when it entered ``status``
+    restarts: int = 0
+    retry_us: int = 0  # when a failed one may start again
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """What a job does. ``kind`` is command or station; ``params`` is what the worker reads."""
+
+    kind: str
+    tenant: str
+    project: str
+    command: tuple[str, ...] = ()
+    params: Mapping[str, Any] = field(default_factory=dict)
+    resources: Resources = Resources()
+    workers: int = 1
+    priority: int = 0
+    timeout_us: int = 3_600_000_000
+    max_attempts: int = 3
+    run: str = ""
+    station: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkUsage:
+    """What a worker used, as measured by the floor. ``energy_source`` says how joules were had."""
+
+    wall_us: int = 0
+    cpu_us: int = 0
+    peak_memory_bytes: int = 0
+    accelerator_us: int = 0
+    energy_mj: int = 0
+    energy_source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """What a worker left in ``result.json``.
+
+    ``outputs`` maps an output's name to an artifact digest, ``metrics`` holds plain numbers and
+    strings for people and ``evidence`` what a gate or a release needs.
+    """
+
+    outputs: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    id: str
+    spec: JobSpec
+    status: JobStatus
+    submitted_us: int
+    nodes: tuple[str, ...] = ()
+    started_us: int = 0
+    ended_us: int = 0
+    attempt: int = 0
+    retry_us: int = 0
+    result: JobResult | None = None
+    usage: WorkUsage = WorkUsage()
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StationState:
+    name: str
+    status: StationStatus = StationStatus.WAITING
+    job: str = ""
+    input_digest: str = ""  # of kind, params, code and the inputs' digests
+    result: JobResult | None = None
+    started_us: int = 0
+    ended_us: int = 0
+    usage: WorkUsage = WorkUsage()
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One pass of a line. ``force`` names the station from which nothing is reused."""
+
+    id: str
+    line: str
+    status: RunStatus
+    submitted_us: int
+    stations: tuple[StationState, ...]
+    by: str = ""
+    force: str = ""
+    release: str = ""
+    ended_us: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GateVerdict:
+    """What a gate decided, and on what. ``reasons`` has one sentence per check, passed or not."""
+
+    passed: bool
+    reasons: tuple[str, ...]
+    metric: str = ""
+    n: int = 0
+    candidate_milli: int = 0  # thousandths: 873 is 87.3 %
+    reference_milli: int = 0
+    difference_milli: int = 0
+    low_milli: int = 0  # confidence interval of the difference
+    high_milli: int = 0
+    p_value: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """An immutable candidate with its evidence. ``digest`` is that of its manifest artifact.
+
+    ``weights`` is the base model's artifact; ``adapter`` a GGUF LoRA artifact, or empty.
+    ``origin`` is "import" for weights that the operator brought, else the run's id.
+    """
+
+    id: str
+    model: str
+    weights: str
+    adapter: str
+    digest: str
+    origin: str
+    line: str = ""
+    created_us: int = 0
+    verdict: GateVerdict | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    release: str
+    weight_milli: int  # thousandths of the alias's traffic
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """What clients put in ``model``. ``desired`` is where it goes, ``targets`` where traffic goes now."""
+
+    name: str
+    deployment: str
+    desired: str = ""  # release id
+    targets: tuple[Target, ...] = ()
+    history: tuple[str, ...] = ()  # releases that were promoted, newest last
+    since_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """An API key. Only the digest is kept; the secret was shown once."""
+
+    id: str
+    digest: str  # hex of sha256 over the secret
+    tenant: str
+    project: str
+    scope: str = "inference"  # inference or admin
+    hint: str = ""  # last four characters, for people
+    created_us: int = 0
+    expires_us: int = 0  # 0 is never
+    disabled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """Weights of a model as they lie in the artifact store."""
+
+    model: str
+    digest: str
+    size_bytes: int
+    format: str  # gguf or safetensors
+    error: str = ""
