@@ -1,0 +1,36 @@
+# Two commands matter: `make demo` shows the factory at work, `make test` proves it.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test unit live lint format docs bench sim clean
+
+help: ## say what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: ## run the first factory: make, release, serve and bill a real model
+	@$(PYTHON) .ci/setup.py demo
+	@$(BIN)/python examples/first/demo.py
+
+test: lint unit live ## lint, types, and every test (needs what .ci/run installs for the browser and PostgreSQL ones)
+
+lint:
+	@$(PYTHON) .ci/setup.py dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: ## tests that start no process
+	@$(PYTHON) .ci/setup.py dev
+	$(BIN)/pytest -m "not live and not browser" -n 2
+
+live: ## tests with real processes, a real model, a real browser
+	@$(PYTHON) .ci/setup.py dev
+	$(BIN)/pytest -m "live or browser"
+
+format: ## let the tools have their way with white space
+	@$(PYTHON) .ci/setup.py dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove what the commands above made
+	rm -rf .venv demo-factory

@@ -1,0 +1,89 @@
+"""Fixtures for every room: a real PostgreSQL server, thrown away at the end, and a fresh database in it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+NEEDED = os.environ.get("CI") == "true" or os.environ.get("TOKENMILL_REQUIRE_ALL") == "1"
+_numbers = itertools.count(1)
+
+
+def missing(reason: str) -> None:
+    """Skip a test that cannot run here; fail where everything has to run."""
+    if NEEDED:
+        pytest.fail(f"{reason} (CI=true or TOKENMILL_REQUIRE_ALL=1 forbids skipping)")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The URL of a server's maintenance database: the one that is named, or one started for this session."""
+    if url := os.environ.get("TOKENMILL_TEST_POSTGRES_URL"):
+        yield url
+        return
+    found = shutil.which("pg_ctl") or next(
+        (str(path) for path in sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"), reverse=True)), ""
+    )
+    if not found:
+        missing("no TOKENMILL_TEST_POSTGRES_URL and no pg_ctl on the PATH or in /usr/lib/postgresql")
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tokenmill-pg-")))
+        yield stack.enter_context(_server(Path(found).resolve().parent, folder))
+
+
+@contextlib.contextmanager
+def _server(binaries: Path, folder: Path) -> Iterator[str]:
+    # PostgreSQL refuses to run as root, so root runs it as another user who owns the folder.
+    user: str | None = None
+    if os.geteuid() == 0:
+        user = "postgres" if _user_exists("postgres") else "nobody"
+        shutil.chown(folder, user)
+    data, port = folder / "data", _free_port()
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
+
+    def call(*command: str) -> None:
+        done = subprocess.run(command, user=user, cwd=folder, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, f"{command[0]} failed: {done.stdout}{done.stderr}"
+
+    initdb = (str(binaries / "initdb"), "-D", str(data), "-U", "tokenmill")
+    call(*initdb, "--auth=trust", "--encoding=UTF8", "--no-sync", "--no-instructions")
+    pg_ctl = (str(binaries / "pg_ctl"), "-D", str(data), "-w", "-t", "60")
+    call(*pg_ctl, "-l", str(folder / "log"), "-o", options, "start")
+    try:
+        yield f"postgresql://tokenmill@127.0.0.1:{port}/postgres"
+    finally:
+        call(*pg_ctl, "-m", "immediate", "stop")
+
+
+def _user_exists(name: str) -> bool:
+    return subprocess.run(("id", "-u", name), capture_output=True, check=False).returncode == 0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str) -> Iterator[str]:
+    """The URL of an empty database, dropped after the test."""
+    import psycopg
+
+    name = f"tokenmill_test_{os.getpid()}_{next(_numbers)}"
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE template0")
+        yield urlsplit(postgres_server)._replace(path=f"/{name}").geturl()
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
