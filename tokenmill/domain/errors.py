@@ -39,7 +39,8 @@ class Problem:
         field = f"{self.field}: " if self.field else ""
         expected = f" Expected {self.expected}." if self.expected else ""
         fix = f" {self.fix}" if self.fix else ""
-        return f"{place}{field}{self.message}{expected}{fix}"
+        stop = "." if (expected or fix) and not self.message.endswith((".", "!", "?", ":")) else ""
+        return f"{place}{field}{self.message}{stop}{expected}{fix}"
 
 
 class TokenmillError(Exception):

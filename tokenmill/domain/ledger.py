@@ -25,7 +25,8 @@ class Outcome(StrEnum):
 class Settlement:
     """One request's end. Token counts are the engine's own where ``counted_by`` is "engine".
 
-    ``counted_by`` is "engine" (usage object), "stream" (deltas seen by the gateway before a cut) or "none".
+    ``counted_by`` is "engine" (usage object), "stream" (input by the engine's
+    tokenizer, output by the deltas seen before a cut), "estimate" (input by characters) or "none".
     """
 
     request: str

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from tokenmill.domain.factory import Node, Resources
+from tokenmill.domain.factory import Deployment, Node, Resources
 
 
 class ReplicaStatus(StrEnum):
@@ -95,6 +95,7 @@ class Replica:
     restarts: int = 0
     retry_us: int = 0  # when a failed one may start again
     reason: str = ""
+    spec: Deployment | None = None  # the deployment as it was when this replica was made
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,7 @@ class Job:
     result: JobResult | None = None
     usage: WorkUsage = WorkUsage()
     reason: str = ""
+    stop: str = ""  # why it is being stopped: cancelled, timed_out or node_lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +239,8 @@ class Alias:
     targets: tuple[Target, ...] = ()
     history: tuple[str, ...] = ()  # releases that were promoted, newest last
     since_us: int = 0
+    failures: int = 0  # of the desired release's replicas in a row, before traffic went to it
+    reason: str = ""  # why ``desired`` was last changed, when it was not by a release
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,3 +267,4 @@ class Imported:
     size_bytes: int
     format: str  # gguf or safetensors
     error: str = ""
+    source: str = ""  # the model's source that was imported

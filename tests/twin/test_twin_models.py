@@ -1,0 +1,194 @@
+"""Engine, power, fabric, fault and traffic models: what they must hold exactly."""
+
+import gzip
+import math
+import os
+import random
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenmill.domain.errors import DataError, NotFoundError
+from tokenmill.domain.factory import Accelerator, Fabric, Node
+from tokenmill.spec.catalogue import catalogue
+from tokenmill.twin import calibrate, traffic
+from tokenmill.twin.engine_model import SHAPES, LinearModel, RooflineModel, shape_of
+from tokenmill.twin.fabric_model import FabricModel
+from tokenmill.twin.faults import FaultRate, schedule
+from tokenmill.twin.power_model import EnergyMeter, PowerModel, site_w
+
+DATA = Path(os.environ.get("TOKENMILL_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
+
+
+def test_shapes_have_the_published_parameter_counts():
+    billions = {"llama-3.1-8b": 7.5, "llama-3.1-70b": 69.5, "llama-3.1-405b": 403.7, "smollm2-135m": 0.1345}
+    for name, count in billions.items():
+        assert SHAPES[name].parameters / 1e9 == pytest.approx(count, rel=0.01)
+    assert shape_of("hf://meta-llama/Llama-3.1-70B-Instruct") is SHAPES["llama-3.1-70b"]
+    assert shape_of("hf://someone/unheard-of") is None
+
+
+def test_decoding_is_bound_by_memory_and_prefill_by_compute():
+    h100 = catalogue().accelerators["h100-sxm"]
+    model = RooflineModel(SHAPES["llama-3.1-8b"], h100, host_s=0, layer_s=0)
+    weights_s = SHAPES["llama-3.1-8b"].parameters * 2 / (h100.memory_gb_s * 1e9)
+    assert weights_s < model.iteration_s(1, 0, 0) < 1.3 * weights_s
+    compute_s = 2 * SHAPES["llama-3.1-8b"].parameters * 8192 / (h100.tflops_bf16 * 1e12 * 0.61)
+    assert model.iteration_s(0, 8192, 0) == pytest.approx(compute_s, rel=0.25)
+    assert model.iteration_s(0, 0, 0) == 0
+
+
+@given(st.integers(1, 256), st.integers(0, 4096), st.integers(0, 10**6))
+def test_more_work_never_takes_less_time(decode, prefill, cached):
+    model = RooflineModel(SHAPES["qwen3-8b"], catalogue().accelerators["h200-sxm"], 2)
+    least = model.iteration_s(decode, prefill, cached)
+    assert least <= model.iteration_s(decode + 1, prefill, cached)
+    assert least <= model.iteration_s(decode, prefill + 1, cached)
+    assert least <= model.iteration_s(decode, prefill, cached + 1)
+
+
+def test_calibration_finds_the_model_that_made_the_rows():
+    truth = LinearModel(0.005, 0.004, 2e-6, 0.003, 4e-7)
+    draw = random.Random(3)
+    rows = []
+    for _ in range(60):
+        decode, prefill = draw.choice([(draw.randint(1, 8), 0), (0, draw.randint(1, 512))])
+        cached, context = draw.randint(0, 4000) if decode else 0, draw.randint(0, 1000)
+        seconds = truth.iteration_s(decode, prefill, cached, context)
+        rows.append(calibrate.MeasuredRow(decode, prefill, cached, context, seconds))
+    found = calibrate.fit("made", rows)
+    assert found.error_at(1.0) < 1e-6
+    assert found.model.per_decode_s == pytest.approx(0.004)
+    noisy = [
+        calibrate.MeasuredRow(r.decode, r.prefill, r.cached, r.context, r.seconds * draw.uniform(0.9, 1.1))
+        for r in rows
+    ]
+    assert 0.02 < calibrate.fit("noisy", noisy).error_at(0.9) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [("a,b\n", "x.csv:1"), ("# c\ndecode,prefill,cached,context,seconds\n1,0,0,0,-1\n", "x.csv:3")],
+)
+def test_broken_measured_rows_name_their_line(text, where):
+    with pytest.raises(DataError) as raised:
+        calibrate.read_rows(text.splitlines(), "x.csv")
+    assert raised.value.problem.where == where
+
+
+def test_too_few_rows_are_refused():
+    with pytest.raises(DataError):
+        calibrate.fit("none", [])
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**7), st.floats(0, 1e5)), max_size=40))
+def test_energy_is_the_integral_of_power(changes):
+    meter, joules, watts = EnergyMeter(), 0.0, 0.0
+    at = 0
+    for gap_us, level in changes:
+        meter.change(at + gap_us, "node", level)
+        joules += watts * gap_us / 1e6
+        at, watts = at + gap_us, level
+    meter.advance(at + 5_000_000)
+    assert meter.joules == pytest.approx(joules + watts * 5, rel=1e-12)
+
+
+def test_power_goes_from_idle_to_maximum():
+    kind = catalogue().accelerators["h200-sxm"]
+    node = Node("n", "s", accelerators=tuple(Accelerator(f"g{i}", "h200-sxm", 1) for i in range(8)))
+    model = PowerModel()
+    assert model.node_w(node, 0.0) == 2500 + 8 * kind.idle_w
+    assert model.node_w(node, 1.0, 4) == 2500 + 4 * kind.max_w + 4 * kind.idle_w
+    assert model.node_w(Node("c", "s", cpu_millis=2000), 0.5) == 5 + 10
+    assert site_w({"a": 100.0, "b": 50.0}, 1200) == 180
+
+
+def test_fabric_of_the_fastest_kind_is_used():
+    a, b = Node("a", "s", domain="d"), Node("b", "s", domain="d")
+    far, other = Node("c", "s", domain="e"), Node("d", "t")
+    model = FabricModel(
+        (
+            Fabric("nv", "nvlink", "s", 7200),
+            Fabric("ib", "infiniband", "s", 800, 2000),
+            Fabric("w", "wan", "s", 10, 10**7),
+        )
+    )
+    assert model.between(a, b).name == "nv"
+    assert model.transfer_s(10**9, a, far) == pytest.approx(0.01 + 2e-6)
+    assert model.transfer_s(10**9, a, far, sharing=2) == pytest.approx(0.02 + 2e-6)
+    assert model.between(a, other).name == "w"
+    assert model.all_reduce_s(8 * 10**8, [a, far]) == pytest.approx(2 * (0.004 + 2e-6))
+    with pytest.raises(NotFoundError):
+        FabricModel(()).between(a, b)
+
+
+def test_fault_rate_is_met_and_components_do_not_move_one_another():
+    rates = (FaultRate("gpu", 0.5, 600),)
+    names = [f"n{i}" for i in range(200)]
+    found = schedule(names, rates, 30 * 86_400_000_000, seed=5)
+    assert len(found) == pytest.approx(0.5 * 200 * 30, rel=0.06)
+    assert list(found) == sorted(found)
+    fewer = schedule(names[:3], rates, 30 * 86_400_000_000, seed=5)
+    assert [f for f in found if f.component in names[:3]] == list(fewer)
+    assert schedule(names, rates, 30 * 86_400_000_000, seed=6) != found
+
+
+@pytest.mark.parametrize("burstiness", [0.0, 1.0, 4.0])
+def test_generated_traffic_has_the_stated_rate_and_lengths(burstiness):
+    lengths = traffic.Lengths(200, 1.0), traffic.Lengths(50)
+    made = traffic.generate([traffic.Stream("a", 50, 400, *lengths, burstiness=burstiness)], seed=1)
+    assert len(made) == pytest.approx(20_000, rel=0.04)
+    assert math.fsum(a.input_tokens for a in made) / len(made) == pytest.approx(200, rel=0.05)
+    assert {a.output_tokens for a in made} == {50}
+    gaps = [(b.at_us - a.at_us) / 1e6 for a, b in pairwise(made)]
+    mean = math.fsum(gaps) / len(gaps)
+    variation = math.fsum((g - mean) ** 2 for g in gaps) / len(gaps) / mean**2
+    assert variation == pytest.approx(burstiness, rel=0.12, abs=1e-4)
+
+
+def test_traces_are_read():
+    azure = ["TIMESTAMP,ContextTokens,GeneratedTokens", "2023-11-16 18:15:46.6805900,374,44",
+             "2023-11-17 00:00:00.0,1,1"]  # fmt: skip
+    found = list(traffic.read_azure(azure, "a.csv", "x"))
+    assert found[0] == traffic.Arrival(0, "x", 374, 44)
+    assert found[1].at_us == pytest.approx(20_653_319_410, abs=1000)
+    moon = ['{"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46]}']
+    assert list(traffic.read_mooncake(moon, "m", "x")) == [traffic.Arrival(27_482_000, "x", 6955, 52)]
+
+
+@pytest.mark.parametrize(
+    ("reader", "lines", "error"),
+    [
+        (traffic.read_azure, ["a,b"], "t:1: the header is not that of an Azure trace. Expected TIMESTAMP"),
+        (
+            traffic.read_azure,
+            ["arrival_s,input_tokens,output_tokens", "1,2"],
+            "t:2: the row cannot be read: list index out of range. Expected time, tokens in, tokens out.",
+        ),
+        (traffic.read_mooncake, ["", "{"], "t:2: the line cannot be read"),
+        (
+            traffic.read_mooncake,
+            ['{"timestamp":-1,"input_length":1,"output_length":1}'],
+            "t:1: the request is impossible",
+        ),
+    ],
+)
+def test_broken_trace_names_its_line(reader, lines, error):
+    with pytest.raises(DataError) as raised:
+        list(reader(lines, "t", "x"))
+    assert str(raised.value).startswith(error)
+
+
+def test_published_traces_are_read_whole():
+    if not (DATA / "llm_azure2023").is_dir():
+        pytest.skip("the shared data is not here; TOKENMILL_SHARED_DATA names it")
+    with gzip.open(DATA / "llm_azure2023" / "azure2023_conv.csv.gz", "rt") as file:
+        conversation = list(traffic.read_azure(file, "conv", "x"))
+    with gzip.open(DATA / "llm_mooncake" / "conversation.jsonl.gz", "rt") as file:
+        moon = list(traffic.read_mooncake(file, "moon", "x"))
+    assert len(conversation) > 5000
+    assert len(moon) > 3000
+    assert all(a.at_us <= b.at_us for a, b in pairwise(conversation))

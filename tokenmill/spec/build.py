@@ -1,0 +1,241 @@
+"""Documents to the nouns of ``domain``: defaults by engine, racks to nodes, short lines to stations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenmill.domain import factory as nouns
+from tokenmill.spec import documents as docs
+from tokenmill.spec.catalogue import NodeType, catalogue
+
+EMBEDDED_CPU_MILLIS = 250
+ENGINE_CPU_MILLIS = 1000
+STATION_CPU_MILLIS = 1000
+JOB_CPU_MILLIS = 1000
+
+# What each station of a short line reads. The gate has no job: control decides on what evaluate found.
+CHAIN: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("intake", ()),
+    ("curate", ("intake",)),
+    ("tune", ("curate",)),
+    ("evaluate", ("curate", "tune")),
+    ("gate", ("evaluate",)),
+    ("pack", ("intake", "curate", "tune", "evaluate", "gate")),
+)
+
+
+def quota(fields: docs.QuotaFields) -> nouns.Quota:
+    return nouns.Quota(**fields.model_dump())
+
+
+def resources(
+    fields: docs.ResourceFields, cpu_millis: int, accelerators: int = 0, kind: str = ""
+) -> nouns.Resources:
+    """What was written, else the defaults given here."""
+    return nouns.Resources(
+        cpu_millis=cpu_millis if fields.cpu is None else fields.cpu,
+        memory_bytes=fields.memory or 0,
+        accelerators=accelerators if fields.accelerators is None else fields.accelerators,
+        accelerator_kind=fields.accelerator or kind,
+    )
+
+
+def tenant(document: docs.TenantDocument) -> nouns.Tenant:
+    return nouns.Tenant(
+        name=document.name,
+        projects=tuple(nouns.Project(p.name, quota(p.quota)) for p in document.projects),
+        quota=quota(document.quota),
+        jurisdictions=tuple(document.jurisdictions),
+        priority=document.priority,
+        share=document.share,
+    )
+
+
+def currencies(document: docs.PriceDocument) -> tuple[str, ...]:
+    """Every currency that a price names, in the order of its fields."""
+    amounts = (document.input, document.cached, document.output, document.accelerator_hour, document.kwh)
+    named = [amount[1] for amount in amounts if amount is not None and amount[1]]
+    return tuple(dict.fromkeys([*named, *([document.currency] if document.currency else [])]))
+
+
+def price(document: docs.PriceDocument) -> nouns.Price:
+    return nouns.Price(
+        model=document.model,
+        input_micros_per_mtok=document.input[0],
+        cached_micros_per_mtok=(document.cached or document.input)[0],
+        output_micros_per_mtok=document.output[0],
+        accelerator_hour_micros=document.accelerator_hour[0],
+        kwh_micros=document.kwh[0],
+        currency=next(iter(currencies(document)), "USD"),
+    )
+
+
+def model(document: docs.ModelDocument) -> nouns.Model:
+    return nouns.Model(document.name, document.source, document.type, document.digest or "")
+
+
+def deployment(document: docs.DeploymentDocument) -> nouns.Deployment:
+    cpu, accelerators = {
+        "embedded": (EMBEDDED_CPU_MILLIS, 0),
+        "openai": (0, 0),
+    }.get(document.engine, (ENGINE_CPU_MILLIS, 1))
+    return nouns.Deployment(
+        name=document.name,
+        engine=document.engine,
+        model=document.model or "",
+        line=document.line or "",
+        replicas=document.replicas.min,
+        max_replicas=document.replicas.max,
+        context_tokens=document.context,
+        slots=document.slots,
+        resources=resources(document.resources, cpu, accelerators),
+        tenants=tuple(document.tenants),
+        engine_args=tuple(document.engine_args),
+        url=document.url or "",
+    )
+
+
+def short_params(document: docs.LineDocument, kind: str) -> dict[str, Any]:
+    """Parameters of a station in the short form; ``data`` is the intake's path, or its parameters."""
+    params: dict[str, Any] = dict(getattr(document, kind))
+    if kind == "intake":
+        data = document.data if isinstance(document.data, dict) else {"path": document.data}
+        params = {**({} if document.data is None else data), **params}
+    return params
+
+
+def line(document: docs.LineDocument) -> nouns.Line:
+    usual = document.resources
+    if document.stations:
+        stations = tuple(
+            nouns.Station(
+                name=station.name,
+                kind=station.kind,
+                needs=tuple(station.needs),
+                params=station.params,
+                resources=resources(_over(usual, station.resources), _station_cpu(station.kind)),
+                timeout_us=station.timeout or document.timeout,
+            )
+            for station in document.stations
+        )
+    else:
+        stations = tuple(
+            nouns.Station(
+                name=kind,
+                kind=kind,
+                needs=needs,
+                params=short_params(document, kind),
+                resources=resources(usual, _station_cpu(kind)) if kind != "gate" else nouns.Resources(),
+                timeout_us=document.timeout,
+            )
+            for kind, needs in CHAIN
+        )
+    return nouns.Line(
+        name=document.name,
+        tenant=document.tenant,
+        project=document.project,
+        base=document.base,
+        stations=stations,
+        priority=document.priority,
+    )
+
+
+def job(document: docs.JobDocument) -> nouns.JobTemplate:
+    return nouns.JobTemplate(
+        name=document.name,
+        tenant=document.tenant,
+        project=document.project,
+        command=tuple(document.command),
+        resources=resources(document.resources, JOB_CPU_MILLIS),
+        workers=document.workers,
+        priority=document.priority,
+        timeout_us=document.timeout,
+    )
+
+
+def peer(document: docs.PeerDocument) -> nouns.Peer:
+    return nouns.Peer(
+        document.name, document.url, document.jurisdiction, document.key, tuple(document.aliases)
+    )
+
+
+def site(document: docs.SiteDocument) -> nouns.Site:
+    return nouns.Site(
+        name=document.name,
+        jurisdiction=document.jurisdiction or "",
+        power_cap_mw=document.power_cap or 0,
+        pue_milli=document.pue,
+    )
+
+
+def fabrics(document: docs.SiteDocument) -> tuple[nouns.Fabric, ...]:
+    return tuple(
+        nouns.Fabric(f.name, f.type, document.name, max(1, f.bandwidth // 10**9), f.latency * 1000)
+        for f in document.fabrics
+    )
+
+
+def nodes(document: docs.SiteDocument) -> tuple[nouns.Node, ...]:
+    """Every node of the site; unknown types, which ``references`` reports, give none."""
+    known = catalogue()
+    result: list[nouns.Node] = []
+    for racks in document.racks:
+        rack_type = known.racks.get(racks.type)
+        for number in range(racks.count if rack_type else 0):
+            rack = f"{document.name}/{racks.name}-{number + 1:03d}"
+            assert rack_type is not None
+            for slot in range(rack_type.nodes):
+                node_id = f"{rack}/node-{slot + 1:02d}"
+                result.append(_typed_node(known.nodes[rack_type.node], node_id, document.name, rack))
+    for stated in [] if isinstance(document.nodes, str) else document.nodes:
+        for number in range(stated.count):
+            name = stated.name if stated.count == 1 else f"{stated.name}-{number + 1:03d}"
+            result.append(_stated_node(stated, f"{document.name}/{name}", document.name))
+    return tuple(result)
+
+
+def _typed_node(node_type: NodeType, node_id: str, site_name: str, rack: str) -> nouns.Node:
+    domain = {"rack": rack, "node": node_id}.get(node_type.nvlink, "")
+    return nouns.Node(
+        id=node_id,
+        site=site_name,
+        rack=rack,
+        domain=domain,
+        cpu_millis=node_type.cpu * 1000,
+        memory_bytes=node_type.memory_gb * 10**9,
+        accelerators=_accelerators(node_id, node_type.accelerator, node_type.accelerators),
+    )
+
+
+def _stated_node(stated: docs.NodeFields, node_id: str, site_name: str) -> nouns.Node:
+    rack = f"{site_name}/{stated.rack}" if stated.rack else ""
+    if stated.type is not None:
+        node_type = catalogue().nodes.get(stated.type)
+        return (
+            _typed_node(node_type, node_id, site_name, rack) if node_type else nouns.Node(node_id, site_name)
+        )
+    return nouns.Node(
+        id=node_id,
+        site=site_name,
+        rack=rack,
+        cpu_millis=stated.cpu or 0,
+        memory_bytes=stated.memory or 0,
+        accelerators=_accelerators(node_id, stated.accelerator or "", stated.accelerators or 0),
+    )
+
+
+def _accelerators(node_id: str, kind: str, count: int) -> tuple[nouns.Accelerator, ...]:
+    known = catalogue().accelerators.get(kind)
+    if known is None:
+        return ()
+    memory = known.memory_gb * 10**9
+    return tuple(nouns.Accelerator(f"{node_id}/gpu-{i}", kind, memory) for i in range(count))
+
+
+def _over(usual: docs.ResourceFields, own: docs.ResourceFields) -> docs.ResourceFields:
+    written = {k: v for k, v in own.model_dump().items() if v is not None}
+    return usual.model_copy(update=written)
+
+
+def _station_cpu(kind: str) -> int:
+    return 0 if kind == "gate" else STATION_CPU_MILLIS

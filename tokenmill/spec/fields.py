@@ -1,0 +1,156 @@
+"""Field types of the factory file: text that people write, parsed to our integers, with errors that help.
+
+Each type is an ``Annotated`` that pydantic runs; its JSON Schema says what may be written. Bounds that need
+another field are for ``documents``, those that need another document for ``references``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, NoReturn
+
+from pydantic import BeforeValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from tokenmill.domain import units
+from tokenmill.domain.errors import UsageError
+
+NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
+ALIAS = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._:/-]{0,126}[A-Za-z0-9])?")
+SECRET = re.compile(r"secret://(env/[A-Za-z_][A-Za-z0-9_]*|file/.+)")
+MAX_COUNT = 1_000_000
+
+
+def fail(message: str, expected: str = "", fix: str = "") -> NoReturn:
+    """Stop the validation of one field with a message that ``documents.problems_of`` shows as it is."""
+    context = {"message": message, "expected": expected, "fix": fix}
+    raise PydanticCustomError("field", "{message}", context)
+
+
+def _quantity(parse: Callable[[object], Any], example: str, *, zero: bool = True) -> Any:
+    def read(value: object) -> Any:
+        try:
+            amount = parse(value)
+        except UsageError as error:
+            problem = error.problem
+            fail(problem.message, problem.expected, problem.fix)
+        if amount == 0 and not zero:
+            fail("must be more than zero", f"for example {example}")
+        return amount
+
+    schema = {"type": ["string", "number"], "examples": [example]}
+    return [BeforeValidator(read), WithJsonSchema(schema)]
+
+
+def _text(pattern: re.Pattern[str], expected: str, fix: str = "") -> Any:
+    def read(value: object) -> str:
+        if not isinstance(value, str):
+            fail(f"{value!r} is not text", expected, "Quote it." if isinstance(value, int | float) else fix)
+        if not pattern.fullmatch(value):
+            fail(f"{value[:80]!r} is not allowed", expected, fix)
+        return value
+
+    return [BeforeValidator(read), WithJsonSchema({"type": "string", "pattern": f"^{pattern.pattern}$"})]
+
+
+def _whole(low: int, high: int) -> Any:
+    def read(value: object) -> int:
+        expected = f"a whole number from {low} to {high}"
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            fail(f"{value!r} is not a whole number", expected)
+        if isinstance(value, str) and not re.fullmatch(r"[+-]?\d{1,18}", value):
+            fail(f"{value!r} is not a whole number", expected)
+        if not low <= int(value) <= high:
+            fail(f"{value} is out of range", expected)
+        return int(value)
+
+    schema = {"type": "integer", "minimum": low, "maximum": high}
+    return [BeforeValidator(read), WithJsonSchema(schema)]
+
+
+def choice(*allowed: str) -> Any:
+    """Markers of a text field that takes one of ``allowed``; the error names the nearest."""
+
+    def read(value: object) -> str:
+        if value not in allowed:
+            fix = units.did_you_mean(str(value), allowed)
+            fail(f"{value!r} is not allowed", f"one of {', '.join(allowed)}", fix)
+        return str(value)
+
+    return [BeforeValidator(read), WithJsonSchema({"enum": list(allowed)})]
+
+
+def _plain_text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        quote = isinstance(value, int | float)
+        fail(f"{value!r} is not text" if value != "" else "is empty", "text", "Quote it." if quote else "")
+    if value.startswith("secret://"):
+        fail("a secret is not allowed here", "plain text", "Only a peer's `key` takes a secret reference.")
+    if "\0" in value:
+        fail("holds a NUL character", "text")
+    return value
+
+
+_NAME_RULE = "lower-case letters, digits, '-', '_' or '.', at most 63, for example my-name"
+_ALIAS_RULE = "letters, digits and . _ : / -, at most 128, for example qwen3-8b"
+_REFERENCE_RULE = "a reference: secret://env/NAME or secret://file/PATH"
+_REFERENCE_FIX = "Never write a secret itself into a factory file."
+
+_name, _alias = _text(NAME, _NAME_RULE), _text(ALIAS, _ALIAS_RULE)
+_secret = _text(SECRET, _REFERENCE_RULE, _REFERENCE_FIX)
+_region = _text(
+    re.compile(r"[a-z]{2,8}(-[a-z0-9]{1,8})*"), "a jurisdiction in lower case, for example eu or de"
+)
+_digest = _text(re.compile(r"sha256:[0-9a-f]{64}"), "sha256: and 64 hexadecimal digits")
+_url = _text(re.compile(r"https?://[^\s/]+\S*"), "an http or https address")
+_source = _text(
+    re.compile(r"package:[A-Za-z0-9._-]+|hf://[^\s/]+/\S+|s3://\S+|file:\S+|[./~]\S*|[A-Za-z0-9_-]+/\S+"),
+    "package:NAME, hf://OWNER/NAME, s3://BUCKET/KEY or a path such as ./weights.gguf",
+)
+
+Name = Annotated[str, *_name]
+AliasName = Annotated[str, *_alias]
+PriceTarget = Annotated[str, *_text(re.compile(ALIAS.pattern + r"|\*"), _ALIAS_RULE + ', or "*" for all')]
+SecretRef = Annotated[str, *_secret]
+Jurisdiction = Annotated[str, *_region]
+Digest = Annotated[str, *_digest]
+Url = Annotated[str, *_url]
+WeightsSource = Annotated[str, *_source]
+Currency = Annotated[str, *_text(re.compile(r"[A-Z]{3}"), "an ISO 4217 code, for example EUR")]
+Text = Annotated[str, BeforeValidator(_plain_text)]
+Size = Annotated[int, *_quantity(units.parse_size, "24GB")]
+Duration = Annotated[int, *_quantity(units.parse_duration, "30m", zero=False)]
+Latency = Annotated[int, *_quantity(units.parse_duration, "2us")]
+Power = Annotated[int, *_quantity(units.parse_power, "16MW", zero=False)]
+BitRate = Annotated[int, *_quantity(units.parse_bit_rate, "800Gbit/s", zero=False)]
+Count = Annotated[int, *_quantity(units.parse_count, "100k")]
+PerMinute = Annotated[int, *_quantity(units.parse_rate, "600/min")]
+PerDay = Annotated[int, *_quantity(lambda value: units.parse_rate(value, "day"), "5M")]
+Cpu = Annotated[int, *_quantity(units.parse_cpu, "250m")]
+Small = Annotated[int, *_whole(0, 1000)]
+Replicas = Annotated[int, *_whole(0, 100_000)]
+Positive = Annotated[int, *_whole(1, MAX_COUNT)]
+Context = Annotated[int, *_whole(16, 16_777_216)]
+Priority = Annotated[int, *_whole(-1000, 1000)]
+
+
+def _pue(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= 5:
+        fail(f"{value!r} does not fit", "a number from 1 to 5, for example 1.2")
+    return round(value * 1000)
+
+
+def _money(value: object) -> tuple[int, str]:
+    try:
+        micros, currency = units.parse_money(value)
+    except UsageError as error:
+        fail(error.problem.message, error.problem.expected)
+    if micros < 0:
+        fail("is negative", "an amount of zero or more")
+    return micros, currency
+
+
+_MONEY_SCHEMA = {"type": ["string", "number"], "examples": ["0.15 USD"]}
+Pue = Annotated[int, BeforeValidator(_pue), WithJsonSchema({"type": "number", "minimum": 1, "maximum": 5})]
+Money = Annotated[tuple[int, str], BeforeValidator(_money), WithJsonSchema(_MONEY_SCHEMA)]

@@ -1,0 +1,39 @@
+"""The prose of the factory file's reference page."""
+
+INTRODUCTION = """\
+# The factory file
+
+A factory is described by one or more YAML files. A file holds documents with `---` between them; each
+says with `kind:` what it is. `tokenmill plan FILE...` shows what a change would do, `tokenmill apply`
+does it. Files and directories may be given together; the order does not matter.
+
+All problems of all files are shown at once, each with file, line and column, what was expected and how
+to fix it. Editors complete and check fields with the [JSON Schema](factory.schema.json), which
+`tokenmill schema` prints.
+
+**Quantities.** Sizes are `24GB` (decimal) or `24GiB` (binary), durations `30s`, `5m`, `1h30m`, powers
+`700W` or `16 MW`, bandwidths `800Gbit/s`, CPU `2` or `250m` (thousandths of a core), counts `600`,
+`100k`, `1.5M`, money `0.15 USD`. A quantity without a unit is refused where a unit is needed.
+
+**Environment.** `${NAME}` is replaced by an environment variable and `${NAME:-default}` has a default;
+`$$` is a dollar sign. Inside `{...}` put quotes around it. A variable whose name looks like a secret is
+refused, because what a file says is kept in the journal.
+
+**Secrets.** A peer's `key` is a reference: `secret://env/NAME` or `secret://file/PATH`. It is resolved only
+where it is used, and never stored.
+
+**Extending.** `extends: other.yaml` in the factory document lays these documents on those of another
+file: a document of the same kind and name is merged field by field, lists are replaced, and new
+documents are added.
+
+**YAML.** Scalars follow YAML 1.2: `no` is text. Tags and merge keys are refused, a key may be written
+once, and a file has at most 1 MiB, 50,000 values (aliases expanded) and 32 levels.
+"""
+
+STATIONS = """\
+## Stations of a line
+
+In the short form a line gives `data` and, under each station's name, its parameters; the chain is then
+intake, curate, tune, evaluate, gate, pack. In the long form `stations` lists every station with its
+`kind`, its `needs` and its `params`.
+"""

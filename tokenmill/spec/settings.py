@@ -1,0 +1,347 @@
+"""The one table of settings: what a person may set in the environment, and the files of a data directory.
+
+A setting is ``TOKENMILL_`` and its name in capitals, without the unit. An unknown one, or a value that cannot
+be read, is refused with all its fellows at once. ``spec.reference`` makes ``docs/settings.md`` from it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tokenmill.domain import units
+from tokenmill.domain.errors import Problem, UsageError
+
+PREFIX = "TOKENMILL_"
+SOCKET_LIMIT = 100  # bytes; the kernel takes 107, and macOS 103
+# Not TMPDIR: two shells with different ones must find the same socket. The folder below it is made 0700.
+SOCKET_HOME = Path("/tmp")  # noqa: S108
+
+# Set by us for our own child processes and by the test suite: not settings.
+OURS = ("TOKENMILL_PROCESS", "TOKENMILL_SHARED_DATA", "TOKENMILL_REQUIRE_ALL")
+OUR_PREFIXES = ("TOKENMILL_JOB_", "TOKENMILL_TEST_")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings, parsed. Sizes are bytes and durations microseconds."""
+
+    data_dir: str = ""
+    database_url: str = ""
+    host: str = "127.0.0.1"
+    port: int = 8400
+    log_level: str = "info"
+    url: str = ""
+    api_key: str = ""
+    max_body_bytes: int = 16 * 2**20
+    max_stream_line_bytes: int = 1 * 2**20
+    max_connections: int = 2048
+    queue_events: int = 10_000
+    header_timeout_us: int = 10_000_000
+    request_timeout_us: int = 600_000_000
+    drain_us: int = 30_000_000
+    stop_grace_us: int = 10_000_000
+    start_timeout_us: int = 120_000_000
+    leader_ttl_us: int = 10_000_000
+    snapshot_every: int = 2_000
+    spool_rotate_bytes: int = 64 * 2**20
+    spool_total_bytes: int = 2 * 2**30
+    spool_sync_us: int = 50_000
+    log_rotate_bytes: int = 64 * 2**20
+    cpu_active_watts_per_core: float = 10.0
+    cpu_idle_watts: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row of the table. ``default`` is shown as a person would write it."""
+
+    name: str
+    type: str  # a key of PARSERS
+    default: str
+    help: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    secret: bool = False
+
+    @property
+    def env(self) -> str:
+        """The unit that we keep is not part of the name that a person writes: 30s, not 30000000."""
+        return PREFIX + self.name.removesuffix("_us").removesuffix("_bytes").upper()
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not value == value or value in (float("inf"), float("-inf")):
+        raise UsageError(f"{text!r} is not a number", expected="a number, for example 12.5")
+    return value
+
+
+def _integer(text: str) -> int:
+    if not text.strip().lstrip("+-").isdecimal():
+        raise UsageError(f"{text!r} is not a whole number", expected="a whole number, for example 8400")
+    return int(text)
+
+
+PARSERS: Mapping[str, Callable[[str], Any]] = {
+    "text": str,
+    "path": str,
+    "URL": str,
+    "integer": _integer,
+    "number": _number,
+    "size": units.parse_size,
+    "duration": units.parse_duration,
+}
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        "data_dir",
+        "path",
+        "",
+        "Where the factory keeps its state. Empty is `.tokenmill` beside the factory file.",
+    ),
+    Setting(
+        "database_url",
+        "URL",
+        "",
+        "SQLAlchemy URL of the store, for example `postgresql+psycopg://user@host/db`. "
+        "Empty is SQLite in the data directory.",
+        secret=True,
+    ),
+    Setting("host", "text", "127.0.0.1", "Address that the gateway listens on."),
+    Setting(
+        "port",
+        "integer",
+        "8400",
+        "Port of the gateway, the API and the console; 0 picks a free one.",
+        0,
+        65535,
+    ),
+    Setting(
+        "log_level",
+        "text",
+        "info",
+        "Least severe record that is logged.",
+        choices=("debug", "info", "warning", "error"),
+    ),
+    Setting("url", "URL", "", "Factory that the client verbs talk to. Empty is the one of this directory."),
+    Setting("api_key", "text", "", "Key that the client verbs send.", secret=True),
+    Setting("max_body_bytes", "size", "16MiB", "Largest request body that the gateway takes.", 1024, 2**31),
+    Setting(
+        "max_stream_line_bytes",
+        "size",
+        "1MiB",
+        "Longest line of an engine's stream, and longest header block.",
+        1024,
+        2**28,
+    ),
+    Setting("max_connections", "integer", "2048", "Most client connections of one gateway.", 1, 1_000_000),
+    Setting(
+        "queue_events", "integer", "10000", "Most events that wait for the control core.", 10, 10_000_000
+    ),
+    Setting("header_timeout_us", "duration", "10s", "Longest wait for a request's headers.", 1000),
+    Setting("request_timeout_us", "duration", "10m", "Longest life of one request.", 1000),
+    Setting(
+        "drain_us",
+        "duration",
+        "30s",
+        "How long open requests may go on when their replica or gateway stops.",
+        0,
+    ),
+    Setting("stop_grace_us", "duration", "10s", "From asking a process to stop until it is killed.", 0),
+    Setting(
+        "start_timeout_us", "duration", "2m", "Longest time from an engine's start until it is ready.", 1000
+    ),
+    Setting(
+        "leader_ttl_us",
+        "duration",
+        "10s",
+        "A controller that is silent for so long loses its lease.",
+        1_000_000,
+    ),
+    Setting("snapshot_every", "integer", "2000", "Events between two snapshots of the state.", 1, 10_000_000),
+    Setting(
+        "spool_rotate_bytes", "size", "64MiB", "Size at which a gateway starts its next spool file.", 4096
+    ),
+    Setting(
+        "spool_total_bytes",
+        "size",
+        "2GiB",
+        "Most that settlements may take on disk while the store is away; then requests are refused.",
+        65536,
+    ),
+    Setting("spool_sync_us", "duration", "50ms", "Longest time from a settlement to its fdatasync.", 0),
+    Setting("log_rotate_bytes", "size", "64MiB", "Size at which a process's log file is rotated.", 65536),
+    Setting(
+        "cpu_active_watts_per_core",
+        "number",
+        "10",
+        "Power of one busy core, where the machine has no energy counter (an assumption; usage says so).",
+        0,
+        1000,
+    ),
+    Setting(
+        "cpu_idle_watts", "number", "5", "Power of the idle machine, under the same condition.", 0, 100_000
+    ),
+)
+
+
+def load_settings(environ: Mapping[str, str]) -> Settings:
+    """Parse the environment. Raises ``UsageError`` that lists every unknown name and unreadable value."""
+    table = {setting.env: setting for setting in SETTINGS}
+    values: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for name in sorted(environ):
+        if not name.startswith(PREFIX) or name in OURS or name.startswith(OUR_PREFIXES):
+            continue
+        setting = table.get(name)
+        if setting is None:
+            near = difflib.get_close_matches(name, table, 1, 0.6)
+            fix = f"Did you mean {near[0]}?" if near else "Unset it; docs/settings.md lists them all."
+            problems.append(Problem("there is no such setting.", field=name, fix=fix))
+            continue
+        try:
+            values[setting.name] = parse_setting(setting, environ[name])
+        except UsageError as error:
+            found = error.problem
+            problems.append(Problem(found.message + ".", "", name, found.expected, found.fix))
+    if problems:
+        raise UsageError(
+            "the environment cannot be used:\n" + "\n".join(f"  {problem}" for problem in problems),
+            fix="`tokenmill doctor` shows the settings in use.",
+        )
+    return Settings(**values)
+
+
+def parse_setting(setting: Setting, text: str) -> Any:
+    """One value, checked against its bounds. Raises ``UsageError``; never shows a secret's text."""
+    if setting.choices and text not in setting.choices:
+        near = difflib.get_close_matches(text, setting.choices, 1, 0.5)
+        raise UsageError(
+            f"{text!r} is not allowed",
+            expected=f"one of {', '.join(setting.choices)}",
+            fix=f"Did you mean {near[0]}?" if near else "",
+        )
+    value = PARSERS[setting.type](text)
+    low, high = setting.low, setting.high
+    if (low is not None and value < low) or (high is not None and value > high):
+        bounds = f"at least {low:g}" if high is None else f"between {low or 0:g} and {high:g}"
+        unit = {"size": " bytes", "duration": " microseconds"}.get(setting.type, "")
+        raise UsageError(f"{text!r} is out of range", expected=bounds + unit)
+    return value
+
+
+def documented_defaults() -> Settings:
+    """The defaults as the table states them; a test holds them to those of ``Settings``."""
+    values: dict[str, Any] = {s.name: parse_setting(s, s.default) if s.default else "" for s in SETTINGS}
+    return Settings(**values)
+
+
+def setting_names() -> tuple[str, ...]:
+    return tuple(f.name for f in fields(Settings))
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Every file of one factory's data directory. Makes none of them."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, settings: Settings, factory_file: Path) -> Paths:
+        """The directory that the setting names, else ``.tokenmill`` beside the factory file (or in it)."""
+        beside = factory_file if factory_file.is_dir() else factory_file.parent
+        return cls(Path(settings.data_dir or beside / ".tokenmill").absolute())
+
+    def database_url(self, settings: Settings) -> str:
+        return settings.database_url or f"sqlite:///{self.database}"
+
+    @property
+    def database(self) -> Path:
+        return self.root / "tokenmill.db"
+
+    @property
+    def artifacts(self) -> Path:
+        return self.root / "artifacts"
+
+    @property
+    def run(self) -> Path:
+        return self.root / "run"
+
+    @property
+    def lock(self) -> Path:
+        return self.run / "lock"
+
+    @property
+    def control_socket(self) -> Path:
+        """Below ``SOCKET_HOME`` when the path is too long for a socket."""
+        plain = self.run / "control.sock"
+        if len(os.fsencode(plain)) <= SOCKET_LIMIT:
+            return plain
+        name = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:16]
+        return SOCKET_HOME / f"tokenmill-{os.getuid()}" / f"{name}.sock"
+
+    @property
+    def control_file(self) -> Path:
+        return self.run / "control.json"
+
+    @property
+    def table(self) -> Path:
+        return self.run / "table.json"
+
+    @property
+    def processes(self) -> Path:
+        return self.run / "processes"
+
+    def process(self, name: str) -> Path:
+        return self.processes / f"{name}.json"
+
+    @property
+    def gateway_file(self) -> Path:
+        return self.run / "gateway.json"
+
+    @property
+    def spool(self) -> Path:
+        return self.root / "spool"
+
+    def spool_file(self, number: int) -> Path:
+        return self.spool / f"gateway-{number}.jsonl"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    def log(self, name: str) -> Path:
+        """Log of ``control``, ``gateway``, or a replica's or job's id."""
+        return self.logs / f"{name}.log"
+
+    @property
+    def jobs(self) -> Path:
+        return self.root / "jobs"
+
+    def job(self, job: str) -> Path:
+        return self.jobs / job
+
+    def job_file(self, job: str) -> Path:
+        return self.job(job) / "job.json"
+
+    def job_progress(self, job: str) -> Path:
+        return self.job(job) / "progress.jsonl"
+
+    def job_result(self, job: str) -> Path:
+        return self.job(job) / "result.json"
+
+    def job_error(self, job: str) -> Path:
+        return self.job(job) / "error.json"
+
+    def job_work(self, job: str) -> Path:
+        return self.job(job) / "work"

@@ -1,0 +1,76 @@
+"""Power of nodes and sites from how busy they are, and energy as its integral.
+
+Accelerators go linearly from idle to their maximum with utilisation, nodes add their overhead and a site
+its power usage effectiveness. Power that no figure is known for is stated as unknown, not guessed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tokenmill.domain.factory import Node
+from tokenmill.spec.catalogue import catalogue
+
+CPU_IDLE_W = 5.0
+CPU_ACTIVE_W_PER_CORE = 10.0
+"""Used where a node has no accelerator: the same assumption as the settings of these names."""
+
+
+@dataclass(frozen=True, slots=True)
+class PowerModel:
+    """``cpu_*`` are watts of a machine without a known type; see ``spec.settings``."""
+
+    cpu_idle_w: float = CPU_IDLE_W
+    cpu_active_w_per_core: float = CPU_ACTIVE_W_PER_CORE
+
+    def accelerator_w(self, kind: str, utilisation: float) -> float:
+        """Watts of one accelerator of the catalogue at a utilisation of 0 to 1."""
+        known = catalogue().accelerators[kind]
+        return known.idle_w + (known.max_w - known.idle_w) * min(1.0, max(0.0, utilisation))
+
+    def node_w(self, node: Node, utilisation: float, busy_accelerators: int | None = None) -> float:
+        """Watts of a node whose work keeps it busy for ``utilisation`` of the time.
+
+        ``busy_accelerators`` of its accelerators share that work, all when None; the rest idle.
+        """
+        if not node.accelerators:
+            cores = node.cpu_millis / 1000
+            return self.cpu_idle_w + self.cpu_active_w_per_core * cores * min(1.0, max(0.0, utilisation))
+        busy = len(node.accelerators) if busy_accelerators is None else busy_accelerators
+        overhead = max(
+            (t.overhead_w for t in catalogue().nodes.values() if t.accelerator == node.accelerators[0].kind),
+            default=0,
+        )
+        return overhead + math.fsum(
+            self.accelerator_w(one.kind, utilisation if number < busy else 0.0)
+            for number, one in enumerate(node.accelerators)
+        )
+
+
+def site_w(node_watts: Mapping[str, float], pue_milli: int) -> float:
+    """Watts that a site draws for these nodes."""
+    return math.fsum(node_watts.values()) * pue_milli / 1000
+
+
+@dataclass(slots=True)
+class EnergyMeter:
+    """Integrates power that stays constant between two changes. Times are microseconds and never go back."""
+
+    at_us: int = 0
+    joules: float = 0.0
+    watts: dict[str, float] = field(default_factory=dict)
+
+    def change(self, at_us: int, name: str, watts: float) -> None:
+        """From ``at_us`` on, ``name`` draws ``watts``."""
+        self.advance(at_us)
+        self.watts[name] = watts
+
+    def advance(self, at_us: int) -> None:
+        """Count what was drawn until ``at_us``."""
+        if at_us < self.at_us:
+            raise ValueError("the meter's time went back")
+        total = math.fsum(self.watts[name] for name in sorted(self.watts))
+        self.joules += total * (at_us - self.at_us) / 1e6
+        self.at_us = at_us
