@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 from immutables import Map
 
+from tokenmill.control.index import NO_INDEX, Index
 from tokenmill.domain.factory import Factory
+from tokenmill.domain.table import Table
 from tokenmill.domain.work import (
     Alias,
     Imported,
@@ -23,11 +25,15 @@ from tokenmill.domain.work import (
     Replica,
     Run,
 )
+from tokenmill.policy.scale import ScaleMemory
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """``version`` counts applied specs; ``table_version`` counts published tables."""
+    """``version`` counts applied specs; ``table_version`` counts published tables.
+
+    ``index`` and ``table`` are derived from the other fields and kept up to date by every step.
+    """
 
     factory: Factory
     version: int = 0
@@ -44,6 +50,9 @@ class State:
     releases: Map[str, Release] = Map()
     keys: Map[str, Key] = Map()
     done: Map[str, JobResult] = Map()  # station input digest -> what it made
+    scaling: Map[str, ScaleMemory] = Map()  # deployment -> what its scaling remembers
+    index: Index = NO_INDEX
+    table: Table = Table(version=0, factory="")
 
 
 EMPTY = State(factory=Factory(name=""))

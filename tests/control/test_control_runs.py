@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from control_mill import SMALL, Mill, factory
+
+from tokenmill.control.core import check
+from tokenmill.control.why import verdict_of, why
+from tokenmill.domain import events as ev
+from tokenmill.domain.effects import RecordRelease, StartJob, StopJob
+from tokenmill.domain.errors import ConflictError, NotFoundError
+from tokenmill.domain.factory import Deployment, Line, Station
+from tokenmill.domain.work import JobResult, RunStatus, StationStatus
+
+GOOD = {"both": 60, "neither": 20, "candidate_only": 18, "reference_only": 2}
+EVEN = {"both": 60, "neither": 20, "candidate_only": 10, "reference_only": 10}
+TUNED = Deployment("tuned", line="tickets", resources=SMALL)
+
+
+@pytest.fixture
+def line(mill: Mill) -> Mill:
+    mill.join(cpu=16_000)
+    mill.apply(factory(TUNED))
+    mill.bring()
+    return mill
+
+
+def result(kind: str, champion: Any, pairs: dict[str, int] | None = GOOD, data: str = "1") -> JobResult:
+    if kind == "tune":
+        return JobResult({"adapter_gguf": f"sha256:adapter{data}"})
+    if kind == "pack":
+        return JobResult({"release": f"sha256:release{data}"}, evidence={"manifest_digest": "sha256:x"})
+    if kind == "evaluate":
+        by_name = {"base": pairs, "champion": pairs if champion else None}
+        return JobResult(
+            {"predictions": "sha256:p"}, evidence={"metric": "exact_match", "n": 100, "pairs": by_name}
+        )
+    return JobResult({"rows": f"sha256:rows{data}"})
+
+
+def drive(
+    mill: Mill, run: str, pairs: dict[str, int] | None = GOOD, data: str = "1", force: str = ""
+) -> list[str]:
+    """Submit a run and finish its jobs as they start; says which station kinds were really done."""
+    done: list[str] = []
+    mill.tell(ev.RunSubmitted, run, "tickets", force=force)
+    while True:
+        starts = mill.of(StartJob)
+        if not starts:
+            return done
+        params = starts[0].spec.params
+        done.append(params["kind"])
+        mill.finish(starts[0], result(params["kind"], params["champion"], pairs, data))
+
+
+def test_a_line_from_data_to_traffic(line: Mill) -> None:
+    assert drive(line, "run-1") == ["intake", "tune", "evaluate", "pack"]
+    run = line.state.runs["run-1"]
+    assert run.status is RunStatus.SUCCEEDED
+    release = line.state.releases[run.release]
+    assert (release.weights, release.adapter, release.digest) == (
+        "sha256:aa",
+        "sha256:adapter1",
+        "sha256:release1",
+    )
+    assert release.verdict is not None
+    assert release.verdict.passed
+    assert verdict_of(run) == release.verdict
+    assert [e.release.id for e in line.log if isinstance(e, RecordRelease)] == ["import-m", release.id]
+    line.up_all()
+    assert line.entry("tuned").targets == ((release.id, 1000),)
+    (job,) = [start for start in line.started_jobs() if start.spec.station == "pack"]
+    assert set(job.spec.params["inputs"]) == {"intake", "tune", "evaluate", "gate"}
+    assert job.spec.params["base"] == {"model": "m", "weights": "sha256:aa", "format": "gguf"}
+
+
+def test_what_was_done_is_not_done_again_but_intake_and_what_meets_the_champion_are(line: Mill) -> None:
+    drive(line, "run-1")
+    line.up_all()
+    assert drive(line, "run-2", EVEN) == ["intake", "evaluate"]
+    run = line.state.runs["run-2"]
+    assert run.status is RunStatus.REJECTED
+    assert [s.status for s in run.stations] == [
+        StationStatus.DONE,
+        StationStatus.REUSED,
+        StationStatus.DONE,
+        StationStatus.FAILED,
+        StationStatus.SKIPPED,
+    ]
+    assert drive(line, "run-3", EVEN, force="tune") == ["intake", "tune", "evaluate"]
+    assert drive(line, "run-4", GOOD, data="2") == ["intake", "tune", "evaluate", "pack"]
+    assert len([r for r in line.state.releases.values() if r.line]) == 2
+
+
+def test_missing_evidence_keeps_the_gate_shut(line: Mill) -> None:
+    drive(line, "run-1", None)
+    run = line.state.runs["run-1"]
+    assert run.status is RunStatus.REJECTED
+    assert "no evidence" in run.reason
+    assert not run.release
+    assert "no evidence" in " ".join(why(line.state, "run-1", line.now).reasons)
+
+
+def test_another_champion_meanwhile_means_evaluating_again(line: Mill) -> None:
+    drive(line, "run-1")
+    line.up_all()
+    drive(line, "run-2", data="2")
+    line.up_all()
+    first, second = line.alias("tuned").history
+    line.tell(ev.RunSubmitted, "run-3", "tickets")
+    for kind in ("intake", "tune"):
+        line.finish(line.of(StartJob)[0], result(kind, None, data="3"))
+    (evaluate,) = line.of(StartJob)
+    assert evaluate.spec.params["champion"]["id"] == second
+    line.tell(ev.RollbackRequested, "tuned")
+    line.finish(evaluate, result("evaluate", second))
+    (again,) = line.of(StartJob)
+    assert again.spec.params["kind"] == "evaluate"
+    assert again.spec.params["champion"]["id"] == first
+    line.finish(again, result("evaluate", first))
+    assert line.of(StartJob)[0].spec.params["kind"] == "pack"
+
+
+def test_a_failed_station_fails_the_run(line: Mill) -> None:
+    line.tell(ev.RunSubmitted, "run-1", "tickets")
+    (start,) = line.of(StartJob)
+    line.tell(ev.JobExited, start.job, 1, 10, None, "tickets.csv:7: no answer")
+    run = line.state.runs["run-1"]
+    assert run.status is RunStatus.FAILED
+    assert "tickets.csv:7" in run.reason
+    assert run.stations[1].status is StationStatus.SKIPPED
+
+
+def test_cancel_and_changed_line_stop_the_jobs(line: Mill) -> None:
+    line.tell(ev.RunSubmitted, "run-1", "tickets")
+    (start,) = line.of(StartJob)
+    line.tell(ev.RunCancelled, "run-1", by="ada")
+    assert line.state.runs["run-1"].status is RunStatus.CANCELLED
+    assert [effect.job for effect in line.of(StopJob)] == [start.job]
+    line.finish(start, result("intake", None))
+    assert line.of(StartJob) == []
+    line.tell(ev.RunSubmitted, "run-2", "tickets")
+    line.apply(factory(TUNED, lines=(Line("tickets", "a", "p", "m2", line.state.factory.lines[0].stations),)))
+    assert line.state.runs["run-2"].status is RunStatus.FAILED
+    assert "was changed" in line.state.runs["run-2"].reason
+
+
+def test_a_line_without_a_gate_releases_nothing(mill: Mill) -> None:
+    stations = (Station("tune", "tune", resources=SMALL), Station("pack", "pack", ("tune",), resources=SMALL))
+    mill.join(cpu=16_000)
+    mill.apply(factory(TUNED, lines=(Line("tickets", "a", "p", "m", stations),)))
+    mill.bring()
+    assert drive(mill, "run-1") == ["tune"]
+    assert mill.state.runs["run-1"].status is RunStatus.FAILED
+    assert "no gate" in mill.state.runs["run-1"].reason
+
+
+def test_a_run_waits_for_its_base_and_fails_with_it(mill: Mill) -> None:
+    mill.join(cpu=16_000)
+    mill.apply(factory(TUNED))
+    mill.tell(ev.RunSubmitted, "run-1", "tickets")
+    assert mill.of(StartJob) == []
+    assert "being imported" in " ".join(why(mill.state, "run-1", mill.now).reasons)
+    mill.bring()
+    assert len(mill.of(StartJob)) == 1
+    mill.tell(ev.RunCancelled, "run-1")
+    mill.apply(factory(TUNED, models=()))
+    mill.apply(factory(TUNED))
+    mill.tell(ev.RunSubmitted, "run-2", "tickets")
+    assert mill.state.runs["run-2"].status is RunStatus.RUNNING
+
+
+def test_refusals(line: Mill) -> None:
+    line.tell(ev.RunSubmitted, "run-1", "tickets")
+    for bad, error in (
+        (ev.RunSubmitted(1, "run-2", "tickets"), ConflictError),
+        (ev.RunSubmitted(1, "run-2", "nothing"), NotFoundError),
+        (ev.RunCancelled(1, "run-2"), NotFoundError),
+    ):
+        with pytest.raises(error):
+            check(line.state, bad)
+    line.tell(ev.RunCancelled, "run-1")
+    with pytest.raises(NotFoundError, match="no station"):
+        check(line.state, ev.RunSubmitted(1, "run-2", "tickets", force="bake"))
+    with pytest.raises(ConflictError):
+        check(line.state, ev.RunCancelled(1, "run-1"))

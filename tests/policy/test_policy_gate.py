@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenmill.policy.gate import Pairs, exact_p, interval, judge
+
+
+def evidence(b: int = 18, c: int = 2, champion: bool = False, **changes: Any) -> dict[str, Any]:
+    pairs = {"both": 60, "neither": 20, "candidate_only": b, "reference_only": c}
+    found: dict[str, Any] = {
+        "metric": "exact_match",
+        "n": 80 + b + c,
+        "pairs": {"base": pairs, "champion": dict(pairs) if champion else None},
+    }
+    return {**found, **changes}
+
+
+def test_exact_p_is_the_binomial_tail() -> None:
+    assert exact_p(8, 2) == pytest.approx(56 / 1024)
+    assert exact_p(0, 0) == 1.0
+    assert exact_p(0, 5) == 1.0
+
+
+def test_both_ways_of_summing_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = [exact_p(b, 100 - b) for b in range(40, 90, 5)]
+    monkeypatch.setattr("tokenmill.policy.gate.EXACT_MOST", 10)
+    assert exact == [pytest.approx(exact_p(b, 100 - b), rel=1e-9) for b in range(40, 90, 5)]
+
+
+def test_interval_against_the_published_example() -> None:
+    """Newcombe 1998 part 3, table II: 20/12/2/16 of 50, method 10 gives 0.0562 to 0.3292."""
+    low, high = interval(Pairs(both=20, candidate_only=12, reference_only=2, neither=16))
+    assert low == pytest.approx(0.0562, abs=5e-4)
+    assert high == pytest.approx(0.3292, abs=5e-4)
+
+
+@given(st.tuples(*(st.integers(0, 50),) * 4).filter(lambda t: sum(t) > 0))
+def test_interval_holds_the_difference_and_turns_over(counts: tuple[int, int, int, int]) -> None:
+    pairs = Pairs(*counts)
+    low, high = interval(pairs)
+    difference = (pairs.candidate_only - pairs.reference_only) / pairs.n
+    assert -1.0 <= low <= difference + 1e-9
+    assert difference - 1e-9 <= high <= 1.0
+    other = interval(Pairs(pairs.both, pairs.neither, pairs.reference_only, pairs.candidate_only))
+    assert other == (pytest.approx(-high), pytest.approx(-low))
+
+
+def test_a_better_candidate_passes_with_reasons() -> None:
+    verdict = judge(evidence(), {"against": "both", "min_items": 50}, champion=False)
+    assert verdict.passed
+    assert verdict.n == 100
+    assert (verdict.candidate_milli, verdict.reference_milli, verdict.difference_milli) == (780, 620, 160)
+    assert verdict.reasons[0].startswith("No champion")
+    assert all(reason.startswith("Passed") for reason in verdict.reasons[1:])
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        {},
+        evidence(pairs=None),
+        evidence(pairs={"base": None}),
+        evidence(n=99),
+        evidence(pairs={"base": {"both": 100, "neither": 0, "candidate_only": -1, "reference_only": 1}}),
+        evidence(pairs={"base": {"both": True, "neither": 0, "candidate_only": 99, "reference_only": 0}}),
+        evidence(
+            n=0, pairs={"base": dict.fromkeys(("both", "neither", "candidate_only", "reference_only"), 0)}
+        ),
+    ],
+)
+def test_bad_evidence_keeps_it_shut(found: dict[str, Any]) -> None:
+    verdict = judge(found, {"against": "base"}, champion=True)
+    assert not verdict.passed
+    assert verdict.reasons
+
+
+def test_a_champion_must_be_beaten_too_and_its_evidence_must_be_there() -> None:
+    params = {"against": "both", "min_items": 50}
+    assert judge(evidence(champion=True), params, champion=True).passed
+    assert not judge(evidence(), params, champion=True).passed
+    lesser = evidence(champion=True)
+    lesser["pairs"]["champion"] = {"both": 70, "neither": 20, "candidate_only": 5, "reference_only": 5}
+    verdict = judge(lesser, params, champion=True)
+    assert not verdict.passed
+    assert verdict.difference_milli == 0
+
+
+@pytest.mark.parametrize(
+    "params", [{"min_items": 101}, {"alpha": 0.0001}, {"min_difference_milli": 161}, {"against": "nobody"}]
+)
+def test_each_check_can_fail(params: dict[str, Any]) -> None:
+    assert judge(evidence(), {"against": "base", "min_difference_milli": 160}, champion=False).passed
+    assert not judge(evidence(), {"against": "base", **params}, champion=False).passed

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenmill.domain.factory import Accelerator, Resources
+from tokenmill.policy.place import Demand, Room, explain, place
+from tokenmill.policy.share import Head, Holding, dominant_ppm, pick
+
+GB = 1 << 30
+
+
+def room(
+    name: str, free: int = 8, rack: str = "", domain: str = "", site: str = "s", law: str = "EU"
+) -> Room:
+    gpus = tuple(Accelerator(f"{name}/{i}", "h200", 141 * GB) for i in range(free))
+    return Room(name, site, rack, domain, law, 64_000, 512 * GB, gpus)
+
+
+def test_one_worker_takes_the_fullest_node_that_fits() -> None:
+    found = place([room("a", 8), room("b", 3), room("c", 1)], Demand(Resources(accelerators=2)))
+    assert found is not None
+    assert found.nodes == ("b",)
+    assert found.accelerators == (("b/0", "b/1"),)
+
+
+def test_gang_is_whole_or_not_at_all() -> None:
+    rooms = [room("a", 4), room("b", 3)]
+    assert place(rooms, Demand(Resources(accelerators=1), workers=8)) is None
+    found = place(rooms, Demand(Resources(accelerators=1), workers=7))
+    assert found is not None
+    assert len({gpu for worker in found.accelerators for gpu in worker}) == 7
+
+
+def test_gang_stays_close() -> None:
+    rooms = [
+        room("a", 8, "r1", "nv1"),
+        room("b", 8, "r2", "nv2"),
+        room("c", 8, "r2", "nv2"),
+        room("d", 8, "r1", "nv3"),
+    ]
+    found = place(rooms, Demand(Resources(accelerators=8), workers=2))
+    assert found is not None
+    assert set(found.nodes) == {"b", "c"}
+    bare = [room("a", 8, "r1"), room("b", 8, "r2"), room("c", 8, "r1")]
+    racked = place(bare, Demand(Resources(accelerators=8), workers=2))
+    assert racked is not None
+    assert set(racked.nodes) == {"a", "c"}
+
+
+def test_residency_and_kind_are_hard() -> None:
+    demand = Demand(Resources(accelerators=1, accelerator_kind="b200"), 1, ("US",))
+    assert place([room("a"), room("b", law="US")], demand) is None
+    reasons = explain([room("b", law="US"), room("a")], demand)
+    assert [name for name, ok, _ in reasons if not ok] == ["a", "b"]
+    assert "is in EU" in reasons[0][2]
+    assert "free b200" in reasons[1][2]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 8), st.sampled_from("xyz"), st.sampled_from("pq")), min_size=1, max_size=8
+    ),
+    st.integers(1, 4),
+    st.integers(1, 12),
+)
+def test_placements_are_real_and_none_is_missed(
+    nodes: list[tuple[int, str, str]], per_worker: int, workers: int
+) -> None:
+    rooms = [room(f"n{i}", free, rack, domain) for i, (free, rack, domain) in enumerate(nodes)]
+    demand = Demand(Resources(accelerators=per_worker), workers)
+    found = place(rooms, demand)
+    fits = sum(len(r.accelerators) // per_worker for r in rooms) >= workers
+    assert (found is not None) == fits
+    if found is not None:
+        taken = [gpu for worker in found.accelerators for gpu in worker]
+        assert len(taken) == len(set(taken)) == per_worker * workers
+        assert all(
+            gpu.startswith(f"{n}/") for n, w in zip(found.nodes, found.accelerators, strict=True) for gpu in w
+        )
+    assert place(list(reversed(rooms)), demand) == found
+
+
+def test_share_is_priority_then_dominant_share_then_age_then_id() -> None:
+    total = Holding(100, 100, 10)
+    held = {"a": Holding(10, 0, 5), "b": Holding(40, 0, 0)}
+    assert dominant_ppm(held["a"], total) == 500_000
+    a, b = Head(0, "a", 1, "j1"), Head(0, "b", 2, "j2")
+    assert pick([a, b], held, total, {}) is b
+    assert pick([a, b], held, total, {"a": 2}) is a
+    assert pick([b, Head(5, "a", 9, "j9")], held, total, {}).id == "j9"
+    assert pick([Head(0, "c", 2, "j4"), Head(0, "d", 2, "j3")], held, total, {}).id == "j3"

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenmill.domain.effects import ChargeWork
+from tokenmill.domain.factory import Price
+from tokenmill.domain.ledger import Outcome, Settlement
+from tokenmill.domain.work import WorkUsage
+from tokenmill.policy.price import FREE, price_of, settlement_postings, work_postings
+
+PRICE = Price("chat", 150_000, 75_000, 600_000, 2_000_000_000, 300_000)
+DONE = Settlement("q1", 5, "a", "p", "k", "chat", "rel", "r1", "chat.completions", Outcome.OK, 200)
+
+
+def amounts(settlement: Settlement, price: Price = PRICE) -> dict[str, int]:
+    return {posting.unit: posting.amount for posting in settlement_postings(settlement, [price])}
+
+
+def test_cached_and_reasoning_tokens_are_parts_not_extras() -> None:
+    found = amounts(replace(DONE, input_tokens=100, cached_tokens=40, output_tokens=50, reasoning_tokens=20))
+    assert found == {
+        "token.input": 60,
+        "token.cached": 40,
+        "token.output": 30,
+        "token.reasoning": 20,
+        "micros:USD": (60 * 150_000 + 40 * 75_000 + 50 * 600_000) // 1_000_000,
+    }
+
+
+def test_half_a_millionth_rounds_up_once_and_zero_is_not_posted() -> None:
+    assert amounts(replace(DONE, input_tokens=1), Price("*", 500_000))["micros:USD"] == 1
+    assert "micros:USD" not in amounts(replace(DONE, input_tokens=1), Price("*", 499_999))
+    assert settlement_postings(DONE, [PRICE]) == ()
+
+
+@given(*(st.integers(0, 10**6),) * 4)
+def test_token_units_sum_to_what_the_engine_counted(i: int, cached: int, o: int, reasoning: int) -> None:
+    found = amounts(
+        replace(DONE, input_tokens=i, cached_tokens=cached, output_tokens=o, reasoning_tokens=reasoning)
+    )
+    assert found.get("token.input", 0) + found.get("token.cached", 0) == i
+    assert found.get("token.output", 0) + found.get("token.reasoning", 0) == o
+
+
+def test_price_is_by_alias_then_model_then_star() -> None:
+    star, model = Price("*", 1), Price("m", 2)
+    assert price_of([star, model, PRICE], "chat", "m") is PRICE
+    assert price_of([star, model], "chat", "m") is model
+    assert price_of([star], "chat", "m") is star
+    assert price_of([], "chat") is FREE
+
+
+def test_work_is_time_energy_and_money_and_the_factory_pays_itself_nothing() -> None:
+    hour = WorkUsage(cpu_us=7, accelerator_us=3_600_000_000, energy_mj=3_600_000_000)
+    charge = ChargeWork("l-1", "a", "p", "train", "chat", hour)
+    found = work_postings(charge, [PRICE], 9)
+    assert {p.unit: p.amount for p in found}["micros:USD"] == 2_000_300_000
+    assert {p.entry for p in found} == {"work:l-1"}
+    assert [p.line for p in found] == [0, 1, 2, 3]
+    own = work_postings(replace(charge, tenant="", project=""), [PRICE], 9)
+    assert {p.unit for p in own} == {"accelerator_us", "cpu_us", "energy_mj"}
+    assert {p.debit for p in own} == {"factory/chat"}

@@ -1,0 +1,200 @@
+"""The invariants, each a check after every event of a simulated world. A failure names what was broken."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tokenmill.control.index import index_state
+from tokenmill.control.snapshot import dump, load
+from tokenmill.control.state import State
+from tokenmill.control.table import table_of
+from tokenmill.control.why import why
+from tokenmill.domain import effects as fx
+from tokenmill.domain import events as ev
+from tokenmill.domain.work import JobStatus, ReplicaStatus, RunStatus
+
+if TYPE_CHECKING:
+    from sim_world import World
+
+HOLDING = (ReplicaStatus.STARTING, ReplicaStatus.READY, ReplicaStatus.DRAINING)
+LIVE = (JobStatus.STARTING, JobStatus.RUNNING, JobStatus.STOPPING)
+
+
+class Checkers:
+    """Watches one world. ``charges`` is what the ledger got, ``groups`` every lease group there ever was."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.charges: dict[str, fx.ChargeWork] = {}
+        self.groups: dict[str, str] = {}  # first lease of an owner's group -> owner
+        self.count = 0
+        self.reached: set[str] = set()
+
+    def after(self, before: State, event: ev.Event, after: State, effects: tuple[fx.Effect, ...]) -> None:
+        self.count += 1
+        self.note(before, after)
+        self.nothing_held_twice(after)
+        self.gangs_whole(after)
+        self.leases_match_processes(after)
+        self.plan_fresh(before, event, after)
+        self.only_passed_serve(after)
+        self.drained_after_flip(before, after)
+        self.charged_on_end(before, after, effects)
+        assert after.index == index_state(
+            after.factory, after.nodes, after.leases, after.replicas, after.jobs, after.runs
+        ), "the index is what it would be from scratch"
+        assert after.table == table_of(after), "the table published is the table due"
+        if self.count % 25 == 0:
+            assert load(dump(after)) == after, "a snapshot gives back the state"
+
+    def note(self, before: State, after: State) -> None:
+        """Remember which situations came up: a batch that never meets one proves nothing about it."""
+        if after.replicas is not before.replicas:
+            self.reached |= {f"replica {r.status}" for r in after.replicas.values()}
+            self.reached |= {
+                "drained to make room" for r in after.replicas.values() if "makes room" in r.reason
+            }
+        if after.jobs is not before.jobs:
+            self.reached |= {f"job {job.status} {job.stop}".strip() for job in after.jobs.values()}
+            self.reached |= {"job tried again" for job in after.jobs.values() if job.attempt > 1}
+        if after.runs is not before.runs:
+            self.reached |= {f"run {run.status}" for run in after.runs.values()}
+            self.reached |= {f"station {s.status}" for run in after.runs.values() for s in run.stations}
+        for name, alias in after.aliases.items():
+            old = before.aliases.get(name)
+            if old is not None and old != alias:
+                if old.targets and alias.targets and old.targets != alias.targets:
+                    self.reached.add("flip")
+                if "goes on serving" in alias.reason:
+                    self.reached.add("given up")
+                if (
+                    "rolled back" in alias.reason
+                    and alias.targets
+                    and alias.targets[0].release == alias.desired
+                ):
+                    self.reached.add("rolled back")
+        if any(memory.wanted > 1 for memory in after.scaling.values()):
+            self.reached.add("scaled up")
+
+    def nothing_held_twice(self, state: State) -> None:
+        cpu: dict[str, int] = {}
+        memory: dict[str, int] = {}
+        held: set[str] = set()
+        for lease in state.leases.values():
+            node = state.nodes[lease.node].node
+            cpu[node.id] = cpu.get(node.id, 0) + lease.cpu_millis
+            memory[node.id] = memory.get(node.id, 0) + lease.memory_bytes
+            for accelerator in lease.accelerators:
+                assert accelerator not in held, f"{accelerator} is held twice"
+                assert any(a.id == accelerator for a in node.accelerators)
+                held.add(accelerator)
+        for name in cpu:
+            node = state.nodes[name].node
+            assert cpu[name] <= node.cpu_millis, f"{name} has more CPU leased than it has"
+            assert memory[name] <= node.memory_bytes, f"{name} has more memory leased than it has"
+
+    def gangs_whole(self, state: State) -> None:
+        for job in state.jobs.values():
+            leases = [state.leases[name] for name in state.index.leases_of.get(job.id, ())]
+            expected = job.spec.workers if job.status in LIVE else 0
+            assert len(leases) == expected, f"{job.id} is {job.status} with {len(leases)} leases"
+            if leases:
+                assert tuple(lease.node for lease in leases) == job.nodes
+
+    def leases_match_processes(self, state: State) -> None:
+        for replica in state.replicas.values():
+            leases = len(state.index.leases_of.get(replica.id, ()))
+            assert leases == (1 if replica.status in HOLDING else 0), f"{replica.id} is {replica.status}"
+        for (name, _), process in self.world.floor.processes.items():
+            if process.alive:
+                held = [state.leases[found] for found in state.index.leases_of.get(name, ())]
+                assert tuple(lease.node for lease in held) == process.nodes, (
+                    f"{name} is alive without its lease"
+                )
+                assert tuple(lease.accelerators for lease in held) == process.accelerators
+
+    def plan_fresh(self, before: State, event: ev.Event, after: State) -> None:
+        if after.version != before.version:
+            assert isinstance(event, ev.SpecApplied)
+            assert event.base_version == before.version, "a stale plan was applied"
+
+    def only_passed_serve(self, state: State) -> None:
+        for alias in state.table.aliases:
+            for name in {target for target, _ in alias.targets} | {e.release for e in alias.endpoints}:
+                if name.startswith("peer:"):
+                    continue
+                release = state.releases[name]
+                passed = release.verdict is not None and release.verdict.passed
+                assert passed or release.origin == "import", f"{name} serves without a passed gate"
+
+    def drained_after_flip(self, before: State, after: State) -> None:
+        for replica in after.replicas.values():
+            old = before.replicas.get(replica.id)
+            if old is None or old.status is not ReplicaStatus.READY:
+                continue
+            if replica.status is ReplicaStatus.DRAINING and replica.reason.startswith("replaced by"):
+                alias = after.aliases[replica.deployment]
+                assert [target.release for target in alias.targets] == [alias.desired]
+                assert any(
+                    r.deployment == alias.deployment
+                    and r.release == alias.desired
+                    and r.status is ReplicaStatus.READY
+                    for r in after.replicas.values()
+                ), f"{replica.id} drained before {alias.desired} could serve"
+
+    def charged_on_end(self, before: State, after: State, effects: tuple[fx.Effect, ...]) -> None:
+        charged = [effect.id for effect in effects if isinstance(effect, fx.ChargeWork)]
+        assert len(charged) == len(set(charged))
+        ended = {names[0] for owner, names in before.index.leases_of.items() if names[0] not in after.leases}
+        assert set(charged) == ended, "every lease group that ends is charged, and no other"
+        for owner, names in after.index.leases_of.items():
+            self.groups[names[0]] = owner
+
+    def charged(self, effect: fx.ChargeWork) -> None:
+        known = self.charges.get(effect.id)
+        assert known is None or known == effect, "a charge said again is the same charge"
+        self.charges[effect.id] = effect
+
+    def settled(self) -> None:
+        """Liveness: what is pending has ended, or ``why`` gives a reason."""
+        world, state = self.world, self.world.state
+        for job in state.jobs.values():
+            if not job.status.ended:
+                assert job.status is JobStatus.PENDING, f"{job.id} is stuck: {job}"
+                found = why(state, job.id, world.now)
+                assert found.reasons
+                assert found.candidates
+                assert found.changes
+        for run in state.runs.values():
+            if run.status is RunStatus.RUNNING:
+                assert why(state, run.id, world.now).reasons, f"{run.id} hangs without a reason"
+        self.replicas_settled(state)
+        for group in self.groups:
+            if group not in state.leases:
+                assert group in self.charges, f"{group} was never charged"
+        names = (
+            state.jobs,
+            state.replicas,
+            state.aliases,
+            state.runs,
+            state.releases,
+            state.leases,
+            state.keys,
+        )
+        for name in [name for records in names for name in sorted(records)]:
+            assert why(state, name, world.now).rule
+
+    def replicas_settled(self, state: State) -> None:
+        for replica in state.replicas.values():
+            assert replica.status in (
+                ReplicaStatus.READY,
+                ReplicaStatus.PENDING,
+                ReplicaStatus.STOPPED,
+            ), f"{replica.id} is stuck in {replica.status}"
+            if replica.status is ReplicaStatus.PENDING:
+                assert why(state, replica.id, self.world.now).reasons
+        for alias in state.table.aliases:
+            ready = any(not endpoint.draining for endpoint in alias.endpoints)
+            assert (ready and alias.targets) or alias.reason, (
+                f"{alias.name} serves nothing and does not say why"
+            )

@@ -1,0 +1,200 @@
+"""The control core: ``step(state, event) -> (state, effects)``, pure and total. Read this file first.
+
+One event goes through five numbered steps:
+
+1. **check**: an event that the state refuses (unknown line, stale plan) changes nothing, whoever sent it.
+2. **life cycle**: one file per noun changes the records that the event is about (``HANDLERS``).
+3. **reconcile**: what that touched is brought nearer to the spec; gangs are placed, replicas started, traffic
+   flipped, old replicas drained.
+4. **publish**: a table whose contents changed gets the next version and goes to the gateways.
+5. **wake**: when the earliest timer moved, a ``Tick`` is asked for at its time.
+
+``step`` returns the very same state when nothing changed; the caller then journals nothing. The caller
+records the event before it carries out the effects. After a crash, ``replay`` rebuilds the state from the
+journal and says which ledger entries to make sure of, and ``resume`` says what is outstanding; every effect
+is idempotent by its id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from tokenmill.control import deployments, jobs, keys, leases, nodes, replicas, runs, specs
+from tokenmill.control.draft import Draft
+from tokenmill.control.reconcile import reconcile, run_timers
+from tokenmill.control.releases import fits, imported, wanted_models
+from tokenmill.control.state import State
+from tokenmill.control.table import publish
+from tokenmill.domain import events
+from tokenmill.domain.effects import (
+    ChargeWork,
+    Effect,
+    ImportModel,
+    PublishTable,
+    RecordRelease,
+    StartJob,
+    StartReplica,
+    StopJob,
+    StopReplica,
+    WakeAt,
+)
+from tokenmill.domain.errors import ConflictError, TokenmillError
+from tokenmill.domain.events import Event
+from tokenmill.domain.work import JobStatus, ReplicaStatus
+
+
+def step(state: State, event: Event) -> tuple[State, tuple[Effect, ...]]:
+    """The next state and what is to be done. The same state, and nothing, when the event changes nothing."""
+    kind = type(event)
+    if _idle(state, event):
+        return state, ()
+    if kind in CHECKS and _refused(state, event):  # 1
+        return state, ()
+    draft = Draft(state)
+    HANDLERS[kind](draft, event)  # 2
+    if not draft.changed:
+        return state, ()
+    reconcile(draft, event.at_us)  # 3
+    after = draft.state()
+    effects = draft.effects
+    if draft.shown:  # 4
+        shown = publish(after)
+        if shown is not after:
+            after = shown
+            effects.insert(0, PublishTable(after.table))
+    timers = draft.timers  # 5
+    if timers and (not state.index.timers or timers[0][0] != state.index.timers[0][0]):
+        effects.append(WakeAt(timers[0][0]))
+    return after, tuple(effects)
+
+
+def check(state: State, event: Event) -> None:
+    """Raise ``NotFoundError``, ``ConflictError`` or ``RefusedError`` if ``step`` would ignore the event."""
+    found = CHECKS.get(type(event))
+    if found is not None:
+        found(state, event)
+
+
+def resume(state: State, now_us: int) -> tuple[Effect, ...]:
+    """All that is outstanding after a crash, in a fixed order; the floor does what it has not done."""
+    effects: list[Effect] = [PublishTable(state.table)]
+    effects += [
+        ImportModel(model)
+        for model in wanted_models(state.factory)
+        if not fits(model, state.models.get(model.name)) and not _import_failed(state, model.name)
+    ]
+    for _, replica in sorted(state.replicas.items()):
+        leases_of = state.index.leases_of.get(replica.id, ())
+        if replica.status is ReplicaStatus.STARTING and replica.spec is not None:
+            held = state.leases[leases_of[0]].accelerators
+            release = state.releases[replica.release]
+            effects.append(StartReplica(replica.id, replica.spec, release, replica.node, held))
+        elif replica.status is ReplicaStatus.DRAINING:
+            effects.append(StopReplica(replica.id, replicas.GRACE_US))
+    for _, job in sorted(state.jobs.items()):
+        if job.status in (JobStatus.STARTING, JobStatus.RUNNING):
+            gang = tuple(state.leases[name].accelerators for name in state.index.leases_of.get(job.id, ()))
+            effects.append(StartJob(job.id, job.attempt, job.spec, job.nodes, gang))
+        elif job.status is JobStatus.STOPPING:
+            effects.append(StopJob(job.id, jobs.GRACE_US))
+    if state.index.timers:
+        effects.append(WakeAt(max(now_us, state.index.timers[0][0])))
+    return tuple(effects)
+
+
+def replay(state: State, journal: Iterable[Event]) -> tuple[State, tuple[Effect, ...]]:
+    """The state after ``journal``, and the charges and releases on the way, which may not have been recorded.
+
+    A crash between the journal and the ledger loses effects that no record asks for again. Both kinds are
+    idempotent by id, so carrying out all of them since the last snapshot makes sure of them.
+    """
+    effects: list[Effect] = []
+    for event in journal:
+        state, done = step(state, event)
+        effects += [effect for effect in done if isinstance(effect, (ChargeWork, RecordRelease))]
+    return state, tuple(effects)
+
+
+def _idle(state: State, event: Event) -> bool:
+    """Whether a frequent event changes nothing, found without making a draft."""
+    if isinstance(event, events.Tick):
+        timers = state.index.timers
+        return not timers or timers[0][0] > event.at_us
+    if isinstance(event, events.LoadReported):
+        return deployments.load_reported(state, event) is None
+    return False
+
+
+def _refused(state: State, event: Event) -> bool:
+    try:
+        check(state, event)
+    except TokenmillError:
+        return True
+    return False
+
+
+def _import_failed(state: State, model: str) -> bool:
+    known = state.models.get(model)
+    return known is not None and bool(known.error)
+
+
+def _check_started(state: State, event: events.ControllerStarted) -> None:
+    if event.epoch <= state.epoch:
+        raise ConflictError(f"epoch {event.epoch} is over, {state.epoch} is current")
+
+
+def _started(draft: Draft, event: events.ControllerStarted) -> None:
+    draft.changed = True
+    draft.epoch = event.epoch
+
+
+def _tick(draft: Draft, event: events.Tick) -> None:
+    run_timers(draft, event.at_us)
+
+
+def _imported(draft: Draft, event: events.ModelImported) -> None:
+    release = imported(draft, event)
+    if release:
+        deployments.promote(draft, draft.releases[release], event.at_us)
+    if draft.changed:
+        draft.touched_runs.update(draft.open_runs)
+
+
+HANDLERS: dict[type, Callable[[Draft, Any], None]] = {
+    events.ControllerStarted: _started,
+    events.Tick: _tick,
+    events.SpecApplied: specs.applied,
+    events.NodeJoined: nodes.joined,
+    events.NodeLost: nodes.lost,
+    events.ModelImported: _imported,
+    events.ReplicaStarted: replicas.started,
+    events.ReplicaReady: replicas.ready,
+    events.ReplicaExited: replicas.exited,
+    events.JobSubmitted: jobs.submitted,
+    events.JobStarted: jobs.started,
+    events.JobExited: jobs.exited,
+    events.JobCancelled: jobs.cancelled,
+    events.RunSubmitted: runs.submitted,
+    events.RunCancelled: runs.cancelled,
+    events.RollbackRequested: deployments.rolled_back,
+    events.KeyCreated: keys.created,
+    events.KeyDisabled: keys.disabled,
+    events.LeaseRequested: leases.requested,
+    events.LeaseReleased: leases.released,
+    events.LoadReported: deployments.scaled,
+}
+
+CHECKS: dict[type, Callable[[State, Any], None]] = {
+    events.ControllerStarted: _check_started,
+    events.SpecApplied: specs.check_applied,
+    events.JobSubmitted: jobs.check_submitted,
+    events.JobCancelled: jobs.check_cancelled,
+    events.RunSubmitted: runs.check_submitted,
+    events.RunCancelled: runs.check_cancelled,
+    events.RollbackRequested: deployments.check_rollback,
+    events.KeyCreated: keys.check_created,
+    events.KeyDisabled: keys.check_disabled,
+    events.LeaseRequested: leases.check_requested,
+    events.LeaseReleased: leases.check_released,
+}

@@ -1,0 +1,300 @@
+"""Deployments and their aliases: which release is desired, when traffic flips to it, and what drains after.
+
+Traffic flips when enough replicas of the desired release are ready, and only then do the others drain. A
+changed spec is replaced the same way when there is room for both, else an old replica drains first. A removed
+deployment drains. ``desired`` is changed by events (an import, a release, a rollback, a new spec), never by
+looking at state, so that a release which was given up or rolled back is not chosen again by itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tokenmill.control import replicas
+from tokenmill.control.draft import Draft
+from tokenmill.control.index import id_order
+from tokenmill.control.releases import fits, import_release, latest_of_line, remote, remote_release
+from tokenmill.control.state import State
+from tokenmill.domain.errors import ConflictError, NotFoundError, RefusedError
+from tokenmill.domain.events import LoadReported, RollbackRequested
+from tokenmill.domain.factory import Deployment, Factory
+from tokenmill.domain.work import Alias, Release, Replica, ReplicaStatus, Target
+from tokenmill.policy.place import place
+from tokenmill.policy.scale import ScaleMemory, scale
+
+HISTORY_MOST = 20
+STARTED = (ReplicaStatus.STARTING, ReplicaStatus.READY)
+
+
+def same_engine(old: Deployment | None, new: Deployment) -> bool:
+    """Whether a replica made from ``old`` serves as ``new`` asks, its release aside."""
+    return old is not None and (
+        old.engine,
+        old.context_tokens,
+        old.slots,
+        old.resources,
+        old.engine_args,
+        old.url,
+    ) == (new.engine, new.context_tokens, new.slots, new.resources, new.engine_args, new.url)
+
+
+def follow_spec(draft: Draft, old: Factory, now_us: int) -> None:
+    """Make, re-point and drop aliases after a new spec. Every deployment is reconciled once."""
+    before = {deployment.name: deployment for deployment in old.deployments}
+    for deployment in draft.factory.deployments:
+        known = before.get(deployment.name)
+        alias = draft.aliases.get(deployment.name)
+        if alias is None:
+            alias = Alias(deployment.name, deployment.name, since_us=now_us)
+            draft.put_alias(alias)
+            known = None
+        if known is None or (known.model, known.line, known.url) != (
+            deployment.model,
+            deployment.line,
+            deployment.url,
+        ):
+            release = newest(draft, deployment, now_us)
+            # While a model is being imported the old one serves on; a line without a release serves nothing.
+            if release or deployment.line:
+                point(draft, alias, release, now_us)
+        draft.touched_deployments.add(deployment.name)
+    names = {deployment.name for deployment in draft.factory.deployments}
+    for name in sorted(draft.aliases):
+        if name not in names:
+            draft.aliases = draft.aliases.delete(name)
+            draft.changed = True
+            draft.touched_deployments.add(name)
+    for name in sorted(draft.scaling):
+        if name not in names:
+            draft.scaling = draft.scaling.delete(name)
+
+
+def newest(draft: Draft, deployment: Deployment, now_us: int) -> str:
+    """The release a deployment should serve by its spec alone, or "" when there is none yet."""
+    if deployment.line:
+        return latest_of_line(draft, deployment.line)
+    if remote(deployment):
+        return remote_release(draft, deployment, now_us)
+    model = next((m for m in draft.factory.models if m.name == deployment.model), None)
+    imported = draft.models.get(deployment.model)
+    if model is None or imported is None or not fits(model, imported):
+        return ""
+    return import_release(draft, imported, now_us)
+
+
+def point(draft: Draft, alias: Alias, release: str, now_us: int, reason: str = "") -> None:
+    """Desire ``release``. Traffic follows when its replicas are ready; without any release it stops."""
+    targets = alias.targets if release else ()
+    if alias.desired != release or alias.targets != targets or alias.reason != reason:
+        changed = replace(alias, desired=release, targets=targets, since_us=now_us, failures=0, reason=reason)
+        draft.put_alias(changed)
+
+
+def promote(draft: Draft, release: Release, now_us: int) -> None:
+    """A new release is there: every deployment of its line, or of its model, desires it."""
+    for deployment in draft.factory.deployments:
+        alias = draft.aliases.get(deployment.name)
+        if alias is None or remote(deployment):
+            continue
+        if deployment.line == release.line if release.line else deployment.model == release.model:
+            point(draft, alias, release.id, now_us)
+
+
+def check_rollback(state: State, event: RollbackRequested) -> None:
+    """Raise unless there is an earlier release to go back to."""
+    alias = state.aliases.get(event.alias)
+    if alias is None:
+        names = ", ".join(sorted(state.aliases)) or "none"
+        raise NotFoundError(f"there is no alias {event.alias!r}", expected=f"one of: {names}")
+    if event.to and event.to not in state.releases:
+        raise NotFoundError(f"there is no release {event.to!r}", fix="See `tokenmill status`.")
+    target = rollback_target(alias, event.to)
+    if not target:
+        raise RefusedError(
+            f"{alias.name} has no earlier release",
+            ("nothing was promoted before",),
+            fix="Name one with --to.",
+        )
+    if target == alias.desired:
+        raise ConflictError(f"{alias.name} desires {target} already")
+    if not _may_serve(state, alias, target):
+        raise RefusedError(
+            f"{target} was not made for {alias.name}",
+            (f"{alias.name} served: {', '.join(alias.history) or 'nothing'}",),
+            fix="Choose a release of the same line or model.",
+        )
+
+
+def rollback_target(alias: Alias, to: str) -> str:
+    """The release to go back to: ``to``, else what serves while another comes, else the one before."""
+    if to:
+        return to
+    if alias.targets and alias.targets[0].release != alias.desired:
+        return alias.targets[0].release
+    earlier = [release for release in alias.history if release != alias.desired]
+    return earlier[-1] if earlier else ""
+
+
+def rolled_back(draft: Draft, event: RollbackRequested) -> None:
+    """Point an alias back. What came after the target leaves the history, so that the next goes further."""
+    alias = draft.aliases[event.alias]
+    target = rollback_target(alias, event.to)
+    history = alias.history
+    if target in history:
+        last = len(history) - 1 - history[::-1].index(target)
+        history = history[: last + 1]
+    reason = f"rolled back from {alias.desired} to {target}" + (f" by {event.by}" if event.by else "")
+    point(draft, replace(alias, history=history), target, event.at_us, reason)
+
+
+def _may_serve(state: State, alias: Alias, release_id: str) -> bool:
+    deployment = state.index.deployments.get(alias.deployment)
+    release = state.releases.get(release_id)
+    if deployment is None or release is None:
+        return False
+    if release_id in alias.history:
+        return True
+    if deployment.line:
+        return release.line == deployment.line and release.verdict is not None and release.verdict.passed
+    return not release.line and release.model == deployment.model
+
+
+def load_reported(state: State, event: LoadReported) -> ScaleMemory | None:
+    """What scaling remembers after this report, or ``None`` when it changes nothing."""
+    deployment = state.index.deployments.get(event.deployment)
+    if deployment is None or deployment.max_replicas <= deployment.replicas:
+        return None
+    old = state.scaling.get(event.deployment) or ScaleMemory(deployment.replicas)
+    new = scale(
+        old,
+        deployment.replicas,
+        deployment.max_replicas,
+        deployment.slots,
+        event.in_flight,
+        event.refused_full,
+        event.at_us,
+    )
+    return None if new == old else new
+
+
+def scaled(draft: Draft, event: LoadReported) -> None:
+    """Remember what the load says; the number wanted may change with it."""
+    memory = load_reported(draft.base, event)
+    if memory is not None:
+        draft.changed = True
+        draft.scaling = draft.scaling.set(event.deployment, memory)
+        draft.touched_deployments.add(event.deployment)
+
+
+def wanted(deployment: Deployment, memory: ScaleMemory | None) -> int:
+    """How many replicas there should be now."""
+    most = max(deployment.replicas, deployment.max_replicas)
+    return min(max(memory.wanted if memory else 0, deployment.replicas), most)
+
+
+def reconcile(draft: Draft, name: str, now_us: int) -> None:
+    """Bring one deployment a step nearer to its spec: fill, start, flip, drain."""
+    deployment = draft.index.deployments.get(name)
+    alias = draft.aliases.get(name)
+    if deployment is None or alias is None or alias.desired not in draft.releases:
+        for replica in _live(draft, name):
+            why = "the deployment was removed" if deployment is None else "there is no release to serve"
+            replicas.retire(draft, replica, now_us, why)
+        return
+    count = wanted(deployment, draft.scaling.get(name))
+    _fill(draft, deployment, alias, count, now_us)
+    _start(draft, deployment, name, now_us)
+    current, others = _split(draft, deployment, alias)
+    if _enough(current, alias, min(count, deployment.replicas)):
+        _flip(draft, alias, now_us)
+        for replica in others:
+            replicas.retire(draft, replica, now_us, f"replaced by {alias.desired}")
+        return
+    serving = {target.release for target in alias.targets}
+    for replica in others:
+        if replica.release not in serving:
+            replicas.retire(draft, replica, now_us, f"{alias.desired} is wanted instead")
+
+
+def _live(draft: Draft, name: str) -> list[Replica]:
+    """A deployment's replicas that are not on their way out, by id."""
+    found = (draft.replicas[replica] for replica in draft.replicas_of.get(name, ()))
+    return [replica for replica in found if replica.status is not ReplicaStatus.DRAINING]
+
+
+def _split(draft: Draft, deployment: Deployment, alias: Alias) -> tuple[list[Replica], list[Replica]]:
+    """Replicas that are as desired, and the others."""
+    current: list[Replica] = []
+    others: list[Replica] = []
+    for replica in _live(draft, deployment.name):
+        as_desired = replica.release == alias.desired and same_engine(replica.spec, deployment)
+        (current if as_desired else others).append(replica)
+    return current, others
+
+
+def _fill(draft: Draft, deployment: Deployment, alias: Alias, count: int, now_us: int) -> None:
+    current, _ = _split(draft, deployment, alias)
+    for _ in range(count - len(current)):
+        replicas.create(draft, deployment, alias.desired, 0, now_us)
+    # Those that do least go first: waiting, failed, starting, then the youngest that is ready.
+    order = (ReplicaStatus.PENDING, ReplicaStatus.FAILED, ReplicaStatus.STARTING, ReplicaStatus.READY)
+    current.sort(key=lambda replica: id_order(replica.id), reverse=True)
+    current.sort(key=lambda replica: order.index(replica.status))
+    for replica in current[: max(0, len(current) - count)]:
+        replicas.retire(draft, replica, now_us, f"{count} replicas are wanted")
+
+
+def _start(draft: Draft, deployment: Deployment, name: str, now_us: int) -> None:
+    if not draft.unplaced.get(name):
+        return
+    for replica in _live(draft, name):
+        if replica.status is ReplicaStatus.PENDING and not replicas.start(draft, replica, now_us):
+            _make_room(draft, deployment, replica, now_us)
+            return
+
+
+def _make_room(draft: Draft, deployment: Deployment, waiting: Replica, now_us: int) -> None:
+    """Drain one old replica whose spec was changed, when that makes room and nothing is draining already."""
+    names = draft.replicas_of.get(deployment.name, ())
+    if any(draft.replicas[name].status is ReplicaStatus.DRAINING for name in names):
+        return
+    old = [
+        replica
+        for replica in _live(draft, deployment.name)
+        if replica.status in STARTED and _changed(replica.spec, deployment)
+    ]
+    release = draft.releases.get(waiting.release)
+    if not old or release is None or _changed(waiting.spec, deployment):
+        return
+    demand = replicas.demand_of(draft, deployment, release)
+    leaving = {replica.id for replica in old}
+    if place(draft.rooms_if(lambda lease: lease.owner not in leaving), demand) is not None:
+        replicas.retire(draft, old[0], now_us, "it makes room for the changed deployment")
+
+
+def _changed(old: Deployment | None, new: Deployment) -> bool:
+    return old is None or not same_engine(old, new) or (old.model, old.line) != (new.model, new.line)
+
+
+def _enough(current: list[Replica], alias: Alias, least: int) -> bool:
+    """Whether the desired release can carry the traffic.
+
+    All that the spec asks for are ready; or those that could be placed are, and no node has room for the
+    rest. An alias that nothing serves yet flips to the first one.
+    """
+    ready = sum(r.status is ReplicaStatus.READY and bool(r.address) for r in current)
+    if ready == 0:
+        return False
+    if ready >= least or not alias.targets:
+        return True
+    return all(r.status in (ReplicaStatus.READY, ReplicaStatus.PENDING) for r in current)
+
+
+def _flip(draft: Draft, alias: Alias, now_us: int) -> None:
+    targets = (Target(alias.desired, 1000),)
+    if alias.targets == targets:
+        return
+    history = alias.history
+    if not history or history[-1] != alias.desired:
+        history = (*history, alias.desired)[-HISTORY_MOST:]
+    draft.put_alias(replace(alias, targets=targets, history=history, since_us=now_us, failures=0))

@@ -1,0 +1,232 @@
+"""What the gateway's decisions read and remember: the values of ``control.requests``, and their upkeep.
+
+``Index`` is a table arranged for look-up, ``EdgeMemory`` all that admission and routing remember, in bounded
+size; ``Request`` and the actions are the words of one request's life. ``control.requests`` decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from immutables import Map
+
+from tokenmill.domain.factory import Quota
+from tokenmill.domain.ledger import Settlement
+from tokenmill.domain.table import AliasEntry, Endpoint, KeyEntry, Table, TenantEntry
+from tokenmill.policy.admit import AdmitMemory, Meter
+
+COOLING_US = 1_000_000
+COOLING_MOST_US = 30_000_000
+"""A replica that failed is left alone for 1 s, doubled per failure in a row, at most 30 s."""
+
+PREFIXES = 8192
+"""Prefix blocks remembered per generation; two generations are kept, so memory is bounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """A ``Table`` arranged for look-up. Replace it whole when a newer table comes."""
+
+    table: Table
+    keys: Mapping[str, KeyEntry]  # by digest of the secret
+    tenants: Mapping[str, TenantEntry]
+    projects: Mapping[tuple[str, str], Quota]  # (tenant, project)
+    aliases: Mapping[str, AliasEntry]
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointMemory:
+    """What routing remembers of one replica."""
+
+    outstanding: int = 0
+    failures: int = 0  # in a row
+    cooling_until_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeMemory:
+    """All that the gateway's decisions remember. ``meters`` are by "tenant" and "tenant/project"."""
+
+    meters: Map[str, Meter] = Map()
+    endpoints: Map[str, EndpointMemory] = Map()  # by replica id
+    prefixes: Map[int, str] = Map()  # prefix block hash -> replica
+    prefixes_old: Map[int, str] = Map()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What the gateway read from one HTTP request.
+
+    ``input_estimate`` and ``max_output`` are in tokens; ``prefix`` holds hashes of the prompt's leading
+    blocks, each over everything up to its end, shortest first, eight at most; ``draw`` is 0..999.
+    """
+
+    id: str
+    at_us: int
+    endpoint: str  # "chat.completions"
+    key: KeyEntry
+    alias: str
+    input_estimate: int
+    max_output: int
+    prefix: tuple[int, ...] = ()
+    draw: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenUsage:
+    """Tokens of one request. ``counted_by`` is "engine" (usage object), "stream" (deltas seen) or "none"."""
+
+    input_tokens: int = 0
+    cached_tokens: int = 0  # part of input_tokens
+    output_tokens: int = 0
+    reasoning_tokens: int = 0  # part of output_tokens
+    counted_by: str = "none"
+
+
+class Phase(StrEnum):
+    FORWARDED = "forwarded"  # nothing has gone to the client
+    ANSWERING = "answering"
+    SETTLED = "settled"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Where one request is. ``tried`` are the replicas that were lost before the current ``endpoint``."""
+
+    call: Call
+    phase: Phase
+    endpoint: Endpoint | None = None
+    reserved: int = 0
+    tried: tuple[str, ...] = ()
+    first_token_us: int = 0  # after arrival
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Send the request to ``endpoint``."""
+
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Answer the client with this error; nothing was sent before.
+
+    ``code`` is OpenAI's where it has one: invalid_api_key, model_not_found, rate_limit_exceeded; ours are
+    request_too_large, residency_refused, model_not_ready, overloaded and engine_failed. ``retry_after_s`` 0
+    is no header. ``reasons`` are for the client and name no other tenant.
+    """
+
+    status: int
+    code: str
+    message: str
+    retry_after_s: int = 0
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Break:
+    """The answer had begun and cannot be completed: send an error event on the stream and end it."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Write this to the spool. Exactly one per request."""
+
+    settlement: Settlement
+
+
+Action = Forward | Refuse | Break | Settle
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The result of one call: keep ``memory`` and ``request``, do ``actions`` in order."""
+
+    memory: EdgeMemory
+    request: Request
+    actions: tuple[Action, ...] = ()
+
+
+def index_of(table: Table) -> Index:
+    """Arrange ``table`` for look-up."""
+    return Index(
+        table,
+        keys={key.digest: key for key in table.keys},
+        tenants={tenant.name: tenant for tenant in table.tenants},
+        projects={(t.name, name): quota for t in table.tenants for name, quota in t.projects},
+        aliases={alias.name: alias for alias in table.aliases},
+    )
+
+
+def refresh(index: Index, memory: EdgeMemory) -> EdgeMemory:
+    """Forget replicas and tenants that a new table no longer has, unless they still have open requests."""
+    live = {e.replica for a in index.aliases.values() for e in a.endpoints}
+    endpoints = memory.endpoints
+    for replica, entry in memory.endpoints.items():
+        if replica not in live and entry.outstanding == 0:
+            endpoints = endpoints.delete(replica)
+    meters = memory.meters
+    for name, meter in memory.meters.items():
+        if name.split("/", 1)[0] not in index.tenants and meter.open == 0:
+            meters = meters.delete(name)
+    return replace(memory, endpoints=endpoints, meters=meters)
+
+
+def prefix_hits(memory: EdgeMemory, prefix: tuple[int, ...]) -> dict[str, int]:
+    """How many leading blocks of this prompt each replica took last, by replica id."""
+    hits: dict[str, int] = {}
+    for block in prefix[:8]:
+        replica = memory.prefixes.get(block) or memory.prefixes_old.get(block)
+        if replica is None:
+            break
+        hits[replica] = hits.get(replica, 0) + 1
+    return hits
+
+
+def meters_of(memory: EdgeMemory, key: KeyEntry) -> AdmitMemory:
+    tenant = memory.meters.get(key.tenant)
+    project = memory.meters.get(f"{key.tenant}/{key.project}")
+    return AdmitMemory(tenant or Meter(), project or Meter())
+
+
+def keep_meters(meters: Map[str, Meter], key: KeyEntry, admitted: AdmitMemory) -> Map[str, Meter]:
+    return meters.set(key.tenant, admitted.tenant).set(f"{key.tenant}/{key.project}", admitted.project)
+
+
+def opened(memory: EdgeMemory, call: Call, admitted: AdmitMemory, endpoint: Endpoint) -> EdgeMemory:
+    meters = keep_meters(memory.meters, call.key, admitted)
+    metered = EdgeMemory(meters, memory.endpoints, memory.prefixes, memory.prefixes_old)
+    return taken(metered, endpoint, call.prefix)
+
+
+def taken(memory: EdgeMemory, endpoint: Endpoint, prefix: tuple[int, ...]) -> EdgeMemory:
+    """``endpoint`` takes one more request, and is where its prefix blocks are warm from now on."""
+    seen = memory.endpoints.get(endpoint.replica) or EndpointMemory()
+    busier = EndpointMemory(seen.outstanding + 1, seen.failures, seen.cooling_until_us)
+    young, old = memory.prefixes, memory.prefixes_old
+    if prefix:
+        for block in prefix[:8]:
+            young = young.set(block, endpoint.replica)
+        if len(young) > PREFIXES:
+            young, old = Map(), young
+    return EdgeMemory(memory.meters, memory.endpoints.set(endpoint.replica, busier), young, old)
+
+
+def left(memory: EdgeMemory, endpoint: Endpoint, now_us: int, *, failed: bool) -> EdgeMemory:
+    """``endpoint`` has one request fewer; one that failed cools, one that answered is trusted again."""
+    seen = memory.endpoints.get(endpoint.replica) or EndpointMemory(1)
+    outstanding = max(0, seen.outstanding - 1)
+    if failed:
+        failures = seen.failures + 1
+        cooling_us = min(COOLING_US << min(failures - 1, 5), COOLING_MOST_US)
+        entry = EndpointMemory(outstanding, failures, now_us + cooling_us)
+    else:
+        entry = EndpointMemory(outstanding)
+    endpoints = memory.endpoints.set(endpoint.replica, entry)
+    return EdgeMemory(memory.meters, endpoints, memory.prefixes, memory.prefixes_old)

@@ -1,0 +1,120 @@
+"""What applying a factory file would change: additions, changes and removals by noun, fenced by a version.
+
+A plan is data. It is checked again when it is applied: ``SpecApplied`` carries its ``base_version``. It
+forecasts nothing; the twin does that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from tokenmill.control.state import State
+from tokenmill.domain.codec import digest_of
+from tokenmill.domain.factory import Factory
+
+NOUNS: tuple[tuple[str, str], ...] = (
+    ("site", "sites"),
+    ("node", "nodes"),
+    ("fabric", "fabrics"),
+    ("tenant", "tenants"),
+    ("price", "prices"),
+    ("model", "models"),
+    ("deployment", "deployments"),
+    ("line", "lines"),
+    ("job", "jobs"),
+    ("peer", "peers"),
+)
+
+WHAT_FOLLOWS = {
+    ("deployment", "model"): "traffic goes to the other model when its replicas are ready",
+    ("deployment", "line"): "traffic goes to the other line's newest release when its replicas are ready",
+    ("deployment", "engine"): "replicas are replaced",
+    ("deployment", "context_tokens"): "replicas are replaced",
+    ("deployment", "slots"): "replicas are replaced",
+    ("deployment", "resources"): "replicas are replaced",
+    ("deployment", "engine_args"): "replicas are replaced",
+    ("deployment", "url"): "replicas are replaced",
+    ("model", "source"): "the weights are imported again",
+    ("model", "digest"): "the weights are checked against it",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One noun that is added, changed or removed. ``detail`` says which fields, from what to what."""
+
+    kind: str  # add, change or remove
+    what: str
+    name: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """``base_version`` is the version it was made for; ``digest`` that of the factory it leads to."""
+
+    base_version: int
+    changes: tuple[Change, ...]
+    digest: str
+
+
+def diff(state: State, factory: Factory) -> Plan:
+    """What ``factory`` changes about what is applied now, in the order of ``NOUNS``, names sorted."""
+    changes: list[Change] = []
+    if state.version and state.factory.name != factory.name:
+        changes.append(
+            Change("change", "factory", factory.name, f"name: {state.factory.name} -> {factory.name}")
+        )
+    for what, field in NOUNS:
+        old = _by_name(getattr(state.factory, field))
+        new = _by_name(getattr(factory, field))
+        for name in sorted({*old, *new}):
+            if name not in old:
+                changes.append(Change("add", what, name, _summary(what, new[name])))
+            elif name not in new:
+                changes.append(Change("remove", what, name, _removal(what)))
+            elif old[name] != new[name]:
+                changes.append(Change("change", what, name, _detail(what, old[name], new[name])))
+    return Plan(state.version, tuple(changes), digest_of(factory))
+
+
+def _by_name(records: tuple[Any, ...]) -> Mapping[str, Any]:
+    return {
+        str(getattr(r, "name", None) or getattr(r, "id", None) or getattr(r, "model", "")): r for r in records
+    }
+
+
+def _summary(what: str, record: Any) -> str:
+    if what == "deployment":
+        served = f"model {record.model}" if record.model else f"line {record.line}"
+        return f"{record.replicas} replica(s) of {served} on {record.engine}"
+    if what == "model":
+        return f"import from {record.source}"
+    if what == "job":
+        return f"starts once, {record.workers} worker(s)"
+    return ""
+
+
+def _removal(what: str) -> str:
+    return {
+        "deployment": "its replicas drain and stop",
+        "line": "a run of it that is under way is ended",
+        "tenant": "its keys stop working",
+    }.get(what, "")
+
+
+def _detail(what: str, old: Any, new: Any) -> str:
+    parts: list[str] = []
+    follows: list[str] = []
+    for field in fields(old):
+        before, after = getattr(old, field.name), getattr(new, field.name)
+        if before == after:
+            continue
+        short = isinstance(before, (str, int, float, bool)) and isinstance(after, (str, int, float, bool))
+        parts.append(f"{field.name}: {before!r} -> {after!r}" if short else field.name)
+        effect = WHAT_FOLLOWS.get((what, field.name))
+        if effect and effect not in follows:
+            follows.append(effect)
+    return "; ".join([", ".join(parts), *follows])

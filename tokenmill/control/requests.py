@@ -1,0 +1,292 @@
+"""The life cycle of one request, as the gateway drives it: pure functions over explicit values.
+
+The gateway holds two values: ``Index`` (made from each new ``Table`` by ``index_of``) and one ``EdgeMemory``
+(what admission and routing remember; call ``refresh`` on it with each new index). It calls, in this order::
+
+    entry = identify(index, digest, now_us)         # KeyEntry, or Refuse 401: nobody to bill, no settlement
+    turn = arrive(index, memory, call)              # Forward(endpoint), or Refuse + Settle
+    turn = first_byte(memory, request, at_us)       # before the first byte goes to the client
+    turn = finished(index, memory, request, ...)    # Settle: the engine answered to the end (any status)
+    turn = client_gone(index, memory, request, ...) # Settle: the client went away
+    turn = engine_lost(index, memory, request, ...) # Forward elsewhere, or Refuse/Break + Settle
+    turn = interrupted(index, memory, request, ...) # Settle: the gateway itself is stopping
+
+Each returns a ``Turn``: the memory to keep, the request's next value and the actions to do in order. Every
+request that ``arrive`` took ends in exactly one ``Settle``; after it, further calls return no action, so that
+a client that leaves while the engine dies is settled once. The caller keeps nothing else: outstanding work,
+cooling replicas, meters and prefix affinity are in ``EdgeMemory``, whose size is bounded.
+
+It does no I/O and parses no HTTP; the spool line is the caller's, made from ``Settle.settlement``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tokenmill.control.edge import (
+    Action,
+    Break,
+    Call,
+    EdgeMemory,
+    EndpointMemory,
+    Forward,
+    Index,
+    Phase,
+    Refuse,
+    Request,
+    Settle,
+    TokenUsage,
+    Turn,
+    index_of,
+    keep_meters,
+    left,
+    meters_of,
+    opened,
+    prefix_hits,
+    refresh,
+    taken,
+)
+from tokenmill.domain.factory import Quota
+from tokenmill.domain.ledger import Outcome, Settlement
+from tokenmill.domain.table import AliasEntry, Endpoint, KeyEntry, TenantEntry
+from tokenmill.policy.admit import Admitted, admit, settle
+from tokenmill.policy.reside import reside
+from tokenmill.policy.route import Candidate, Routed, Unroutable, route
+
+__all__ = [
+    "RETRIES",
+    "Action",
+    "Break",
+    "Call",
+    "EdgeMemory",
+    "EndpointMemory",
+    "Forward",
+    "Index",
+    "Phase",
+    "Refuse",
+    "Request",
+    "Settle",
+    "TokenUsage",
+    "Turn",
+    "arrive",
+    "client_gone",
+    "engine_lost",
+    "finished",
+    "first_byte",
+    "identify",
+    "index_of",
+    "interrupted",
+    "prefix_hits",
+    "refresh",
+    "visible_aliases",
+]
+
+RETRIES = 2
+"""An engine that dies before the first byte is replaced by another at most this often per request."""
+
+
+def identify(index: Index, digest: str, now_us: int) -> KeyEntry | Refuse:
+    """Find the key whose secret has this hex sha256. Unknown and expired keys get the same 401."""
+    entry = index.keys.get(digest)
+    if entry is None or (entry.expires_us and entry.expires_us <= now_us):
+        return Refuse(401, "invalid_api_key", "The API key is unknown, disabled or expired.")
+    return entry
+
+
+def visible_aliases(index: Index, key: KeyEntry) -> tuple[AliasEntry, ...]:
+    """The aliases that this key's tenant may call, in table order: the answer to ``GET /v1/models``."""
+    return tuple(a for a in index.aliases.values() if not a.tenants or key.tenant in a.tenants)
+
+
+def arrive(index: Index, memory: EdgeMemory, call: Call) -> Turn:
+    """Admit and route a new request: ``Forward``, or ``Refuse`` followed by its ``Settle``."""
+    alias = index.aliases.get(call.alias)
+    tenant = index.tenants.get(call.key.tenant)
+    if tenant is None:
+        refusal = Refuse(401, "invalid_api_key", "The API key is unknown, disabled or expired.")
+        return _refused(memory, call, refusal)
+    if alias is None or (alias.tenants and tenant.name not in alias.tenants):
+        # An alias of another tenant is answered like one that does not exist: names are not leaked.
+        message = f"The model {call.alias!r} does not exist or you do not have access to it."
+        return _refused(memory, call, Refuse(404, "model_not_found", message))
+    if not alias.targets and not alias.endpoints:
+        reasons = (alias.reason,) if alias.reason else ()
+        message = f"The model {call.alias!r} is not ready."
+        return _refused(memory, call, Refuse(503, "model_not_ready", message, 5, reasons))
+    found = _routed(memory, alias, tenant, call, (), call.at_us)
+    if isinstance(found, Refuse):
+        return _refused(memory, call, found)
+    quota = index.projects.get((tenant.name, call.key.project), Quota())
+    admitted = admit(
+        tenant, quota, meters_of(memory, call.key), call.input_estimate, call.max_output, call.at_us
+    )
+    if not isinstance(admitted, Admitted):
+        return _refused(memory, call, _over_quota(admitted.code, admitted.reasons, admitted.retry_after_us))
+    memory = opened(memory, call, admitted.memory, found)
+    request = Request(call, Phase.FORWARDED, found, admitted.reserved)
+    return Turn(memory, request, (Forward(found),))
+
+
+def first_byte(memory: EdgeMemory, request: Request, at_us: int) -> Turn:
+    """The engine's first byte is here and goes to the client now: from here on nothing is retried."""
+    if request.phase is not Phase.FORWARDED:
+        return Turn(memory, request)
+    waited_us = max(1, at_us - request.call.at_us)
+    return Turn(memory, replace(request, phase=Phase.ANSWERING, first_token_us=waited_us))
+
+
+def finished(
+    index: Index, memory: EdgeMemory, request: Request, at_us: int, status: int, usage: TokenUsage
+) -> Turn:
+    """The engine answered to the end. A ``status`` of 400 or more settles as an engine's error."""
+    outcome = Outcome.OK if status < 400 else Outcome.ENGINE_ERROR
+    return _settled(index, memory, request, at_us, outcome, status, usage, "", failed=False)
+
+
+def client_gone(index: Index, memory: EdgeMemory, request: Request, at_us: int, usage: TokenUsage) -> Turn:
+    """The client left; ``usage`` is what the engine reported or the gateway saw pass. Status is 499."""
+    return _settled(index, memory, request, at_us, Outcome.CANCELLED, 499, usage, "", failed=False)
+
+
+def interrupted(index: Index, memory: EdgeMemory, request: Request, at_us: int, usage: TokenUsage) -> Turn:
+    """The gateway stops with this request open."""
+    status = 200 if request.phase is Phase.ANSWERING else 503
+    reason = "the gateway stopped"
+    return _settled(index, memory, request, at_us, Outcome.INTERRUPTED, status, usage, reason, failed=False)
+
+
+def engine_lost(
+    index: Index, memory: EdgeMemory, request: Request, at_us: int, reason: str, usage: TokenUsage
+) -> Turn:
+    """The engine refused the connection, died, or broke the stream (also: it answered 502, 503 or 504).
+
+    While nothing went to the client the request is forwarded to another replica, ``RETRIES`` times at most;
+    tokens of lost attempts are not billed. Otherwise it is refused or broken, and settled.
+    """
+    endpoint = request.endpoint
+    if request.phase is Phase.SETTLED or endpoint is None:
+        return Turn(memory, request)
+    if request.phase is Phase.FORWARDED and len(request.tried) < RETRIES:
+        alias = index.aliases.get(request.call.alias)
+        tenant = index.tenants.get(request.call.key.tenant)
+        tried = (*request.tried, endpoint.replica)
+        found = _routed(memory, alias, tenant, request.call, tried, at_us) if alias and tenant else None
+        if isinstance(found, Endpoint):
+            memory = taken(left(memory, endpoint, at_us, failed=True), found, request.call.prefix)
+            return Turn(memory, replace(request, endpoint=found, tried=tried), (Forward(found),))
+    broken = request.phase is Phase.ANSWERING
+    message = (
+        "The engine failed while it answered."
+        if broken
+        else "The engine failed and no other could take over."
+    )
+    action: Action = (
+        Break("engine_failed", message) if broken else Refuse(502, "engine_failed", message, 1, (reason,))
+    )
+    status = 200 if broken else 502
+    turn = _settled(index, memory, request, at_us, Outcome.ENGINE_FAILED, status, usage, reason, failed=True)
+    return Turn(turn.memory, turn.request, (action, *turn.actions))
+
+
+def _routed(
+    memory: EdgeMemory,
+    alias: AliasEntry,
+    tenant: TenantEntry,
+    call: Call,
+    tried: tuple[str, ...],
+    now_us: int,
+) -> Endpoint | Refuse:
+    endpoints, barred = reside(alias.endpoints, tenant.jurisdictions)
+    if barred and not endpoints:
+        message = "No replica of this model is where this tenant's data may be."
+        return Refuse(403, "residency_refused", message, 0, barred)
+    hits = prefix_hits(memory, call.prefix) if call.prefix else {}
+    candidates: list[Candidate] = []
+    for endpoint in endpoints:
+        if tried and endpoint.replica in tried:
+            continue
+        seen = memory.endpoints.get(endpoint.replica)
+        warm = hits.get(endpoint.replica, 0) if hits else 0
+        if seen is None:
+            candidates.append(Candidate(endpoint, 0, 0, warm))
+        else:
+            candidates.append(Candidate(endpoint, seen.outstanding, seen.cooling_until_us, warm))
+    routed = route(candidates, alias.targets, now_us, call.draw)
+    if isinstance(routed, Routed):
+        return routed.endpoint
+    return _no_route(call.alias, alias, routed)
+
+
+def _no_route(name: str, alias: AliasEntry, found: Unroutable) -> Refuse:
+    retry_s = -(-found.retry_after_us // 1_000_000)
+    if found.full:
+        return Refuse(503, "overloaded", f"Every replica of {name!r} is full.", retry_s, found.reasons)
+    reasons = (alias.reason, *found.reasons) if alias.reason else found.reasons
+    return Refuse(503, "model_not_ready", f"No replica of {name!r} can answer.", max(retry_s, 1), reasons)
+
+
+def _over_quota(code: str, reasons: tuple[str, ...], retry_after_us: int) -> Refuse:
+    retry_s = -(-retry_after_us // 1_000_000)
+    return Refuse(429, code, f"Over quota: {'; '.join(reasons)}.", retry_s, reasons)
+
+
+def _refused(memory: EdgeMemory, call: Call, refusal: Refuse) -> Turn:
+    request = Request(call, Phase.SETTLED)
+    reason = f"{refusal.code}: {'; '.join(refusal.reasons) or refusal.message}"
+    settlement = _settlement(request, call.at_us, Outcome.REFUSED, refusal.status, TokenUsage(), reason)
+    return Turn(memory, request, (refusal, Settle(settlement)))
+
+
+def _settled(
+    index: Index,
+    memory: EdgeMemory,
+    request: Request,
+    at_us: int,
+    outcome: Outcome,
+    status: int,
+    usage: TokenUsage,
+    reason: str,
+    *,
+    failed: bool,
+) -> Turn:
+    if request.phase is Phase.SETTLED or request.endpoint is None:
+        return Turn(memory, request)
+    key = request.call.key
+    tenant = index.tenants.get(key.tenant) or TenantEntry(key.tenant, Quota(), (), ())
+    quota = index.projects.get((key.tenant, key.project), Quota())
+    used = usage.input_tokens + usage.output_tokens
+    kept = settle(tenant, quota, meters_of(memory, key), request.reserved, used, at_us)
+    memory = left(memory, request.endpoint, at_us, failed=failed)
+    meters = keep_meters(memory.meters, key, kept)
+    memory = EdgeMemory(meters, memory.endpoints, memory.prefixes, memory.prefixes_old)
+    settlement = _settlement(request, at_us, outcome, status, usage, reason)
+    call, endpoint = request.call, request.endpoint
+    ended = Request(call, Phase.SETTLED, endpoint, 0, request.tried, request.first_token_us)
+    return Turn(memory, ended, (Settle(settlement),))
+
+
+def _settlement(
+    request: Request, at_us: int, outcome: Outcome, status: int, usage: TokenUsage, reason: str
+) -> Settlement:
+    call, endpoint = request.call, request.endpoint
+    return Settlement(
+        request=call.id,
+        at_us=at_us,
+        tenant=call.key.tenant,
+        project=call.key.project,
+        key=call.key.id,
+        alias=call.alias,
+        release=endpoint.release if endpoint else "",
+        replica=endpoint.replica if endpoint else "",
+        endpoint=call.endpoint,
+        outcome=outcome,
+        status=status,
+        input_tokens=usage.input_tokens,
+        cached_tokens=usage.cached_tokens,
+        output_tokens=usage.output_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
+        counted_by=usage.counted_by,
+        first_token_us=request.first_token_us,
+        duration_us=max(0, at_us - call.at_us),
+        reason=reason,
+    )

@@ -1,0 +1,373 @@
+"""A run: one pass of a line through its stations, from data to a release. Each station is a job, the gate is
+not.
+
+A station starts when all that it needs is done. Its ``input_digest`` covers all that its outputs depend on,
+so a station with the same digest is not done twice; intake always runs, because the file it reads may have
+changed. The gate decides here (``policy.gate``) and fails closed; a rejected run ends without packing.
+Packing makes the release that the line's deployments then desire. A station that fails ends its run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from tokenmill.control import deployments, jobs
+from tokenmill.control.draft import Draft
+from tokenmill.control.releases import fits, latest_of_line, record
+from tokenmill.control.state import State
+from tokenmill.domain.codec import digest_of, from_plain, to_plain
+from tokenmill.domain.errors import ConflictError, NotFoundError
+from tokenmill.domain.events import RunCancelled, RunSubmitted
+from tokenmill.domain.factory import Line, Station
+from tokenmill.domain.work import (
+    GateVerdict,
+    Imported,
+    Job,
+    JobResult,
+    JobSpec,
+    JobStatus,
+    Release,
+    Run,
+    RunStatus,
+    StationState,
+    StationStatus,
+)
+from tokenmill.policy.gate import judge
+
+STATION_CODE_VERSION = "1"
+"""Raise it when a station's code would make other outputs from the same inputs."""
+
+FINISHED = (StationStatus.DONE, StationStatus.REUSED)
+UNSETTLED = (StationStatus.WAITING, StationStatus.RUNNING)
+
+
+def check_submitted(state: State, event: RunSubmitted) -> None:
+    """Raise unless the line exists, does not run already, and its base model can be had."""
+    line = state.index.lines.get(event.line)
+    if line is None:
+        names = ", ".join(found.name for found in state.factory.lines) or "none"
+        raise NotFoundError(f"there is no line {event.line!r}", expected=f"one of: {names}")
+    if event.run in state.runs:
+        raise ConflictError(f"run {event.run} exists already", fix="Submit it under another id.")
+    for name in state.index.open_runs:
+        if state.runs[name].line == line.name:
+            raise ConflictError(
+                f"line {line.name} is running already: {name}", fix="Wait for it, or cancel it."
+            )
+    if event.force and not any(station.name == event.force for station in line.stations):
+        names = ", ".join(station.name for station in line.stations)
+        raise NotFoundError(f"{line.name} has no station {event.force!r}", expected=f"one of: {names}")
+
+
+def check_cancelled(state: State, event: RunCancelled) -> None:
+    """Raise unless the run exists and has not ended."""
+    run = state.runs.get(event.run)
+    if run is None:
+        raise NotFoundError(f"there is no run {event.run!r}", fix="See `tokenmill runs`.")
+    if run.status.ended:
+        raise ConflictError(f"run {run.id} is {run.status} already")
+
+
+def submitted(draft: Draft, event: RunSubmitted) -> None:
+    """A run begins."""
+    line = draft.index.lines[event.line]
+    stations = tuple(StationState(station.name) for station in line.stations)
+    draft.put_run(Run(event.run, line.name, RunStatus.RUNNING, event.at_us, stations, event.by, event.force))
+    draft.touched_runs.add(event.run)
+
+
+def cancelled(draft: Draft, event: RunCancelled) -> None:
+    """Someone wants it no more: its jobs are stopped."""
+    by = f" by {event.by}" if event.by else ""
+    _end(draft, draft.runs[event.run], RunStatus.CANCELLED, f"cancelled{by}", event.at_us)
+
+
+def follow_spec(draft: Draft, old_lines: Mapping[str, Line], now_us: int) -> None:
+    """A run whose line was changed or removed ends: its stations would no longer be those it began with."""
+    for name in draft.open_runs:
+        run = draft.runs[name]
+        if draft.index.lines.get(run.line) != old_lines.get(run.line):
+            _end(draft, run, RunStatus.FAILED, f"line {run.line} was changed while it ran", now_us)
+
+
+def advance(draft: Draft, run_id: str, now_us: int) -> None:
+    """Take in what jobs did, then start every station that can start, until nothing more can."""
+    for _ in range(1000):
+        run = draft.runs[run_id]
+        if run.status.ended:
+            return
+        line = draft.index.lines.get(run.line)
+        if line is None:
+            return
+        nexts = _next(draft, run, line, now_us)
+        if nexts is None:
+            break
+        draft.put_run(nexts)
+        if nexts.status.ended:
+            _stop_jobs(draft, run, now_us)
+            return
+    _finish(draft, draft.runs[run_id], now_us)
+
+
+def champion(draft: Draft, line: str) -> Release | None:
+    """What serves for a line now: what its first deployment desires, else the line's newest release."""
+    for deployment in sorted(draft.factory.deployments, key=lambda found: found.name):
+        alias = draft.aliases.get(deployment.name)
+        if deployment.line == line and alias is not None and alias.desired:
+            return draft.releases.get(alias.desired)
+    newest = latest_of_line(draft, line)
+    return draft.releases[newest] if newest else None
+
+
+def _next(draft: Draft, run: Run, line: Line, now_us: int) -> Run | None:
+    """The run after one station moved, or ``None`` when none can."""
+    states = {state.name: state for state in run.stations}
+    for station in line.stations:
+        state = states[station.name]
+        if state.status is StationStatus.RUNNING:
+            moved = _observe(draft, run, station, state)
+        elif state.status is StationStatus.WAITING and all(
+            states[need].status in FINISHED for need in station.needs if need in states
+        ):
+            moved = _begin(draft, run, line, station, now_us)
+        else:
+            continue
+        if moved is not None:
+            return moved
+    return None
+
+
+def _observe(draft: Draft, run: Run, station: Station, state: StationState) -> Run | None:
+    """What became of a running station's job."""
+    job = draft.jobs.get(state.job)
+    if job is None or not job.status.ended:
+        return None
+    ended = replace(state, ended_us=job.ended_us, usage=job.usage, result=job.result, reason=job.reason)
+    if job.status is JobStatus.SUCCEEDED and job.result is not None:
+        draft.done = draft.done.set(state.input_digest, job.result)
+        done = _with(run, replace(ended, status=StationStatus.DONE))
+        return _released(draft, done, station, job.ended_us) if station.kind == "pack" else done
+    reason = f"station {station.name} failed: {job.reason or job.status}"
+    return _ended(
+        _with(run, replace(ended, status=StationStatus.FAILED)), RunStatus.FAILED, reason, job.ended_us
+    )
+
+
+def _begin(draft: Draft, run: Run, line: Line, station: Station, now_us: int) -> Run | None:
+    """Start a station whose needs are done: judge, reuse, or submit its job."""
+    model = next((found for found in draft.factory.models if found.name == line.base), None)
+    base = draft.models.get(line.base)
+    if model is None or base is None or not fits(model, base):
+        if base is None or not base.error:
+            return None
+        reason = f"base model {line.base} could not be imported: {base.error}"
+        return _ended(run, RunStatus.FAILED, reason, now_us)
+    if station.kind == "gate":
+        return _gate(draft, run, line, station, base, now_us)
+    if station.kind == "pack" and _verdict(run, line, station) is None:
+        failed = StationState(
+            station.name, StationStatus.FAILED, ended_us=now_us, reason="no gate passed before it"
+        )
+        return _ended(_with(run, failed), RunStatus.FAILED, f"station {station.name}: no gate passed", now_us)
+    digest = station_digest(draft, run, line, station, base)
+    known = draft.done.get(digest)
+    if known is not None and station.kind != "intake" and station.name not in _forced(run, line):
+        reused = StationState(
+            station.name,
+            StationStatus.REUSED,
+            input_digest=digest,
+            result=known,
+            started_us=now_us,
+            ended_us=now_us,
+            reason="the same inputs were done before",
+        )
+        done = _with(run, reused)
+        return _released(draft, done, station, now_us) if station.kind == "pack" else done
+    job_id = draft.new_id("j")
+    jobs.submit(draft, job_id, _job_spec(draft, run, line, station, base), now_us)
+    state = StationState(
+        station.name, StationStatus.RUNNING, job=job_id, input_digest=digest, started_us=now_us
+    )
+    return _with(run, state)
+
+
+def station_digest(draft: Draft, run: Run, line: Line, station: Station, base: Imported) -> str:
+    """Digest of all that a station's outputs depend on. Those that meet the champion depend on it too."""
+    found = champion(draft, line.name) if station.kind in ("evaluate", "gate") else None
+    return digest_of(
+        {
+            "kind": station.kind,
+            "params": dict(station.params),
+            "base": base.digest,
+            "champion": found.id if found else "",
+            "code": STATION_CODE_VERSION,
+            "inputs": {name: dict(result.outputs) for name, result in _inputs(run, line, station).items()},
+        }
+    )
+
+
+def _gate(draft: Draft, run: Run, line: Line, station: Station, base: Imported, now_us: int) -> Run:
+    """Judge the candidate on what the evaluate station before it left."""
+    found = champion(draft, line.name)
+    stations = {found.name: found for found in line.stations}
+    evidence: Mapping[str, Any] = {}
+    for need in _upstream(line, station):
+        state = _station(run, need)
+        if stations[need].kind != "evaluate" or state.result is None:
+            continue
+        if station_digest(draft, run, line, stations[need], base) != state.input_digest:
+            # Another champion was made meanwhile: a comparison with the old one says nothing.
+            return _with(run, StationState(need))
+        evidence = state.result.evidence
+    verdict = judge(evidence, station.params, champion=found is not None)
+    state = StationState(
+        station.name,
+        StationStatus.DONE if verdict.passed else StationStatus.FAILED,
+        input_digest=station_digest(draft, run, line, station, base),
+        result=JobResult(evidence=to_plain(verdict)),
+        started_us=now_us,
+        ended_us=now_us,
+        reason="" if verdict.passed else " ".join(verdict.reasons),
+    )
+    judged = _with(run, state)
+    if verdict.passed:
+        return judged
+    failed = " ".join(reason for reason in verdict.reasons if not reason.startswith("Passed"))
+    return _ended(judged, RunStatus.REJECTED, f"the gate said no. {failed}", now_us)
+
+
+def _released(draft: Draft, run: Run, station: Station, now_us: int) -> Run:
+    """The pack station is done: the release exists, is recorded, and the line's deployments desire it."""
+    line = draft.index.lines[run.line]
+    base = draft.models[line.base]
+    result = _station(run, station.name).result or JobResult()
+    verdict = _verdict(run, line, station)
+    digest = result.outputs.get("release") or str(result.evidence.get("manifest_digest", ""))
+    known = next(
+        (
+            r
+            for r in sorted(draft.releases.values(), key=lambda r: r.id)
+            if r.line == line.name and r.digest == digest
+        ),
+        None,
+    )
+    if known is None:
+        adapters = [
+            found.outputs["adapter_gguf"]
+            for found in _inputs(run, line, station).values()
+            if "adapter_gguf" in found.outputs
+        ]
+        known = Release(
+            id=draft.new_id("rel"),
+            model=line.base,
+            weights=base.digest,
+            adapter=adapters[-1] if adapters else "",
+            digest=digest,
+            origin=run.id,
+            line=line.name,
+            created_us=now_us,
+            verdict=verdict,
+        )
+        record(draft, known)
+    deployments.promote(draft, known, now_us)
+    return replace(run, release=known.id)
+
+
+def _verdict(run: Run, line: Line, station: Station) -> GateVerdict | None:
+    """The passed verdict of the gate before ``station``, or ``None``: without one nothing is packed."""
+    stations = {found.name: found for found in line.stations}
+    for need in reversed(_upstream(line, station)):
+        result = _station(run, need).result
+        if stations[need].kind == "gate" and result is not None:
+            verdict = from_plain(result.evidence, GateVerdict)
+            return verdict if verdict.passed else None
+    return None
+
+
+def _job_spec(draft: Draft, run: Run, line: Line, station: Station, base: Imported) -> JobSpec:
+    found = champion(draft, line.name)
+    inputs = _inputs(run, line, station)
+    return JobSpec(
+        kind="station",
+        tenant=line.tenant,
+        project=line.project,
+        params={
+            "station": station.name,
+            "kind": station.kind,
+            "line": line.name,
+            "run": run.id,
+            "params": dict(station.params),
+            "base": {"model": line.base, "weights": base.digest, "format": base.format},
+            "champion": to_plain(found) if found else None,
+            "inputs": {name: to_plain(result) for name, result in inputs.items()},
+        },
+        resources=station.resources,
+        priority=line.priority,
+        timeout_us=station.timeout_us,
+        run=run.id,
+        station=station.name,
+        name=f"{line.name}/{station.name}",
+    )
+
+
+def _upstream(line: Line, station: Station) -> tuple[str, ...]:
+    """Every station that ``station`` needs, directly or not, in the line's order."""
+    needs = {found.name: found.needs for found in line.stations}
+    seen: set[str] = set()
+    open_names = list(station.needs)
+    while open_names:
+        name = open_names.pop()
+        if name in needs and name not in seen:
+            seen.add(name)
+            open_names.extend(needs[name])
+    return tuple(found.name for found in line.stations if found.name in seen)
+
+
+def _inputs(run: Run, line: Line, station: Station) -> dict[str, JobResult]:
+    """What the stations before it made, by name in the line's order."""
+    found = {name: _station(run, name).result for name in _upstream(line, station)}
+    return {name: result for name, result in found.items() if result is not None}
+
+
+def _forced(run: Run, line: Line) -> set[str]:
+    """Stations that are done anew: the forced one and all that need it."""
+    return {s.name for s in line.stations if run.force and run.force in (s.name, *_upstream(line, s))}
+
+
+def _station(run: Run, name: str) -> StationState:
+    return next(state for state in run.stations if state.name == name)
+
+
+def _with(run: Run, state: StationState) -> Run:
+    return replace(run, stations=tuple(state if s.name == state.name else s for s in run.stations))
+
+
+def _ended(run: Run, status: RunStatus, reason: str, now_us: int) -> Run:
+    """The run as it ends: what has not been done will not be."""
+    stations = tuple(
+        replace(s, status=StationStatus.SKIPPED, ended_us=now_us, reason="the run ended before it")
+        if s.status in UNSETTLED
+        else s
+        for s in run.stations
+    )
+    return replace(run, status=status, stations=stations, ended_us=now_us, reason=reason)
+
+
+def _end(draft: Draft, run: Run, status: RunStatus, reason: str, now_us: int) -> None:
+    draft.put_run(_ended(run, status, reason, now_us))
+    _stop_jobs(draft, run, now_us)
+
+
+def _stop_jobs(draft: Draft, run: Run, now_us: int) -> None:
+    """Stop the jobs of stations that ran when the run ended."""
+    for state in run.stations:
+        job: Job | None = draft.jobs.get(state.job) if state.status is StationStatus.RUNNING else None
+        if job is not None and not job.status.ended:
+            jobs.cancel(draft, job.id, now_us)
+
+
+def _finish(draft: Draft, run: Run, now_us: int) -> None:
+    if all(state.status in FINISHED for state in run.stations):
+        draft.put_run(replace(run, status=RunStatus.SUCCEEDED, ended_us=now_us))

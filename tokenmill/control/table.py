@@ -1,0 +1,150 @@
+"""The table that gateways serve from, derived from the state: keys, limits, aliases and live replicas.
+
+Keys that are disabled, or whose tenant or project is not in the factory file, are left out. An endpoint's
+jurisdiction is that of its node's site. Peers answer for aliases under releases named ``peer:<name>``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+from tokenmill.control.releases import remote
+from tokenmill.control.state import State
+from tokenmill.domain.factory import Deployment, Peer
+from tokenmill.domain.table import AliasEntry, Endpoint, KeyEntry, Table, TenantEntry
+from tokenmill.domain.work import Alias, Replica, ReplicaStatus
+from tokenmill.policy.route import PEER_PREFIX
+
+PEER_SLOTS = 64
+SHOWN = (ReplicaStatus.READY, ReplicaStatus.DRAINING)
+
+
+def table_of(state: State) -> Table:
+    """The table as it should be published now, with the state's table version."""
+    return Table(
+        version=state.table_version,
+        factory=state.factory.name,
+        keys=_keys(state),
+        tenants=tuple(
+            TenantEntry(t.name, t.quota, t.jurisdictions, tuple((p.name, p.quota) for p in t.projects))
+            for t in state.factory.tenants
+        ),
+        aliases=_aliases(state),
+    )
+
+
+def publish(state: State) -> State:
+    """The state with a newer table if anything that it shows has changed, else the same state."""
+    table = table_of(state)
+    if table == state.table:
+        return state
+    version = state.table_version + 1
+    return replace(state, table_version=version, table=replace(table, version=version))
+
+
+def _keys(state: State) -> tuple[KeyEntry, ...]:
+    known = {(tenant.name, project.name) for tenant in state.factory.tenants for project in tenant.projects}
+    return tuple(
+        KeyEntry(key.id, key.digest, key.tenant, key.project, key.scope, key.expires_us)
+        for key in sorted(state.keys.values(), key=lambda key: key.id)
+        if not key.disabled and (key.tenant, key.project) in known
+    )
+
+
+def _aliases(state: State) -> tuple[AliasEntry, ...]:
+    law = {site.name: site.jurisdiction for site in state.factory.sites}
+    peers: dict[str, list[Peer]] = {}
+    for peer in state.factory.peers:
+        for name in peer.aliases:
+            peers.setdefault(name, []).append(peer)
+    entries: list[AliasEntry] = []
+    for deployment in state.factory.deployments:
+        alias = state.aliases.get(deployment.name)
+        if alias is not None:
+            away = tuple(_peer(peer, deployment.name) for peer in peers.pop(deployment.name, ()))
+            entries.append(_entry(state, deployment, alias, law, away))
+    for name in sorted(peers):
+        away = tuple(_peer(peer, name) for peer in peers[name])
+        targets = tuple((endpoint.release, 1000 // len(away)) for endpoint in away)
+        entries.append(AliasEntry(name, "chat", 0, targets, away, (), 0, peers[name][0].name))
+    return tuple(entries)
+
+
+def _entry(
+    state: State, deployment: Deployment, alias: Alias, law: dict[str, str], away: tuple[Endpoint, ...]
+) -> AliasEntry:
+    own: list[Endpoint] = []
+    for name in state.index.replicas_of.get(deployment.name, ()):
+        replica = state.replicas[name]
+        if replica.status in SHOWN and replica.address:
+            own.append(_endpoint(state, replica, law))
+    serves = any(not endpoint.draining for endpoint in own)
+    line = state.index.lines.get(deployment.line)
+    base = deployment.model or (line.base if line else "")
+    model = next((found for found in state.factory.models if found.name == base), None)
+    return AliasEntry(
+        name=alias.name,
+        kind=model.kind if model else "chat",
+        context_tokens=deployment.context_tokens,
+        targets=tuple((target.release, target.weight_milli) for target in alias.targets),
+        endpoints=(*own, *away),
+        tenants=deployment.tenants,
+        created_s=alias.since_us // 1_000_000,
+        owner=line.tenant if line else state.factory.name,
+        reason="" if serves and alias.targets else reason_of(state, deployment, alias),
+    )
+
+
+def _endpoint(state: State, replica: Replica, law: dict[str, str]) -> Endpoint:
+    node = state.nodes.get(replica.node)
+    spec = replica.spec
+    elsewhere = spec is not None and remote(spec)
+    return Endpoint(
+        replica=replica.id,
+        release=replica.release,
+        address=replica.address,
+        jurisdiction=law.get(node.node.site, "") if node else "",
+        slots=spec.slots if spec else 1,
+        draining=replica.status is ReplicaStatus.DRAINING,
+        tls=bool(elsewhere and spec and spec.url.startswith("https:")),
+        served_model=spec.model if elsewhere and spec else "",
+    )
+
+
+def _peer(peer: Peer, alias: str) -> Endpoint:
+    url = urlsplit(peer.url)
+    tls = url.scheme == "https"
+    port = url.port or (443 if tls else 80)
+    name = f"{PEER_PREFIX}{peer.name}"
+    return Endpoint(
+        replica=name,
+        release=name,
+        address=f"{url.hostname or ''}:{port}",
+        jurisdiction=peer.jurisdiction,
+        slots=PEER_SLOTS,
+        tls=tls,
+        key_ref=peer.key_ref,
+        served_model=alias,
+    )
+
+
+def reason_of(state: State, deployment: Deployment, alias: Alias) -> str:
+    """Why nothing serves this alias now, in one sentence."""
+    if not alias.desired:
+        if deployment.line:
+            line = deployment.line
+            return f"line {line} has not released anything yet: `tokenmill run {line}` makes a release"
+        imported = state.models.get(deployment.model)
+        if imported is not None and imported.error:
+            return f"model {deployment.model} could not be imported: {imported.error}"
+        return f"model {deployment.model} is being imported"
+    replicas = [state.replicas[name] for name in state.index.replicas_of.get(deployment.name, ())]
+    for replica in replicas:
+        if replica.status is ReplicaStatus.FAILED:
+            return f"replica {replica.id} failed and will be tried again: {replica.reason}"
+    if any(replica.status is ReplicaStatus.STARTING for replica in replicas):
+        return f"replicas of {alias.desired} are starting"
+    if any(replica.status is ReplicaStatus.PENDING for replica in replicas):
+        return f"no node has room for a replica; `tokenmill why {deployment.name}` says what each lacks"
+    return f"no replica of {alias.desired} is ready"

@@ -1,0 +1,260 @@
+"""Why is it so? Explains anything that has an id: pending, placed there, not serving, rejected, charged.
+
+An explanation names the rule, every candidate with its reason, and what would change the outcome. It decides
+nothing: it asks the same policies that decided.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenmill.control.index import queue_key
+from tokenmill.control.releases import fits
+from tokenmill.control.state import State
+from tokenmill.control.table import reason_of
+from tokenmill.domain.codec import from_plain
+from tokenmill.domain.errors import NotFoundError
+from tokenmill.domain.work import (
+    GateVerdict,
+    Job,
+    JobStatus,
+    Lease,
+    Replica,
+    ReplicaStatus,
+    Run,
+    StationStatus,
+)
+from tokenmill.policy.place import Demand, explain
+from tokenmill.policy.share import NOTHING, dominant_ppm
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One candidate that was looked at."""
+
+    name: str
+    accepted: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """``rule`` is what decided; ``reasons`` are why in this case; ``changes`` are what would change it."""
+
+    id: str
+    kind: str
+    status: str
+    rule: str
+    reasons: tuple[str, ...]
+    candidates: tuple[Choice, ...] = ()
+    changes: tuple[str, ...] = ()
+
+
+RULE_PLACE = "A gang starts whole or not at all, where every worker has its CPU, memory and accelerators."
+
+
+def why(state: State, name: str, now_us: int) -> Explanation:
+    """Explain the job, replica, deployment, run, release, lease, node, model, key or line called ``name``.
+
+    Raises ``NotFoundError`` for anything else.
+    """
+    if name in state.jobs:
+        return _job(state, state.jobs[name], now_us)
+    if name in state.replicas:
+        return _replica(state, state.replicas[name], now_us)
+    if name in state.aliases:
+        return _alias(state, name)
+    if name in state.runs:
+        return _run(state, state.runs[name], now_us)
+    if name in state.releases:
+        return _release(state, name)
+    if name in state.leases:
+        return _lease(state.leases[name], now_us)
+    return _named(state, name, now_us)
+
+
+def _job(state: State, job: Job, now_us: int) -> Explanation:
+    if job.status is not JobStatus.PENDING:
+        reasons = [job.reason] if job.reason else []
+        if job.nodes:
+            reasons.append(f"attempt {job.attempt} of {job.spec.max_attempts} is on {', '.join(job.nodes)}")
+        lost = sorted({node for node in job.nodes if node in state.nodes and state.nodes[node].lost})
+        changes = [f"node {node} comes back, so that its processes are known to be gone" for node in lost]
+        return Explanation(job.id, "job", job.status, RULE_PLACE, tuple(reasons), (), tuple(changes))
+    if job.retry_us > 0:
+        wait_s = max(0, job.retry_us - now_us) // 1_000_000
+        rule = "A failed attempt is repeated after a back-off that doubles, at most a minute."
+        reasons = [f"attempt {job.attempt} of {job.spec.max_attempts} failed: {job.reason}"]
+        return Explanation(job.id, "job", "pending", rule, tuple(reasons), (), (f"{wait_s} s pass",))
+    tenant = state.index.tenants.get(job.spec.tenant)
+    demand = Demand(job.spec.resources, job.spec.workers, tenant.jurisdictions if tenant else ())
+    held = state.index.held.get(job.spec.tenant, NOTHING)
+    share = dominant_ppm(held, state.index.total) / 10_000
+    queue = state.index.queues.get(queue_key(job, state.index.tenants), ())
+    before = sum(1 for waiting in queue if waiting < (job.submitted_us, job.id))
+    reasons = [
+        f"{before} jobs like it of tenant {job.spec.tenant} are before it",
+        f"tenant {job.spec.tenant} holds {share:.1f} % of the floor in its dominant resource",
+    ]
+    return _waiting(state, job.id, "job", demand, tuple(reasons))
+
+
+def _waiting(state: State, name: str, kind: str, demand: Demand, reasons: tuple[str, ...]) -> Explanation:
+    """Explain something that waits for room, node by node."""
+    choices = tuple(Choice(*found) for found in explain(state.index.rooms.values(), demand))
+    need = demand.resources
+    asked = f"{demand.workers} worker(s) of {need.cpu_millis} thousandths of a core"
+    asked += f", {need.memory_bytes} bytes, {need.accelerators} {need.accelerator_kind or 'accelerators'}"
+    if not choices:
+        reasons = (*reasons, "no node is alive")
+    changes = ["work that holds room ends", "a node joins that has room", "it asks for less"]
+    if state.index.rooms and not any(choice.accepted for choice in choices):
+        reasons = (*reasons, "no node holds even one of its workers now")
+    return Explanation(
+        name, kind, "pending", RULE_PLACE, (f"it asks for {asked}", *reasons), choices, tuple(changes)
+    )
+
+
+def _replica(state: State, replica: Replica, now_us: int) -> Explanation:
+    release = state.releases.get(replica.release)
+    if replica.status is ReplicaStatus.PENDING and replica.spec is not None:
+        line = state.index.lines.get(release.line) if release and release.line else None
+        tenant = state.index.tenants.get(line.tenant) if line else None
+        demand = Demand(replica.spec.resources, 1, tenant.jurisdictions if tenant else ())
+        return _waiting(state, replica.id, "replica", demand, (f"deployment {replica.deployment} wants it",))
+    rule = "A replica holds its lease from its placement until its process is gone."
+    reasons = [reason for reason in (replica.reason,) if reason]
+    changes: list[str] = []
+    if replica.node:
+        reasons.append(f"it was placed on {replica.node}")
+    if replica.status is ReplicaStatus.FAILED:
+        rule = "A failed replica is replaced after a back-off that doubles from 1 s to 60 s."
+        changes.append(f"{max(0, replica.retry_us - now_us) // 1_000_000} s pass")
+    node = state.nodes.get(replica.node)
+    if replica.status is ReplicaStatus.DRAINING:
+        lost = node is not None and node.lost
+        changes.append(f"node {replica.node} comes back" if lost else "its process ends")
+    return Explanation(replica.id, "replica", replica.status, rule, tuple(reasons), (), tuple(changes))
+
+
+def _alias(state: State, name: str) -> Explanation:
+    alias = state.aliases[name]
+    deployment = state.index.deployments[alias.deployment]
+    targets = tuple(target.release for target in alias.targets)
+    replicas = [state.replicas[found] for found in state.index.replicas_of.get(alias.deployment, ())]
+    choices = tuple(
+        Choice(
+            r.id,
+            r.status is ReplicaStatus.READY and r.release in targets,
+            f"{r.status}, serves {r.release}" + (f": {r.reason}" if r.reason else ""),
+        )
+        for r in replicas
+    )
+    reasons = [alias.reason] if alias.reason else []
+    changes: list[str] = []
+    serving = any(choice.accepted for choice in choices)
+    if not serving:
+        reasons.append(reason_of(state, deployment, alias))
+    if alias.desired and alias.desired not in targets:
+        reasons.append(f"{alias.desired} is desired; traffic goes to {', '.join(targets) or 'nothing'}")
+        changes.append(f"enough replicas of {alias.desired} are ready")
+    waiting = [r for r in replicas if r.status is ReplicaStatus.PENDING]
+    if waiting:
+        reasons.append(f"{len(waiting)} replica(s) wait for room: see {waiting[0].id}")
+        changes.append("room is freed on a node")
+    rule = "Traffic goes to a release when enough of its replicas are ready; only then do the others drain."
+    status = "serving" if serving else "not serving"
+    return Explanation(name, "deployment", status, rule, tuple(reasons), choices, tuple(changes))
+
+
+def _run(state: State, run: Run, now_us: int) -> Explanation:
+    reasons = [run.reason] if run.reason else []
+    choices: list[Choice] = []
+    changes: list[str] = []
+    for station in run.stations:
+        done = station.status in (StationStatus.DONE, StationStatus.REUSED)
+        reason = station.reason or (f"job {station.job}" if station.job else "")
+        choices.append(
+            Choice(station.name, done, f"{station.status}: {reason}" if reason else station.status)
+        )
+        job = state.jobs.get(station.job)
+        if station.status is StationStatus.RUNNING and job is not None:
+            found = _job(state, job, now_us)
+            reasons += [f"station {station.name}: job {job.id} is {job.status}", *found.reasons]
+            changes += found.changes
+    line = state.index.lines.get(run.line)
+    base = next((m for m in state.factory.models if line and m.name == line.base), None)
+    if not run.status.ended and line and (base is None or not fits(base, state.models.get(line.base))):
+        reasons.append(f"base model {line.base} is being imported")
+        changes.append(f"the import of {line.base} ends")
+    rule = "A station starts when all that it needs is done; a gate that says no, or a failure, ends the run."
+    return Explanation(run.id, "run", run.status, rule, tuple(reasons), tuple(choices), tuple(changes))
+
+
+def _release(state: State, name: str) -> Explanation:
+    release = state.releases[name]
+    serving = sorted(a.name for a in state.aliases.values() if any(t.release == name for t in a.targets))
+    desired = sorted(a.name for a in state.aliases.values() if a.desired == name)
+    reasons = [f"made by {release.origin}" if release.line else f"imported weights of {release.model}"]
+    if release.verdict is not None:
+        reasons += release.verdict.reasons
+    reasons += [f"serves {alias}" for alias in serving]
+    reasons += [f"is desired by {alias}" for alias in desired if alias not in serving]
+    rule = "Only imports and releases whose gate passed may serve."
+    return Explanation(name, "release", "serving" if serving else "kept", rule, tuple(reasons))
+
+
+def _lease(lease: Lease, now_us: int) -> Explanation:
+    rule = "A lease holds its resources until the process is gone, or the tenant's time is over."
+    what = f"{lease.cpu_millis} thousandths of a core, {lease.memory_bytes} bytes"
+    if lease.accelerators:
+        what += f", {', '.join(lease.accelerators)}"
+    changes = [f"{lease.owner} ends"]
+    if lease.until_us:
+        changes = [f"{max(0, lease.until_us - now_us) // 1_000_000} s pass", "it is released"]
+    reasons = (f"{lease.owner} holds {what} of {lease.node}",)
+    return Explanation(lease.id, "lease", "held", rule, reasons, (), tuple(changes))
+
+
+def _named(state: State, name: str, now_us: int) -> Explanation:
+    """Nodes, models, keys and lines."""
+    if name in state.nodes:
+        node = state.nodes[name]
+        owners = sorted({lease.owner for lease in state.leases.values() if lease.node == name})
+        rule = "A lost node takes nothing new; what it held stays held until its end is known."
+        status = "lost" if node.lost else "alive"
+        return Explanation(name, "node", status, rule, tuple(f"{owner} is on it" for owner in owners))
+    if name in state.keys:
+        key = state.keys[name]
+        expired = bool(key.expires_us) and key.expires_us <= now_us
+        status = "disabled" if key.disabled else "expired" if expired else "works"
+        rule = "A key works while it is not disabled or expired and its tenant and project are in the file."
+        return Explanation(name, "key", status, rule, (f"it belongs to {key.tenant}/{key.project}",))
+    runs = sorted(run.id for run in state.runs.values() if run.line == name)
+    if name in state.index.lines:
+        reasons = (
+            (state.runs[runs[-1]].reason or f"its last run is {runs[-1]}",) if runs else ("it has not run",)
+        )
+        status = state.runs[runs[-1]].status if runs else "idle"
+        return Explanation(name, "line", status, "A line runs when it is asked to.", reasons)
+    model = next((found for found in state.factory.models if found.name == name), None)
+    if model is not None:
+        imported = state.models.get(name)
+        status = "importing" if imported is None else "failed" if imported.error else "imported"
+        reason = imported.error or f"digest {imported.digest}" if imported else f"from {model.source}"
+        changes = ("the factory file is applied again",) if status == "failed" else ()
+        return Explanation(name, "model", status, "A pinned digest must match.", (reason,), (), changes)
+    raise NotFoundError(
+        f"nothing is called {name!r}",
+        expected="the id of a job, replica, run, release, lease, key or node, or a deployment, line or model",
+        fix="`tokenmill status` lists them.",
+    )
+
+
+def verdict_of(run: Run) -> GateVerdict | None:
+    """The verdict of a run's gate, or ``None`` while there is none."""
+    for station in run.stations:
+        evidence = station.result.evidence if station.result else {}
+        if "passed" in evidence and "p_value" in evidence:
+            return from_plain(evidence, GateVerdict)
+    return None

@@ -1,0 +1,181 @@
+"""Is the candidate better, or was it luck? A paired exact test on the same items; fails closed.
+
+Candidate and reference answered the same items, so only the items on which they differ carry evidence:
+McNemar's test in its exact one-sided form (a binomial test on the discordant pairs; McNemar 1947,
+Psychometrika 12). The 95 % interval of the difference is Newcombe's hybrid score interval for paired
+proportions with continuity-corrected phi (method 10 of Newcombe 1998, Statistics in Medicine 17, 2635).
+Against several references every one must be beaten (an intersection-union test), so no correction for several
+comparisons is due.
+
+Evidence that is missing, contradicts itself, or is about another number of items rejects the candidate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tokenmill.domain.work import GateVerdict
+
+Z95 = 1.959963984540054
+MIN_ITEMS = 30
+ALPHA = 0.05
+EXACT_MOST = 2000
+"""Up to this many discordant pairs the tail is summed in whole numbers, above it in logarithms."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """How two answered the same items: both right, neither, only the candidate, only the reference."""
+
+    both: int
+    neither: int
+    candidate_only: int
+    reference_only: int
+
+    @property
+    def n(self) -> int:
+        return self.both + self.neither + self.candidate_only + self.reference_only
+
+
+def exact_p(candidate_only: int, reference_only: int) -> float:
+    """One-sided p: the chance of at least ``candidate_only`` heads in that many fair throws."""
+    n = candidate_only + reference_only
+    if n <= EXACT_MOST:
+        tail = sum(math.comb(n, k) for k in range(candidate_only, n + 1))
+        return tail / (1 << n)
+    log_all = math.lgamma(n + 1) - n * math.log(2.0)
+    terms = (
+        math.exp(log_all - math.lgamma(k + 1) - math.lgamma(n - k + 1)) for k in range(candidate_only, n + 1)
+    )
+    return min(1.0, math.fsum(terms))
+
+
+def interval(pairs: Pairs) -> tuple[float, float]:
+    """The 95 % interval of (candidate's - reference's) share of right answers. Needs at least one item."""
+    n = pairs.n
+    candidate = (pairs.both + pairs.candidate_only) / n
+    reference = (pairs.both + pairs.reference_only) / n
+    low_c, high_c = _wilson(candidate, n)
+    low_r, high_r = _wilson(reference, n)
+    phi = _phi(pairs)
+    down_c, up_c = candidate - low_c, high_c - candidate
+    down_r, up_r = reference - low_r, high_r - reference
+    difference = candidate - reference
+    low = difference - math.sqrt(max(0.0, down_c**2 - 2 * phi * down_c * up_r + up_r**2))
+    high = difference + math.sqrt(max(0.0, up_c**2 - 2 * phi * up_c * down_r + down_r**2))
+    return max(-1.0, low), min(1.0, high)
+
+
+def judge(evidence: Mapping[str, Any], params: Mapping[str, Any], *, champion: bool) -> GateVerdict:
+    """Decide on a candidate.
+
+    ``evidence`` is what an evaluate station left: ``metric``, ``n`` and ``pairs`` by reference. ``params``
+    are the gate's: ``against`` (base, champion, both), ``min_items``, ``alpha``, ``min_difference_milli``.
+    ``champion`` says whether a champion served when the candidate was evaluated; without one, the base is the
+    reference. The verdict's numbers are those of the reference that was hardest to beat.
+    """
+    metric = str(evidence.get("metric", ""))
+    against, notes = _against(str(params.get("against", "both")), champion=champion)
+    if not against:
+        return GateVerdict(False, notes, metric)
+    found: list[GateVerdict] = []
+    for name in against:
+        pairs = _pairs(evidence, name)
+        if isinstance(pairs, str):
+            return GateVerdict(False, (*notes, pairs), metric)
+        found.append(_compare(name, pairs, params, metric))
+    worst = max(found, key=lambda verdict: (not verdict.passed, verdict.p_value, -verdict.difference_milli))
+    return GateVerdict(
+        passed=all(verdict.passed for verdict in found),
+        reasons=(*notes, *(reason for verdict in found for reason in verdict.reasons)),
+        metric=metric,
+        n=worst.n,
+        candidate_milli=worst.candidate_milli,
+        reference_milli=worst.reference_milli,
+        difference_milli=worst.difference_milli,
+        low_milli=worst.low_milli,
+        high_milli=worst.high_milli,
+        p_value=worst.p_value,
+    )
+
+
+def _against(asked: str, *, champion: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    if asked not in ("base", "champion", "both"):
+        return (), (f"The gate's 'against' is {asked!r}; expected base, champion or both. It stays shut.",)
+    if asked == "base":
+        return ("base",), ()
+    if not champion:
+        return ("base",), ("No champion serves yet, so the base is the reference.",)
+    return (("champion",) if asked == "champion" else ("base", "champion")), ()
+
+
+def _pairs(evidence: Mapping[str, Any], name: str) -> Pairs | str:
+    """The pairs against one reference, or the sentence that says why they cannot be used."""
+    by_name = evidence.get("pairs")
+    raw = by_name.get(name) if isinstance(by_name, Mapping) else None
+    if not isinstance(raw, Mapping):
+        return f"There is no evidence against the {name}: the gate stays shut."
+    counts = [raw.get(field) for field in ("both", "neither", "candidate_only", "reference_only")]
+    if any(not isinstance(count, int) or isinstance(count, bool) or count < 0 for count in counts):
+        return f"The evidence against the {name} is not four whole counts: the gate stays shut."
+    pairs = Pairs(*(int(count or 0) for count in counts))
+    if pairs.n != evidence.get("n"):
+        return f"The evidence against the {name} counts {pairs.n} items, not n = {evidence.get('n')}."
+    if pairs.n == 0:
+        return f"No item was evaluated against the {name}: the gate stays shut."
+    return pairs
+
+
+def _compare(name: str, pairs: Pairs, params: Mapping[str, Any], metric: str) -> GateVerdict:
+    n = pairs.n
+    min_items = int(params.get("min_items", MIN_ITEMS))
+    alpha = float(params.get("alpha", ALPHA))
+    floor_milli = int(params.get("min_difference_milli", 0))
+    p = exact_p(pairs.candidate_only, pairs.reference_only)
+    low, high = interval(pairs)
+    difference = (pairs.candidate_only - pairs.reference_only) * 1000
+    better = f"it is {difference / n / 10:.1f} points better than the {name}"
+    bounds = f"95 % interval {low * 100:.1f} to {high * 100:.1f}"
+    checks = (
+        (n >= min_items, f"{n} items were compared with the {name}, {min_items} are needed"),
+        (p <= alpha, f"by luck this against the {name} has p = {p:.4g}, at most {alpha:g} is allowed"),
+        (difference >= floor_milli * n, f"{better} ({bounds}), {floor_milli / 10:.1f} are needed"),
+    )
+    return GateVerdict(
+        passed=all(ok for ok, _ in checks),
+        reasons=tuple(f"{'Passed' if ok else 'Failed'}: {sentence}." for ok, sentence in checks),
+        metric=metric,
+        n=n,
+        candidate_milli=_milli(pairs.both + pairs.candidate_only, n),
+        reference_milli=_milli(pairs.both + pairs.reference_only, n),
+        difference_milli=_milli(pairs.candidate_only - pairs.reference_only, n),
+        low_milli=math.floor(low * 1000),
+        high_milli=math.ceil(high * 1000),
+        p_value=p,
+    )
+
+
+def _milli(count: int, n: int) -> int:
+    return (2 * count * 1000 + n) // (2 * n)
+
+
+def _wilson(share: float, n: int) -> tuple[float, float]:
+    """Wilson's score interval at 95 % (Wilson 1927)."""
+    z2 = Z95 * Z95
+    middle = share + z2 / (2 * n)
+    half = Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    return max(0.0, (middle - half) / (1 + z2 / n)), min(1.0, (middle + half) / (1 + z2 / n))
+
+
+def _phi(pairs: Pairs) -> float:
+    a, b, c, d = pairs.both, pairs.candidate_only, pairs.reference_only, pairs.neither
+    product = (a + b) * (c + d) * (a + c) * (b + d)
+    if product == 0:
+        return 0.0
+    numerator = float(a * d - b * c)
+    if numerator > 0:
+        numerator = max(0.0, numerator - pairs.n / 2)
+    return numerator / math.sqrt(product)

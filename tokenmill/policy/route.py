@@ -1,0 +1,124 @@
+"""Which replica takes this request? Weights of the alias choose the release, least work the replica.
+
+Candidates that residency forbids were removed before (``policy.reside``); nothing is scored that may not be
+used. The caller gives ``draw``, so that a canary's share is random in the gateway and replayed in a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tokenmill.domain.table import Endpoint
+
+QUEUE_PER_SLOT = 8
+"""A replica takes this many requests per slot, running and waiting; more would only time out in its queue."""
+
+PREFIX_BONUS_MILLI = 200
+PREFIX_HITS_MOST = 4
+"""Each leading block of the prompt that a replica has seen outweighs a fifth of its slots, four at most:
+a warm prefix wins among replicas with a free slot, and loses to an idle one when its own slots are taken."""
+
+PEER_PREFIX = "peer:"
+"""Endpoints of peers carry ``peer:<name>`` as their release; they are used when no own replica can be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One endpoint as the gateway sees it now. ``prefix_hits`` counts leading prompt blocks it has seen."""
+
+    endpoint: Endpoint
+    outstanding: int = 0
+    cooling_until_us: int = 0
+    prefix_hits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Unroutable:
+    """No candidate can take it. ``full`` says that it was for want of room alone, so waiting helps."""
+
+    reasons: tuple[str, ...]
+    full: bool
+    retry_after_us: int
+
+
+def route(
+    candidates: Sequence[Candidate], targets: Sequence[tuple[str, int]], now_us: int, draw: int
+) -> Routed | Unroutable:
+    """Choose an endpoint for one request.
+
+    ``targets`` are (release, weight in thousandths) and ``draw`` is 0..999. Weights count among the releases
+    that have a usable replica, so a canary that died does not lose its share of requests. Ties end in the
+    replica's id.
+    """
+    best: dict[str, tuple[int, str, Endpoint]] = {}
+    for candidate in candidates:
+        endpoint = candidate.endpoint
+        slots = endpoint.slots or 1
+        if (
+            endpoint.draining
+            or candidate.cooling_until_us > now_us
+            or candidate.outstanding >= slots * QUEUE_PER_SLOT
+        ):
+            continue
+        score = candidate.outstanding * 1000 // slots
+        if candidate.prefix_hits:
+            score -= PREFIX_BONUS_MILLI * min(candidate.prefix_hits, PREFIX_HITS_MOST)
+        found = best.get(endpoint.release)
+        if found is None or (score, endpoint.replica) < (found[0], found[1]):
+            best[endpoint.release] = (score, endpoint.replica, endpoint)
+    release = _release(targets, best, draw)
+    if release is not None:
+        return Routed(best[release][2])
+    peers = [found for name, found in best.items() if name.startswith(PEER_PREFIX)]
+    if peers:
+        return Routed(min(peers, key=lambda found: (found[0], found[1]))[2])
+    return _unroutable(candidates, targets, now_us)
+
+
+def _release(
+    targets: Sequence[tuple[str, int]], best: dict[str, tuple[int, str, Endpoint]], draw: int
+) -> str | None:
+    if len(targets) == 1:
+        return targets[0][0] if targets[0][0] in best else None
+    usable = [(release, weight) for release, weight in targets if weight > 0 and release in best]
+    total = sum(weight for _, weight in usable)
+    point = draw * total // 1000
+    for release, weight in usable:
+        point -= weight
+        if point < 0:
+            return release
+    return None
+
+
+def _unroutable(
+    candidates: Sequence[Candidate], targets: Sequence[tuple[str, int]], now_us: int
+) -> Unroutable:
+    names = {release for release, weight in targets if weight > 0}
+    reasons: list[str] = []
+    full = bool(candidates)
+    retry_us = 1_000_000
+    for candidate in candidates:
+        endpoint = candidate.endpoint
+        if endpoint.draining:
+            reason = "is draining"
+        elif candidate.cooling_until_us > now_us:
+            reason = f"failed and is left alone for {(candidate.cooling_until_us - now_us) // 1000} ms"
+            retry_us = max(retry_us, candidate.cooling_until_us - now_us)
+        elif endpoint.release not in names and not endpoint.release.startswith(PEER_PREFIX):
+            reason = f"serves {endpoint.release}, which gets no traffic now"
+        else:
+            reasons.append(
+                f"{endpoint.replica}: has {candidate.outstanding} requests on {endpoint.slots} slots"
+            )
+            continue
+        full = False
+        reasons.append(f"{endpoint.replica}: {reason}")
+    if not candidates:
+        reasons.append("no replica is ready")
+    return Unroutable(tuple(reasons), full, retry_us)
