@@ -1,0 +1,1 @@
+"""Alembic's script directory: one file per revision, applied by ``store.migrate``. Revisions never change."""

@@ -1,0 +1,55 @@
+"""The registry of releases: written once each, never changed, kept longer than the journal."""
+
+from __future__ import annotations
+
+import msgspec
+from sqlalchemy import select
+
+from tokenmill.domain.codec import from_plain, to_plain
+from tokenmill.domain.errors import ConflictError
+from tokenmill.domain.work import Release
+from tokenmill.store.database import Database
+from tokenmill.store.schema import releases
+
+
+class Registry:
+    """The releases of one store."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def record_release(self, release: Release) -> None:
+        """Write a release down; the same one again changes nothing.
+
+        Raises ``ConflictError`` when another release has its id: releases are immutable.
+        """
+        body = msgspec.json.encode(to_plain(release)).decode()
+        row = {
+            "id": release.id,
+            "model": release.model,
+            "line": release.line,
+            "created_us": release.created_us,
+            "body": body,
+        }
+        insert = self._database.insert(releases).on_conflict_do_nothing()
+        with self._database.write() as connection:
+            connection.execute(insert, row)
+            kept = connection.execute(select(releases.c.body).where(releases.c.id == release.id)).scalar_one()
+        if _decode(kept) != release:
+            raise ConflictError(
+                f"release {release.id!r} is recorded with other contents",
+                expected="a new id for a new release",
+                fix="This is a mistake of Tokenmill, or two factories share one database.",
+                where=self._database.where,
+            )
+
+    def releases(self) -> list[Release]:
+        """All releases, oldest first."""
+        order = (releases.c.created_us, releases.c.id)
+        with self._database.read() as connection:
+            rows = connection.execute(select(releases.c.body).order_by(*order)).scalars().all()
+        return [_decode(body) for body in rows]
+
+
+def _decode(body: str) -> Release:
+    return from_plain(msgspec.json.decode(body), Release)
