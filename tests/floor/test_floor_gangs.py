@@ -1,0 +1,219 @@
+"""Gangs of real, small processes: whole or not at all, results, exit codes, adoption."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tokenmill.control.state import EMPTY, State
+from tokenmill.domain.effects import StartJob
+from tokenmill.domain.events import Event, JobExited, JobStarted
+from tokenmill.domain.work import Job, JobSpec, JobStatus
+from tokenmill.floor import procfs
+from tokenmill.floor.energy import CpuModel, EnergyMeter
+from tokenmill.floor.gangs import LOST_CODE, Gangs
+from tokenmill.floor.processes import Supervisor
+from tokenmill.floor.records import Records
+from tokenmill.spec.settings import Paths
+
+pytestmark = pytest.mark.live
+
+
+def now_us() -> int:
+    return time.time_ns() // 1000
+
+
+class Bench:
+    """A supervisor and its gangs over one folder, and the events that they report."""
+
+    def __init__(self, root: Path, mark: str) -> None:
+        self.paths = Paths(root)
+        self.mark = mark
+        self.events: list[Event] = []
+        meter = EnergyMeter(CpuModel(10.0, 5.0, 2))
+        self.supervisor = Supervisor(Records(self.paths.processes), mark, meter, now_us)
+        self.gangs = Gangs(self.supervisor, self.paths, root, self.report, now_us)
+
+    async def report(self, event: Event) -> None:
+        self.events.append(event)
+
+    async def exited(self) -> JobExited:
+        async with asyncio.timeout(20):
+            while True:
+                for event in self.events:
+                    if isinstance(event, JobExited):
+                        return event
+                await asyncio.sleep(0.02)
+
+    async def leave(self) -> None:
+        """Go away as a killed controller does: without a word to the processes."""
+        self.gangs.cancel()
+        await self.supervisor.close()
+
+
+@pytest.fixture
+def mark() -> Iterator[str]:
+    value = uuid.uuid4().hex[:12]
+    yield value
+    for pid in procfs.marked(value):
+        os.kill(pid, signal.SIGKILL)
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(40):
+            await test()
+
+    asyncio.run(bounded())
+
+
+def start(script: str, workers: int = 1, kind: str = "command") -> StartJob:
+    spec = JobSpec(kind, "acme", "default", ("/bin/sh", "-c", script), workers=workers)
+    return StartJob("j-1", 1, spec, ("local",) * workers, ((),) * workers)
+
+
+def state_with(effect: StartJob, status: JobStatus) -> State:
+    job = Job("j-1", effect.spec, status, 1, attempt=1)
+    return replace(EMPTY, jobs=EMPTY.jobs.set("j-1", job))
+
+
+def test_a_gang_starts_whole_with_the_variables_of_torchrun(tmp_path: Path, mark: str) -> None:
+    async def test() -> None:
+        bench = Bench(tmp_path, mark)
+        script = 'echo "$RANK/$WORLD_SIZE $MASTER_ADDR:$MASTER_PORT $TOKENMILL_JOB_ID" > "out-$RANK"'
+        bench.gangs.start(start(script, workers=3))
+        found = await bench.exited()
+        assert (found.code, found.reason) == (0, "")
+        lines = [(bench.paths.job("j-1") / f"out-{rank}").read_text().split() for rank in range(3)]
+        assert [line[0] for line in lines] == ["0/3", "1/3", "2/3"]
+        assert len({line[1] for line in lines}) == 1
+        assert {line[2] for line in lines} == {"j-1"}
+        assert [type(event) for event in bench.events] == [JobStarted, JobExited]
+        assert found.usage.wall_us > 0
+        assert list(bench.paths.processes.glob("*")) == []
+        await bench.leave()
+
+    run(test)
+
+
+def test_one_failed_worker_ends_the_others(tmp_path: Path, mark: str) -> None:
+    async def test() -> None:
+        bench = Bench(tmp_path, mark)
+        bench.gangs.start(start('[ "$RANK" = 1 ] && { echo broken; exit 7; }; sleep 60', workers=3))
+        found = await bench.exited()
+        assert found.code == 7
+        assert not procfs.marked(mark)
+        await bench.leave()
+
+    run(test)
+
+
+def test_a_gang_that_cannot_start_leaves_nothing(tmp_path: Path, mark: str) -> None:
+    """The log folder of the third worker cannot be made, so the first two do not go on."""
+
+    async def test() -> None:
+        bench = Bench(tmp_path, mark)
+        (bench.paths.logs / "j-1.2.log").mkdir(parents=True)
+        bench.gangs.start(start("sleep 60", workers=3))
+        found = await bench.exited()
+        assert found.code == 13
+        assert "j-1.2" in found.reason
+        assert not procfs.marked(mark)
+        assert list(bench.paths.processes.glob("*")) == []
+        await bench.leave()
+
+    run(test)
+
+
+def test_a_result_is_read_and_an_error_is_told(tmp_path: Path, mark: str) -> None:
+    async def test() -> None:
+        bench = Bench(tmp_path, mark)
+        bench.gangs.start(start('echo \'{"metrics": {"rows": 3}}\' > result.json'))
+        found = await bench.exited()
+        assert found.result is not None
+        assert dict(found.result.metrics) == {"rows": 3}
+        bench.events.clear()
+        error = json.dumps({"message": "the file is empty", "fix": "Fill it.", "where": "a.csv:1"})
+        bench.gangs.start(start(f"echo '{error}' > error.json; exit 10"))
+        found = await bench.exited()
+        assert (found.code, found.reason) == (10, "a.csv:1: the file is empty Fill it.")
+        assert found.result is None
+        await bench.leave()
+
+    run(test)
+
+
+def test_stop_gives_time_and_then_kills(tmp_path: Path, mark: str) -> None:
+    async def test() -> None:
+        bench = Bench(tmp_path, mark)
+        ready = bench.paths.job("j-1") / "ready"
+        code = (
+            f"import signal,time; signal.signal(15, signal.SIG_IGN); open({str(ready)!r},'w'); time.sleep(60)"
+        )
+        bench.gangs.start(start(f'exec {sys.executable} -c "{code}"'))
+        async with asyncio.timeout(10):
+            while not ready.exists():
+                await asyncio.sleep(0.02)
+        bench.gangs.stop("j-1", 300_000)
+        found = await bench.exited()
+        assert found.reason == "stopped"
+        assert found.code != 0
+        assert not procfs.marked(mark)
+        await bench.leave()
+
+    run(test)
+
+
+def test_the_next_controller_adopts_a_gang_and_hears_its_code(tmp_path: Path, mark: str) -> None:
+    async def test() -> None:
+        bench = Bench(tmp_path, mark)
+        effect = start("while [ ! -e go ]; do sleep 0.05; done; exit 5", workers=2)
+        bench.gangs.start(effect)
+        async with asyncio.timeout(10):
+            while not bench.events:
+                await asyncio.sleep(0.02)
+        await bench.leave()
+        after = Bench(tmp_path, mark)
+        after.gangs.adopt(after.supervisor.records.read(), state_with(effect, JobStatus.RUNNING))
+        after.gangs.start(effect)  # what ``resume`` asks for: it is there already
+        (after.paths.job("j-1") / "go").touch()
+        found = await after.exited()
+        assert (found.code, found.attempt) == (5, 1)
+        assert not procfs.marked(mark)
+        assert list(after.paths.processes.glob("*")) == []
+        await after.leave()
+
+    run(test)
+
+
+def test_what_nobody_wants_is_ended_and_what_is_gone_is_told(tmp_path: Path, mark: str) -> None:
+    async def test() -> None:
+        bench = Bench(tmp_path, mark)
+        effect = start("sleep 60")
+        bench.gangs.start(effect)
+        async with asyncio.timeout(10):
+            while not bench.events:
+                await asyncio.sleep(0.02)
+        await bench.leave()
+        after = Bench(tmp_path, mark)
+        after.gangs.adopt(after.supervisor.records.read(), EMPTY)
+        await after.exited()
+        assert not procfs.marked(mark)
+        await after.leave()
+        last = Bench(tmp_path, mark)
+        last.gangs.adopt((), state_with(effect, JobStatus.STOPPING))
+        found = await last.exited()
+        assert found.code == LOST_CODE
+        await last.leave()
+
+    run(test)

@@ -1,0 +1,227 @@
+"""The whole factory with a real model while its processes are killed.
+
+Nothing cheaper shows that a gateway serves without its controller, that the next one takes over what the
+last one left, and that no request is lost or billed twice on the way.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tokenmill import compose
+from tokenmill.control.core import replay
+from tokenmill.control.snapshot import dump
+from tokenmill.control.state import EMPTY
+from tokenmill.domain.errors import ConflictError
+from tokenmill.store.opening import open_store
+
+pytestmark = [pytest.mark.live, pytest.mark.model, pytest.mark.timeout(180)]
+
+Until = Callable[..., None]
+
+
+def spooled(folder: Path) -> dict[str, str]:
+    """Return request -> outcome of every settle line that the gateway wrote."""
+    lines = [json.loads(line) for path in folder.glob("*.jsonl") for line in path.read_text().splitlines()]
+    settled = [line for line in lines if line["t"] == "settle"]
+    assert len({line["request"] for line in settled}) == len(settled)
+    return {line["request"]: line["outcome"] for line in settled}
+
+
+def check_books(live, until: Until) -> None:
+    """The ledger holds what the gateway spooled, once each, and balances."""
+    until(lambda: live.settlements() == spooled(live.paths.spool))
+    report = live.api("GET", "/api/ledger/verify")
+    assert report["ok"], report["problems"]
+    assert report["unreconciled_tokens"] == 0
+
+
+def check_ended(live) -> None:
+    """Nothing is left, and the state that was saved is the state that the journal makes."""
+    live.down()
+    assert live.left() == {}
+    assert not list(live.paths.processes.glob("*.json"))
+    assert not live.paths.control_socket.exists()
+    store = open_store(f"sqlite:///{live.paths.database}")
+    try:
+        snapshot = store.journal.latest_snapshot()
+        assert snapshot is not None
+        state, _ = replay(EMPTY, (event for _, event in store.journal.replay()))
+        # Snapshots went through JSON, which knows lists but no tuples.
+        assert snapshot == (store.journal.last_seq(), json.loads(json.dumps(dump(state))))
+    finally:
+        store.close()
+
+
+def test_controller_killed_and_back(serving, until: Until) -> None:
+    before = serving.processes()
+    serving.kill_controller()
+    assert serving.ask().status_code == 200
+    assert len(serving.left()) == 2
+    serving.up()
+    after = serving.processes()
+    assert {name: after[name] for name in ("gateway", "r-000001")} == {
+        name: before[name] for name in ("gateway", "r-000001")
+    }
+    assert serving.ask().status_code == 200
+    check_books(serving, until)
+    usage = serving.api("GET", "/api/usage?by=tenant")
+    acme = next(row for row in usage if row["tenant"] == "acme")
+    assert acme["energy_mj"] > 0
+    assert acme["micros"]["USD"] > 0
+    check_ended(serving)
+
+
+def kill_in_a_stream(serving, pid: int) -> None:
+    body = {
+        "model": "smol",
+        "stream": True,
+        "max_tokens": 600,
+        "messages": [{"role": "user", "content": "Tell a very long story."}],
+    }
+    url = f"{serving.url}/v1/chat/completions"
+    with httpx.stream("POST", url, json=body, headers=serving.headers, timeout=30, trust_env=False) as answer:
+        for number, _ in enumerate(answer.iter_lines()):
+            if number == 6:
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_gateway_killed_in_a_stream(serving, until: Until) -> None:
+    pid = serving.processes()["gateway"]
+    with pytest.raises(httpx.HTTPError):
+        kill_in_a_stream(serving, pid)
+    until(serving.answers)
+    assert serving.processes()["gateway"] != pid
+    until(lambda: list(serving.settlements().values()).count("interrupted") == 1)
+    check_books(serving, until)
+    check_ended(serving)
+
+
+def test_engine_killed_is_replaced(serving, until: Until) -> None:
+    os.kill(serving.processes()["r-000001"], signal.SIGKILL)
+    until(lambda: "r-000001" not in serving.processes())
+    until(serving.ready)
+    until(serving.answers)
+    replicas = serving.api("GET", "/api/status")["deployments"][0]["replicas"]
+    assert [replica["status"] for replica in replicas if replica["id"] != "r-000001"] == ["ready"]
+    check_books(serving, until)
+    check_ended(serving)
+
+
+def test_everything_killed_at_once(serving, until: Until) -> None:
+    serving.kill_controller()
+    for pid in serving.left():
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: not serving.left())
+    serving.up()
+    until(serving.ready)
+    until(serving.answers)
+    check_books(serving, until)
+    check_ended(serving)
+
+
+def test_second_controller_is_refused_and_a_dead_ones_rest_can_be_ended(serving) -> None:
+    with pytest.raises(ConflictError, match=f"already running at {serving.url}, pid"):
+        serving.up()
+    argv = [sys.executable, "-m", "tokenmill.compose", "control", "--dir", str(serving.paths.root)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 5
+    assert "already running" in done.stderr
+    with pytest.raises(ConflictError):
+        compose.clean_stop_without_controller(serving.paths)
+    serving.kill_controller()
+    assert compose.clean_stop_without_controller(serving.paths) == 2
+    assert serving.left() == {}
+
+
+def test_control_c_ends_everything(live, until: Until) -> None:
+    argv = [sys.executable, "-m", "tokenmill.compose", "control", "--dir", str(live.paths.root)]
+    process = subprocess.Popen(argv, cwd=live.file.parent)
+    try:
+        until(lambda: live.paths.control_socket.exists())
+        until(lambda: len(live.left()) == 1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert live.left() == {}
+
+
+def job_of(live, name: str) -> dict:
+    return live.api("GET", f"/api/jobs/{name}")
+
+
+def submit(live, script: str) -> str:
+    body = {"tenant": "acme", "project": "default", "command": ["/bin/sh", "-c", script]}
+    return live.api("POST", "/api/jobs", body | {"resources": {"cpu_millis": 100}})["job"]
+
+
+COUNT = 'mkdir -p work; n=$(cat work/n 2>/dev/null || echo 0); while [ "$n" -lt 40 ]; do n=$((n+1)); \
+echo "$n" > work/n; echo "line $n" >> work/log; sleep 0.05; done'
+
+
+def test_job_killed_goes_on_from_where_it_was(serving, until: Until) -> None:
+    job = submit(serving, COUNT)
+    log = serving.paths.job_work(job) / "log"
+    until(lambda: log.exists() and len(log.read_text().splitlines()) > 5)
+    os.killpg(serving.processes()[job], signal.SIGKILL)
+    until(lambda: job_of(serving, job)["status"] == "succeeded")
+    found = job_of(serving, job)
+    assert found["attempt"] == 2
+    assert log.read_text().splitlines() == [f"line {n}" for n in range(1, 41)]
+    usage = serving.api("GET", "/api/usage?by=tenant")
+    assert next(row for row in usage if row["tenant"] == "acme")["cpu_us"] > 0
+    check_ended(serving)
+
+
+def test_job_ends_while_no_controller_is_there(serving, until: Until) -> None:
+    good = submit(serving, COUNT)
+    bad = submit(serving, "sleep 0.5; exit 3")
+    until(lambda: {good, bad} <= serving.processes().keys())
+    serving.kill_controller()
+    until(lambda: not any(name in (good, bad) for name in serving.left().values()))
+    serving.up()
+    until(lambda: job_of(serving, good)["status"] == "succeeded")
+    assert job_of(serving, good)["attempt"] == 1
+    until(lambda: "code 3" in job_of(serving, bad)["reason"])
+    check_ended(serving)
+
+
+def test_job_goes_on_after_a_clean_stop(serving, until: Until) -> None:
+    job = submit(serving, COUNT)
+    log = serving.paths.job_work(job) / "log"
+    until(lambda: log.exists() and len(log.read_text().splitlines()) > 5)
+    check_ended(serving)
+    serving.up()
+    until(lambda: job_of(serving, job)["status"] == "succeeded")
+    assert job_of(serving, job)["attempt"] == 1
+    assert len(log.read_text().splitlines()) == 40
+    check_ended(serving)
+
+
+def test_corrupt_weights_never_serve(serving, until: Until) -> None:
+    digest = serving.api("GET", "/api/models")["releases"][0]["weights"]
+    name = digest.removeprefix("sha256:")
+    weights = serving.paths.artifacts / "sha256" / name[:2] / name
+    weights.chmod(0o644)
+    with weights.open("r+b") as file:
+        file.seek(50_000_000)
+        file.write(b"rot")
+    os.kill(serving.processes()["r-000001"], signal.SIGKILL)
+
+    def told() -> bool:
+        shown = serving.api("GET", "/api/status")["deployments"][0]
+        return any("digest" in replica["reason"] for replica in shown["replicas"])
+
+    until(told)
+    check_ended(serving)

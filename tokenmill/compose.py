@@ -1,0 +1,366 @@
+"""The one place that builds a factory out of the rooms, and the controller's process.
+
+``python -m tokenmill.compose control --dir DIR`` leads the factory in DIR until SIGTERM, SIGINT or
+``POST /api/down``; then it stops everything cleanly. The functions below ``main`` start, find and end such a
+process for the command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+
+from tokenmill import __version__
+from tokenmill.console.api import make_app
+from tokenmill.console.context import ApiContext
+from tokenmill.domain.codec import from_plain, to_plain
+from tokenmill.domain.errors import NotLeaderError, ResourceError, TokenmillError
+from tokenmill.domain.events import Event, SpecApplied
+from tokenmill.domain.factory import Factory
+from tokenmill.floor import logs, procfs
+from tokenmill.floor.books import Books
+from tokenmill.floor.inbox import RuntimeOptions
+from tokenmill.floor.load import LoadWatch
+from tokenmill.floor.local import LocalFloor, factory_mark
+from tokenmill.floor.lock import (
+    ControllerFile,
+    DirectoryLock,
+    already_running,
+    held,
+    read_controller,
+    write_controller,
+)
+from tokenmill.floor.log_lines import log_to
+from tokenmill.floor.records import Records, write_atomically
+from tokenmill.floor.runtime import Runtime
+from tokenmill.spec.settings import Paths, Settings, load_settings
+from tokenmill.store.opening import Store, open_store
+from tokenmill.twin.rehearse import rehearse_plain
+
+log = logging.getLogger("tokenmill.control")
+
+FOLDERS = ("run", "spool", "logs", "jobs", "artifacts")
+POLL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """``run/desired.json``: a factory file that the next controller applies once, when it starts."""
+
+    factory: Factory
+    base_version: int
+    by: str = "up"
+
+
+@dataclass(slots=True)
+class Controller:
+    """Everything of one controller, built and not yet running."""
+
+    paths: Paths
+    settings: Settings
+    store: Store
+    floor: LocalFloor
+    runtime: Runtime
+    app: Starlette
+    factory_file: Path
+    started_us: int
+
+
+def now_us() -> int:
+    return time.time_ns() // 1000
+
+
+def build_controller(paths: Paths, settings: Settings, factory_file: Path) -> Controller:
+    """Open the store and put the parts together; nothing runs yet. Raises ``StoreError``."""
+    for folder in FOLDERS:
+        (paths.root / folder).mkdir(parents=True, exist_ok=True)
+    paths.root.chmod(0o700)  # prompts, keys' digests and the socket are the factory user's alone
+    store = open_store(paths.database_url(settings))
+    floor = LocalFloor(paths, settings, factory_file.parent, now_us)
+    runtime = Runtime(
+        store,
+        floor,
+        Books(store.ledger, paths.spool, floor.accounts),
+        LoadWatch(paths.gateway_file),
+        now_us,
+        RuntimeOptions(
+            holder=f"{socket.gethostname()}:{paths.root}",
+            queue_events=settings.queue_events,
+            leader_ttl_us=settings.leader_ttl_us,
+            snapshot_every=settings.snapshot_every,
+        ),
+    )
+    started_us = now_us()
+    context = ApiContext(
+        runtime=runtime,
+        store=store,
+        settings=settings,
+        paths=paths,
+        factory_file=factory_file,
+        now_us=now_us,
+        started_us=started_us,
+        stop=runtime.stop,
+        forecast=rehearse_plain,
+    )
+    return Controller(paths, settings, store, floor, runtime, make_app(context), factory_file, started_us)
+
+
+async def serve(controller: Controller) -> None:
+    """Lead the factory and answer the admin API until stopped. Raises ``NotLeaderError`` when replaced."""
+    runtime = controller.runtime
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, runtime.stop)
+    api = _ApiServer(
+        uvicorn.Config(controller.app, log_config=None, access_log=False, timeout_graceful_shutdown=2)
+    )
+    listener = listen(controller.paths.control_socket)
+    answering = asyncio.create_task(api.serve(sockets=[listener]), name="api")
+    announcing = asyncio.create_task(_announce(controller), name="announce")
+    try:
+        await runtime.run(_desired(controller.paths))
+    except BaseException:
+        # Whoever leads now, or will lead, takes over what runs here.
+        with contextlib.suppress(Exception):
+            await controller.floor.close(stop_all=False)
+        raise
+    finally:
+        announcing.cancel()
+        api.should_exit = True
+        await asyncio.gather(answering, announcing, return_exceptions=True)
+        controller.paths.control_socket.unlink(missing_ok=True)
+        controller.store.close()
+
+
+class _ApiServer(uvicorn.Server):
+    """Leaves signals to us: they stop the factory first, and the API with it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def listen(path: Path) -> socket.socket:
+    """Open the admin socket, for this user only. Raises ``ResourceError``."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if path.parent.stat().st_uid != os.getuid():
+        raise ResourceError(f"{path.parent} belongs to another user", expected="a folder of our own")
+    path.parent.chmod(0o700)
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(str(path))
+    except OSError as error:
+        listener.close()
+        raise ResourceError(f"the admin socket {path} cannot be opened: {error}") from error
+    path.chmod(0o600)
+    listener.listen(128)
+    listener.setblocking(False)
+    return listener
+
+
+async def _announce(controller: Controller) -> None:
+    """Write ``run/control.json`` once at the start, and again with the URL when the gateway listens."""
+    paths = controller.paths
+    own = procfs.stat(os.getpid())
+    found = ControllerFile(
+        pid=os.getpid(),
+        start_time=own.start_time if own else 0,
+        started_us=controller.started_us,
+        url="",
+        factory_file=str(controller.factory_file),
+        version=__version__,
+    )
+    await asyncio.to_thread(write_controller, paths, found)
+    await controller.runtime.ready.wait()
+    _desired_file(paths).unlink(missing_ok=True)
+    url = controller.floor.edge.url()
+    await asyncio.to_thread(write_controller, paths, replace(found, url=url))
+
+
+def _desired_file(paths: Paths) -> Path:
+    return paths.run / "desired.json"
+
+
+def _desired(paths: Paths) -> tuple[Event, ...]:
+    """Return the factory file that ``up`` left for us. One that is stale by now is ignored by the core."""
+    try:
+        desired = from_plain(msgspec.json.decode(_desired_file(paths).read_bytes()), Desired)
+    except FileNotFoundError:
+        return ()
+    return (SpecApplied(now_us(), desired.base_version, desired.factory, desired.by),)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a controller. Returns the exit code of ``domain.errors``; 0 after a clean stop."""
+    parser = argparse.ArgumentParser(prog="python -m tokenmill.compose", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    control = verbs.add_parser("control", help="lead the factory of a data directory")
+    control.add_argument("--dir", type=Path, required=True, help="the data directory")
+    control.add_argument("--factory", type=Path, default=None, help="the factory file it belongs to")
+    options = parser.parse_args(argv)
+    paths = Paths(options.dir.absolute())
+    try:
+        settings = load_settings(os.environ)
+        lock = DirectoryLock(paths)
+        lock.take()
+    except TokenmillError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    handler = log_to(paths.log("control"), settings.log_level, settings.log_rotate_bytes)
+    try:
+        return _lead(paths, settings, options.factory or _last_factory_file(paths))
+    finally:
+        lock.release()
+        handler.close()
+
+
+def _lead(paths: Paths, settings: Settings, factory_file: Path) -> int:
+    try:
+        controller = build_controller(paths, settings, factory_file.absolute())
+        asyncio.run(serve(controller))
+    except NotLeaderError as error:
+        log.error("another controller took over: %s", error)
+        return error.exit_code
+    except TokenmillError as error:
+        log.error("%s", error)
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    except Exception:
+        log.exception("the controller failed; engines and gateway go on")
+        return 1
+    log.info("stopped")
+    return 0
+
+
+def _last_factory_file(paths: Paths) -> Path:
+    last = read_controller(paths)
+    return Path(last.factory_file) if last is not None else paths.root.parent / "factory.yaml"
+
+
+# For the command line.
+
+
+def start_controller(
+    paths: Paths,
+    settings: Settings,
+    factory_file: Path,
+    factory: Factory | None = None,
+    base_version: int = 0,
+) -> int:
+    """Start a controller in the background and return its pid. It applies ``factory`` first, if given.
+
+    Raises ``ConflictError`` when one runs already. ``settings`` are not passed on: the controller reads the
+    same environment; only the data directory is given.
+    """
+    del settings
+    if held(paths):
+        raise already_running(paths)
+    if factory is not None:
+        desired = Desired(factory, base_version)
+        write_atomically(_desired_file(paths), msgspec.json.encode(to_plain(desired)))
+    output = logs.open_log(paths.log("control"))
+    try:
+        child = subprocess.Popen(
+            (
+                *(sys.executable, "-m", "tokenmill.compose", "control"),
+                *("--dir", str(paths.root), "--factory", str(factory_file)),
+            ),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=factory_file.parent,
+            start_new_session=True,
+        )
+    finally:
+        os.close(output)
+    child.returncode = 0  # it outlives us on purpose, so that is nothing to warn of
+    return child.pid
+
+
+def wait_ready(paths: Paths, pid: int, timeout_s: float = 30.0) -> ControllerFile:
+    """Return when the controller leads and its API answers; models may still be on their way.
+
+    Raises ``ResourceError``, with the end of its log, when it ended or took too long.
+    """
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        found = read_controller(paths)
+        if found is not None and found.pid == pid and found.url and paths.control_socket.exists():
+            return found
+        state = procfs.stat(pid)
+        if state is None or not state.alive:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+            break
+        time.sleep(POLL_S)
+    ended = (
+        "ended"
+        if (state := procfs.stat(pid)) is None or not state.alive
+        else f"is not ready after {timeout_s:g} s"
+    )
+    raise ResourceError(
+        f"the controller (pid {pid}) {ended}: {logs.tail(paths.log('control'), 1)}",
+        expected="a controller that answers",
+        fix=f"Read {paths.log('control')}.",
+    )
+
+
+def stop(paths: Paths, timeout_s: float = 90.0) -> bool:
+    """End the factory cleanly and return when nothing is left; False when none was running.
+
+    A controller that does not end in time is killed, and then everything that it had started.
+    """
+    found = read_controller(paths)
+    if found is None or not found.lives():
+        return clean_stop_without_controller(paths) > 0
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(found.pid, signal.SIGTERM)
+    deadline = time.monotonic() + timeout_s
+    while found.lives() and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    if found.lives():
+        procfs.kill(found.pid, lambda s: s.start_time == found.start_time)
+    clean_stop_without_controller(paths)
+    return True
+
+
+def clean_stop_without_controller(paths: Paths, grace_s: float = 10.0) -> int:
+    """End every process that a dead controller left, the gateway first; return how many there were.
+
+    Raises ``ConflictError`` while a controller runs: that one would start them again.
+    """
+    if held(paths):
+        raise already_running(paths)
+    mark = factory_mark(paths)
+    left = procfs.marked(mark)
+    gateways = {r.id for r in Records(paths.processes).read() if r.kind == "gateway"}
+    first = {pid for pid, name in left.items() if name in gateways}
+    for pids, wait_s in ((first, grace_s), (set(left) - first, grace_s)):
+        for pid in pids:
+            procfs.kill(pid, lambda s: procfs.mark_of(s.pid).endswith(f":{mark}"), signal.SIGTERM)
+        deadline = time.monotonic() + wait_s
+        while pids & set(procfs.marked(mark)) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+    for pid in procfs.marked(mark):
+        procfs.kill(pid, lambda s: procfs.mark_of(s.pid).endswith(f":{mark}"))
+    return len(left)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

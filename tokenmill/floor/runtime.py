@@ -1,0 +1,366 @@
+"""The loop that joins journal, control core and floor: events in, step, effects out.
+
+Order is everything here: an event is journalled before its effects are carried out and before whoever
+brought it is told. When the store is away, the loop waits with what it has, in a bounded queue, and nothing
+is carried out. When another controller has taken the lease, the loop ends at once; what it had not
+journalled never happened.
+
+What outlives the journal's horizon (charges, releases) is posted before the next snapshot, and again for
+every event that is replayed at a start; the store takes each only once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tokenmill.control.core import check, replay, resume, step
+from tokenmill.control.snapshot import dump, load
+from tokenmill.control.state import EMPTY, State
+from tokenmill.domain.effects import ChargeWork, Effect, RecordRelease, WakeAt
+from tokenmill.domain.errors import NotLeaderError, ResourceError, StoreError, TokenmillError
+from tokenmill.domain.events import ControllerStarted, Event, NodeJoined, NodeLost, SpecApplied, Tick
+from tokenmill.floor.books import Books
+from tokenmill.floor.inbox import Item, RuntimeOptions, first_of
+from tokenmill.floor.load import LoadWatch
+from tokenmill.floor.ports import Clock, Floor
+from tokenmill.store.opening import Store
+
+log = logging.getLogger(__name__)
+
+BATCH = 512  # events of one transaction
+TICK_US = 5_000_000  # a Tick comes at least so often, because clocks jump and timers may be forgotten
+MAX_TIMERS = 100_000
+RETRY_S = (0.1, 5.0)  # first and longest wait for a store that is away
+
+
+class Runtime:
+    """One controller's loop. ``run`` returns after ``stop``, or raises ``NotLeaderError``."""
+
+    def __init__(
+        self,
+        store: Store,
+        floor: Floor,
+        books: Books,
+        load_watch: LoadWatch,
+        now_us: Clock,
+        options: RuntimeOptions,
+    ) -> None:
+        self.state: State = EMPTY
+        self.epoch = 0
+        self.seq = 0
+        self.ready = asyncio.Event()
+        self.troubles: dict[str, str] = {}  # part -> what is wrong with it now
+        self._store = store
+        self._floor = floor
+        self._books = books
+        self._load_watch = load_watch
+        self._now_us = now_us
+        self._options = options
+        self._queue: asyncio.Queue[Item] = asyncio.Queue(options.queue_events)
+        self._batch: list[Item] = []
+        self._timers: list[int] = []
+        self._timer_set = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._closing = False
+        self._snapshot_seq = 0
+
+    # What the console reads.
+
+    @property
+    def progress(self) -> Mapping[str, Mapping[str, Any]]:
+        return self._floor.progress()
+
+    @property
+    def stats(self) -> Mapping[str, Any]:
+        """Counters since this controller started, and how things stand."""
+        account = self._floor.energy()
+        return {
+            **self._books.stats,
+            "queue": self._queue.qsize(),
+            "seq": self.seq,
+            "troubles": dict(sorted(self.troubles.items())),
+            "energy_source": account.source(),
+            "watts": account.watts(),
+        }
+
+    async def submit(self, event: Event) -> None:
+        """Return when ``event`` is journalled. Raises what ``control.core.check`` raises, and
+        ``ResourceError`` when too many events wait."""
+        item = Item(event, checked=True)
+        try:
+            self._queue.put_nowait(item)
+        except asyncio.QueueFull:
+            raise ResourceError(
+                f"{self._queue.maxsize} events wait for the journal",
+                expected="fewer than TOKENMILL_QUEUE_EVENTS",
+                fix="Retry in some seconds. " + " ".join(self.troubles.values()),
+            ) from None
+        await item.done
+
+    async def _report(self, event: Event) -> None:
+        """The floor's way in. Waits when the queue is full: what happened is never dropped."""
+        item = Item(event, checked=False)
+        await self._queue.put(item)
+        await item.done
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    async def run(self, first: Sequence[Event] = ()) -> None:
+        """Lead the factory until ``stop``: take the lease, rebuild the state, take over the floor, go on.
+
+        ``first`` are events to journal at the start (a factory file that was given to ``up``).
+        """
+        self.epoch = await self._until_done(
+            "store",
+            self._store.leader.acquire,
+            self._options.holder,
+            self._options.leader_ttl_us,
+            self._now_us(),
+        )
+        try:
+            await self._rebuild()
+            async with asyncio.TaskGroup() as group:
+                running = [
+                    group.create_task(part, name=name)
+                    for name, part in (
+                        ("events", self._work()),
+                        ("leader", self._renew()),
+                        ("timers", self._wake()),
+                        ("ledger", self._ingest()),
+                        ("load", self._watch_load()),
+                    )
+                ]
+                await self._begin(first)
+                await self._stop.wait()
+                await self._end()
+                for task in running:
+                    task.cancel()
+        except* NotLeaderError as errors:
+            self._closing = True
+            self._fail_waiting(errors.exceptions[0])
+            raise first_of(errors) from None
+        else:
+            await asyncio.to_thread(self._store.leader.release, self.epoch)
+
+    async def _begin(self, first: Sequence[Event]) -> None:
+        await self._floor.start(self._report, lambda: self.state)
+        # What an earlier controller left is taken over before anything new is started beside it.
+        await self._report(ControllerStarted(self._now_us(), self.epoch))
+        await self._floor.adopt(self.state)
+        if self.state.version:
+            for event in self._this_machine():
+                await self._report(event)
+        for effect in resume(self.state, self._now_us()):
+            await self._carry_out(effect)
+        for event in first:
+            await self._report(event)
+        self.ready.set()
+        log.info("controller leads with epoch %d from event %d", self.epoch, self.seq)
+
+    def _this_machine(self) -> list[Event]:
+        """Our node as the factory file names it now; a name that it had before is gone."""
+        now_us, node = self._now_us(), self._floor.inventory(self.state.factory)
+        renamed = [
+            NodeLost(now_us, name, f"this machine is called {node.id} now")
+            for name, held in sorted(self.state.nodes.items())
+            if name != node.id and not held.lost
+        ]
+        return [*renamed, NodeJoined(now_us, node)]
+
+    async def _end(self) -> None:
+        """A clean stop: end what runs, tell the journal, settle what was spooled, leave a snapshot."""
+        self._closing = True
+        await self._floor.close(stop_all=True)
+        with contextlib.suppress(StoreError):
+            await asyncio.to_thread(self._books.pass_over, self.state.factory, self._now_us())
+        await self._snapshot()
+
+    async def _rebuild(self) -> None:
+        found = await self._until_done("store", self._store.journal.latest_snapshot)
+        if found is not None:
+            self.seq, body = found
+            self._snapshot_seq = self.seq
+            self.state = load(body)
+        after = await self._until_done("store", self._replayed)
+        self.state, owed = replay(self.state, (event for _, event in after))
+        self.seq = after[-1][0] if after else self.seq
+        for effect in owed:
+            await self._carry_out(effect)
+        log.info("state rebuilt up to event %d, %d charges and releases looked at again", self.seq, len(owed))
+
+    def _replayed(self) -> list[tuple[int, Event]]:
+        return list(self._store.journal.replay(self.seq))
+
+    async def _work(self) -> None:
+        while True:
+            batch = [await self._queue.get()]
+            while len(batch) < BATCH and not self._queue.empty():
+                batch.append(self._queue.get_nowait())
+            await self._process(batch)
+
+    async def _process(self, batch: list[Item]) -> None:
+        """Step through a batch, journal what changed in one transaction, then act."""
+        self._batch = batch
+        state, changed, effects = self._step(batch)
+        if changed:
+            await self._append(changed)
+        self.state = state
+        for item in batch:
+            item.tell()
+        for effect in effects:
+            await self._carry_out(effect)
+        if any(isinstance(event, SpecApplied) for event in changed):
+            # The file may give this machine another name, site or size.
+            await self._process([Item(event, False) for event in self._this_machine()])
+        if self.seq - self._snapshot_seq >= self._options.snapshot_every:
+            await self._snapshot()
+
+    def _step(self, batch: list[Item]) -> tuple[State, list[Event], list[Effect]]:
+        """Return the state after a batch, the events that changed it and what they ask for."""
+        state = self.state
+        changed: list[Event] = []
+        effects: list[Effect] = []
+        for item in batch:
+            if item.checked:
+                try:
+                    check(state, item.event)
+                except TokenmillError as error:
+                    item.refusal = error
+                    continue
+            following, wanted = step(state, item.event)
+            if following is not state:
+                changed.append(item.event)
+            state = following
+            effects += wanted
+        return state, changed, effects
+
+    async def _append(self, events: Sequence[Event]) -> None:
+        """Write events, waiting for a store that is away. A commit whose answer was lost is not repeated."""
+        wait_s = RETRY_S[0]
+        while True:
+            try:
+                self.seq = await asyncio.to_thread(self._append_once, events)
+            except NotLeaderError:
+                raise
+            except (StoreError, OSError) as error:
+                self._worse("store", error)
+            else:
+                self._better("store")
+                return
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, RETRY_S[1])
+
+    def _append_once(self, events: Sequence[Event]) -> int:
+        if "store" in self.troubles and len(self._store.journal.read(self.seq, len(events))) == len(events):
+            return self.seq + len(events)  # only this epoch can have written them
+        return self._store.journal.append(events, self.epoch)
+
+    async def _carry_out(self, effect: Effect) -> None:
+        if isinstance(effect, ChargeWork | RecordRelease):
+            await self._post(effect)
+        elif self._closing:
+            pass  # the next controller's ``resume`` asks again for whatever is still wanted
+        elif isinstance(effect, WakeAt):
+            self._set_timer(effect.at_us)
+        else:
+            await self._floor.carry_out(effect)
+
+    async def _post(self, effect: ChargeWork | RecordRelease) -> None:
+        if isinstance(effect, ChargeWork):
+            await self._until_done("store", self._books.charge, self.state.factory, effect, self._now_us())
+        else:
+            await self._until_done("store", self._store.registry.record_release, effect.release)
+
+    async def _snapshot(self) -> None:
+        body = await asyncio.to_thread(dump, self.state)
+        with contextlib.suppress(StoreError):  # the next one will do; the journal holds everything
+            await asyncio.to_thread(self._store.journal.save_snapshot, self.seq, body)
+            self._snapshot_seq = self.seq
+            await asyncio.to_thread(self._store.journal.compact)
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(self._options.leader_ttl_us / 3e6)
+            try:
+                await asyncio.to_thread(self._store.leader.renew, self.epoch, self._now_us())
+                self._better("lease")
+            except NotLeaderError:
+                raise
+            except (StoreError, OSError) as error:
+                self._worse("lease", error)
+
+    def _set_timer(self, at_us: int) -> None:
+        if at_us not in self._timers and len(self._timers) < MAX_TIMERS:
+            heapq.heappush(self._timers, at_us)
+            self._timer_set.set()
+
+    async def _wake(self) -> None:
+        while True:
+            now_us = self._now_us()
+            wait_us = min(TICK_US, self._timers[0] - now_us) if self._timers else TICK_US
+            self._timer_set.clear()
+            with contextlib.suppress(TimeoutError):
+                # Not ``wait_for``: that of Python 3.11 can swallow the cancellation that ends this task.
+                async with asyncio.timeout(max(0.0, wait_us / 1e6)):
+                    await self._timer_set.wait()
+                continue  # an earlier timer may have been set
+            now_us = self._now_us()
+            while self._timers and self._timers[0] <= now_us:
+                heapq.heappop(self._timers)
+            await self._report(Tick(now_us))
+
+    async def _ingest(self) -> None:
+        while True:
+            await asyncio.sleep(self._options.ingest_every_us / 1e6)
+            try:
+                await asyncio.to_thread(self._books.pass_over, self.state.factory, self._now_us())
+                self._better("ledger")
+            except (TokenmillError, OSError) as error:
+                self._worse("ledger", error)
+                await asyncio.sleep(1.0)
+
+    async def _watch_load(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            for event in await asyncio.to_thread(self._load_watch.look, self._now_us()):
+                await self._report(event)
+
+    async def _until_done(self, part: str, call: Any, *arguments: Any) -> Any:
+        """Repeat a store call until the store answers. ``NotLeaderError`` is an answer."""
+        wait_s = RETRY_S[0]
+        while True:
+            try:
+                result = await asyncio.to_thread(call, *arguments)
+            except NotLeaderError:
+                raise
+            except (StoreError, OSError) as error:
+                self._worse(part, error)
+            else:
+                self._better(part)
+                return result
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, RETRY_S[1])
+
+    def _worse(self, part: str, error: Exception) -> None:
+        if self.troubles.get(part) != str(error):
+            log.error("%s: %s", part, error)
+        self.troubles[part] = str(error)
+
+    def _better(self, part: str) -> None:
+        if self.troubles.pop(part, None) is not None:
+            log.info("%s works again", part)
+
+    def _fail_waiting(self, error: BaseException) -> None:
+        waiting = [*self._batch]
+        while not self._queue.empty():
+            waiting.append(self._queue.get_nowait())
+        for item in waiting:
+            if not item.done.done():
+                item.done.set_exception(error)
+                item.done.exception()  # whoever waited may be gone
