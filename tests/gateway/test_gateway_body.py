@@ -1,0 +1,176 @@
+"""Bodies are checked before anything is sent, and what the engine gets is what was checked."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import orjson
+import pytest
+from gateway_rig import table_of
+
+from tokenmill.control.requests import Refuse
+from tokenmill.domain.table import AliasEntry, Endpoint
+from tokenmill.gateway.body import (
+    CHAT,
+    COMPLETIONS,
+    DEFAULT_OUTPUT,
+    EMBEDDINGS,
+    check_kind,
+    engine_body,
+    output_bound,
+    prefix_blocks,
+    read_body,
+)
+from tokenmill.gateway.errors import ApiError, from_engine, refusal
+
+USER = {"role": "user", "content": "hello"}
+
+
+def read(document: Any, endpoint: str = CHAT) -> Any:
+    return read_body(endpoint, orjson.dumps(document))
+
+
+def alias(kind: str = "chat") -> AliasEntry:
+    return next(a for a in table_of([]).aliases if a.kind == kind)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "document", "param"),
+    [
+        (CHAT, [], None),
+        (CHAT, {"messages": [USER]}, "model"),
+        (CHAT, {"model": 5, "messages": [USER]}, "model"),
+        (CHAT, {"model": "m"}, "messages"),
+        (CHAT, {"model": "m", "messages": []}, "messages"),
+        (CHAT, {"model": "m", "messages": ["hi"]}, "messages[0]"),
+        (CHAT, {"model": "m", "messages": [USER, {"content": "x"}]}, "messages[1]"),
+        (CHAT, {"model": "m", "messages": [USER], "stream": "yes"}, "stream"),
+        (CHAT, {"model": "m", "messages": [USER], "stream_options": 3}, "stream_options"),
+        (CHAT, {"model": "m", "messages": [USER], "max_tokens": 0}, "max_tokens"),
+        (CHAT, {"model": "m", "messages": [USER], "max_completion_tokens": 1.5}, "max_completion_tokens"),
+        (CHAT, {"model": "m", "messages": [USER], "n": 1000}, "n"),
+        (CHAT, {"model": "m", "messages": [USER], "temperature": 3}, "temperature"),
+        (COMPLETIONS, {"model": "m"}, "prompt"),
+        (COMPLETIONS, {"model": "m", "prompt": [1, "a"]}, "prompt"),
+        (EMBEDDINGS, {"model": "m", "input": ""}, "input"),
+        (EMBEDDINGS, {"model": "m", "input": "x", "encoding_format": "hex"}, "encoding_format"),
+    ],
+)
+def test_bad_requests_are_400_and_name_the_parameter(endpoint: str, document: Any, param: str | None) -> None:
+    with pytest.raises(ApiError) as caught:
+        read(document, endpoint)
+    assert caught.value.status == 400
+    assert caught.value.param == param
+    assert set(json.loads(caught.value.body)["error"]) == {"message", "type", "param", "code"}
+
+
+def test_bad_json_is_400() -> None:
+    for body in (b"", b"{", b'{"model": NaN}', b"[" * 5000):
+        with pytest.raises(ApiError) as caught:
+            read_body(CHAT, body)
+        assert caught.value.status == 400
+
+
+def test_usage_is_always_asked_for_and_other_options_stay() -> None:
+    asked = read({"model": "m", "messages": [USER], "stream": True, "stream_options": {"x": 1}})
+    assert not asked.wants_usage
+    sent = json.loads(engine_body(asked, ""))
+    assert sent["stream_options"] == {"x": 1, "include_usage": True}
+    assert asked.document["stream_options"] == {"x": 1}
+    plain = json.loads(engine_body(read({"model": "m", "messages": [USER], "stream_options": {}}), ""))
+    assert "stream_options" not in plain
+
+
+def test_developer_becomes_system_and_unknown_fields_pass() -> None:
+    messages = [{"role": "developer", "content": "be brief", "name": "n"}, USER]
+    asked = read({"model": "m", "messages": messages, "grammar": "root ::= x", "max_completion_tokens": 4})
+    sent = json.loads(engine_body(asked, "served"))
+    assert sent["messages"][0] == {"role": "system", "content": "be brief", "name": "n"}
+    assert sent["messages"][1] == USER
+    assert sent["grammar"] == "root ::= x"
+    assert sent["max_completion_tokens"] == 4
+    assert sent["model"] == "served"
+
+
+def test_a_key_that_occurs_twice_has_one_meaning() -> None:
+    asked = read_body(CHAT, b'{"model":"private","messages":[{"role":"user","content":"x"}],"model":"m"}')
+    assert asked.alias == "m"
+    assert engine_body(asked, "").count(b'"model"') == 1
+
+
+def test_reservations() -> None:
+    entry = alias()
+    stated = read({"model": "m", "messages": [USER], "max_tokens": 10, "n": 3})
+    assert output_bound(stated, entry) == 30
+    assert output_bound(read({"model": "m", "messages": [USER]}), entry) == DEFAULT_OUTPUT
+    huge = read({"model": "m", "messages": [{"role": "user", "content": "x" * 15_000}], "max_tokens": 9000})
+    assert output_bound(huge, entry) == entry.context_tokens - huge.input_estimate
+    assert read({"model": "m", "prompt": list(range(17))}, COMPLETIONS).input_estimate == 17
+    parts = [{"type": "text", "text": "x" * 40}, {"type": "image_url", "image_url": {"url": "data:"}}]
+    assert read({"model": "m", "messages": [{"role": "user", "content": parts}]}).input_estimate == 14
+
+
+def test_kinds() -> None:
+    check_kind(read({"model": "m", "messages": [USER]}), alias())
+    with pytest.raises(ApiError):
+        check_kind(read({"model": "m", "messages": [USER]}), alias("embedding"))
+    with pytest.raises(ApiError):
+        check_kind(read({"model": "m", "input": "x"}, EMBEDDINGS), alias())
+    peer = Endpoint("peer:b", "peer:b", "h:1", "DE", 1)
+    away = AliasEntry("m", "chat", 0, (("peer:b", 1000),), (peer,), (), 0, "b")
+    check_kind(read({"model": "m", "input": "x"}, EMBEDDINGS), away)
+
+
+def test_prefix_blocks_grow_with_the_common_prefix() -> None:
+    def blocks(text: str, tenant: str = "a") -> tuple[int, ...]:
+        return prefix_blocks(read({"model": "m", "messages": [{"role": "user", "content": text}]}), tenant)
+
+    one, two = blocks("x" * 3000), blocks("x" * 1500 + "y" * 1500)
+    assert len(one) == len(two) == 5
+    assert one[:2] == two[:2]
+    assert one[3:] != two[3:]
+    assert not set(one) & set(blocks("x" * 3000, "b"))
+    assert blocks("short") == ()
+    assert len(blocks("x" * 100_000)) == 8
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (
+            400,
+            b'{"error":{"code":400,"message":"request exceeds the available context size","n_ctx":2048}}',
+            (400, "context_length_exceeded"),
+        ),
+        (
+            400,
+            b'{"message":"This model\'s maximum context length is 4096 tokens.","type":"BadRequestError"}',
+            (400, "context_length_exceeded"),
+        ),
+        (422, b'{"detail":[{"msg":"field required"}]}', (400, "invalid_value")),
+        (500, b"<html>oops</html>", (500, "engine_error")),
+        (429, b'{"error":{"message":"slow down"}}', (429, "engine_error")),
+        (401, b'{"error":{"message":"bad key","code":"invalid_api_key"}}', (502, "engine_error")),
+        (404, b"", (404, "engine_error")),
+    ],
+)
+def test_engine_errors_take_our_shape(status: int, body: bytes, expected: tuple[int, str]) -> None:
+    error = from_engine(status, body, 4096)
+    assert (error.status, error.code) == expected
+    if error.code == "context_length_exceeded":
+        assert "maximum context length is" in error.message
+    assert "<html>" not in error.message
+
+
+def test_refusals_take_openai_codes() -> None:
+    over = refusal(Refuse(429, "rate_limit_exceeded", "Over quota.", 7))
+    assert over.code == "rate_limit_exceeded"
+    assert b"retry-after: 7\r\n" in over.headers
+    for hopeless in (Refuse(429, "request_too_large", "x"), Refuse(429, "rate_limit_exceeded", "x", 7200)):
+        error = refusal(hopeless)
+        assert error.code == "insufficient_quota"
+        assert b"x-should-retry: false" in error.headers
+    away = refusal(Refuse(503, "model_not_ready", "No replica.", 2, ("r-1: is draining",)))
+    assert "r-1: is draining" in away.message
+    assert b"retry-after: 2\r\n" in away.headers

@@ -1,0 +1,225 @@
+"""Reads the JSON body of a model request, checks it before anything is sent, and writes what the engine gets.
+
+The body is parsed once and written anew, so that what was checked is what the engine reads: a key that
+occurs twice has one meaning only. Unknown fields pass; prompts are never templated here.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from tokenmill.domain.table import AliasEntry
+from tokenmill.gateway.errors import bad_request
+from tokenmill.policy.route import PEER_PREFIX
+
+CHAT = "chat.completions"
+COMPLETIONS = "completions"
+EMBEDDINGS = "embeddings"
+
+PATHS = {CHAT: b"/v1/chat/completions", COMPLETIONS: b"/v1/completions", EMBEDDINGS: b"/v1/embeddings"}
+HOP = b"x-tokenmill-hop"
+"""Set on what goes to a peer, so that a request travels once and never in a circle."""
+
+DEFAULT_OUTPUT = 512
+"""Output tokens reserved for a request that states no maximum. Its settlement corrects the reservation."""
+
+CHARS_PER_TOKEN = 4
+"""Rule of thumb for English text in byte-pair vocabularies; for reservations and marked estimates."""
+
+PREFIX_BLOCK = 512  # characters of serialised prompt per affinity block
+PREFIX_BLOCKS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One checked request. ``document`` belongs to it and is not shared."""
+
+    endpoint: str
+    alias: str
+    document: dict[str, Any]
+    stream: bool
+    wants_usage: bool  # the client itself asked for the usage event
+    input_estimate: int
+    max_output: int | None  # None: not stated
+
+
+def read_body(endpoint: str, body: bytes) -> Asked:
+    """Parse and check. Raises ``ApiError`` 400 that names the parameter."""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise bad_request(f"We could not parse the JSON body of your request: {error}.", code=None) from None
+    if not isinstance(document, dict):
+        raise bad_request("The body must be a JSON object.", code=None)
+    alias = document.get("model")
+    if not isinstance(alias, str) or not alias:
+        raise bad_request("You must provide a model parameter.", "model", "missing_required_parameter")
+    stream = _flag(document, "stream")
+    options = document.get("stream_options")
+    if options is not None and not isinstance(options, dict):
+        raise bad_request("'stream_options' must be an object.", "stream_options")
+    if endpoint == CHAT:
+        _check_messages(document)
+    elif endpoint == COMPLETIONS:
+        _check_prompt(document, "prompt")
+    else:
+        _check_prompt(document, "input")
+        if document.get("encoding_format") not in (None, "float", "base64"):
+            raise bad_request("'encoding_format' must be 'float' or 'base64'.", "encoding_format")
+    count = _whole(document, "n", 1, 128) or 1
+    limit = _whole(document, "max_completion_tokens", 1) or _whole(document, "max_tokens", 1)
+    _number(document, "temperature", 0.0, 2.0)
+    _number(document, "top_p", 0.0, 1.0)
+    return Asked(
+        endpoint=endpoint,
+        alias=alias,
+        document=document,
+        stream=stream and endpoint != EMBEDDINGS,
+        wants_usage=bool(options and options.get("include_usage")),
+        input_estimate=estimate_input(document),
+        max_output=None if limit is None else limit * count,
+    )
+
+
+def check_kind(asked: Asked, entry: AliasEntry) -> None:
+    """Raise ``ApiError`` 400 when the model is of the wrong kind for the endpoint.
+
+    What only peers serve is theirs to check: the table does not know its kind.
+    """
+    if all(endpoint.release.startswith(PEER_PREFIX) for endpoint in entry.endpoints) and entry.endpoints:
+        return
+    if (entry.kind == "embedding") != (asked.endpoint == EMBEDDINGS):
+        wanted = "an embedding model" if asked.endpoint == EMBEDDINGS else "a chat model"
+        raise bad_request(
+            f"The model `{asked.alias}` is of kind {entry.kind}; this endpoint needs {wanted}.", "model"
+        )
+
+
+def output_bound(asked: Asked, entry: AliasEntry) -> int:
+    """Output tokens to reserve: what the client states, else a default, never more than the context."""
+    if asked.endpoint == EMBEDDINGS:
+        return 0
+    stated = DEFAULT_OUTPUT if asked.max_output is None else asked.max_output
+    room = entry.context_tokens - asked.input_estimate if entry.context_tokens else stated
+    return max(0, min(stated, room))
+
+
+def engine_body(asked: Asked, served_model: str) -> bytes:
+    """The bytes for the engine: its model name, ``developer`` as ``system``, usage asked for."""
+    document = asked.document
+    changes: dict[str, Any] = {}
+    if served_model and served_model != asked.alias:
+        changes["model"] = served_model
+    if asked.stream:
+        changes["stream_options"] = {**(document.get("stream_options") or {}), "include_usage": True}
+    elif "stream_options" in document:
+        changes["stream_options"] = None
+    if asked.endpoint == CHAT and any(m.get("role") == "developer" for m in document["messages"]):
+        changes["messages"] = [
+            {**m, "role": "system"} if m.get("role") == "developer" else m for m in document["messages"]
+        ]
+    if changes:
+        document = {k: v for k, v in {**document, **changes}.items() if not (k in changes and v is None)}
+    return orjson.dumps(document)
+
+
+def engine_head(
+    endpoint: str,
+    authority: bytes,
+    length: int,
+    *,
+    request_id: bytes,
+    trace: bytes = b"",
+    secret: bytes = b"",
+    hop: bool = False,
+) -> bytes:
+    """The request head for an engine or peer. Of the client's own headers only the trace goes on."""
+    lines = b"POST %b HTTP/1.1\r\nhost: %b\r\nx-request-id: %b\r\n" % (PATHS[endpoint], authority, request_id)
+    if trace:
+        lines += b"traceparent: %b\r\n" % trace
+    if secret:
+        lines += b"authorization: Bearer %b\r\n" % secret
+    if hop:
+        lines += HOP + b": 1\r\n"
+    return lines + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % length
+
+
+def prefix_blocks(asked: Asked, tenant: str) -> tuple[int, ...]:
+    """Hashes of the prompt's leading blocks, each over all up to its end, for prefix affinity."""
+    key = "messages" if asked.endpoint == CHAT else "prompt"
+    text = orjson.dumps(asked.document.get(key))[: PREFIX_BLOCK * PREFIX_BLOCKS]
+    value = zlib.crc32(f"{tenant}/{asked.alias}".encode())
+    blocks = []
+    for start in range(0, len(text) - PREFIX_BLOCK + 1, PREFIX_BLOCK):
+        value = zlib.crc32(text[start : start + PREFIX_BLOCK], value)
+        blocks.append(value)
+    return tuple(blocks)
+
+
+def estimate_input(document: dict[str, Any]) -> int:
+    """Input tokens by characters, or exactly for token ids."""
+    prompt = document.get("messages") or document.get("prompt") or document.get("input")
+    return _estimate(prompt) if prompt else 0
+
+
+def _estimate(value: Any) -> int:
+    if isinstance(value, str):
+        return -(-len(value) // CHARS_PER_TOKEN)
+    if isinstance(value, list):
+        if value and isinstance(value[0], int):
+            return len(value)
+        return sum(_estimate(item) for item in value)
+    if isinstance(value, dict):
+        # A message costs its text and some four tokens of template around it; images count by their engine.
+        if "role" in value:
+            return 4 + _estimate(value.get("content"))
+        return _estimate(value.get("text"))
+    return 0
+
+
+def _check_messages(document: dict[str, Any]) -> None:
+    messages = document.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise bad_request("'messages' must be a list with at least one message.", "messages")
+    for position, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise bad_request("Every message must be an object with a 'role'.", f"messages[{position}]")
+
+
+def _check_prompt(document: dict[str, Any], name: str) -> None:
+    value = document.get(name)
+    if isinstance(value, str) and value:
+        return
+    if isinstance(value, list) and value:
+        kinds = {type(item) for item in value}
+        if kinds <= {str} or kinds <= {int} or kinds <= {list}:
+            return
+    raise bad_request(f"'{name}' must be a string, a list of strings, or a list of token ids.", name)
+
+
+def _flag(document: dict[str, Any], name: str) -> bool:
+    value = document.get(name)
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise bad_request(f"'{name}' must be true or false.", name)
+
+
+def _whole(document: dict[str, Any], name: str, low: int, high: int | None = None) -> int | None:
+    value = document.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high and value > high):
+        raise bad_request(f"'{name}' must be a whole number of at least {low}.", name)
+    return int(value)
+
+
+def _number(document: dict[str, Any], name: str, low: float, high: float) -> None:
+    value = document.get(name)
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise bad_request(f"'{name}' must be a number from {low:g} to {high:g}.", name)

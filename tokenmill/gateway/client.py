@@ -1,0 +1,337 @@
+"""One client connection: HTTP/1.1 in, one request after another, and its answers out in the same order.
+
+Requests that HTTP parsers could read in two ways are refused and the connection is closed. It knows
+nothing of models or tenants: a finished request goes to ``dispatch``, which answers or takes it over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol, cast
+from urllib.parse import unquote
+
+import httptools
+
+from tokenmill.gateway.errors import ApiError, bad_request
+from tokenmill.gateway.message import PHRASES, HttpRequest, ambiguity
+from tokenmill.gateway.options import Options
+
+QUEUED_REQUESTS = 64  # pipelined ahead of the one being answered
+
+
+class Responder(Protocol):
+    """Who answers a request that takes longer than one call."""
+
+    def client_gone(self) -> None:
+        """The client closed the connection."""
+
+    def pause(self) -> None:
+        """The client does not take bytes as fast as they come."""
+
+    def resume(self) -> None:
+        """It does again."""
+
+
+class Edge(Protocol):
+    """What a connection needs of the gateway around it."""
+
+    options: Options
+    connections: set[ClientConnection]
+    buffered: int
+    draining: bool
+
+    def dispatch(self, connection: ClientConnection, request: HttpRequest) -> Responder | None:
+        """Answer ``request`` at once and return ``None``, or return who will."""
+
+    def known(self, authorization: bytes) -> bool:
+        """Whether this header identifies a key, so that a large body may be read."""
+
+    def count_response(self, status: int) -> None:
+        """A response begins."""
+
+
+class ClientConnection(asyncio.Protocol):
+    """See the module. ``on_*`` are httptools' callbacks."""
+
+    def __init__(self, edge: Edge, loop: asyncio.AbstractEventLoop, clock: Callable[[], int]) -> None:
+        self.edge = edge
+        self.loop = loop
+        self.clock = clock
+        self.transport: asyncio.Transport | None = None
+        self.peer = ""
+        self.responder: Responder | None = None
+        self.busy = False  # a request is being answered
+        self.queue: deque[HttpRequest] = deque()
+        self.since = loop.time()  # of the state it is in: idle, in headers, in body, stalled
+        self.stalled = False
+        self._refused = False
+        self._held = False  # reading is paused because requests queue up
+        self._parser = httptools.HttpRequestParser(self)
+        self._begin()
+
+    # -- asyncio
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        peer = transport.get_extra_info("peername")
+        self.peer = str(peer[0]) if isinstance(peer, tuple) and peer else ""
+        if len(self.edge.connections) >= self.edge.options.connections:
+            self._refuse(ApiError(503, "overloaded", "Too many connections are open.", retry_us=1_000_000))
+        self.edge.connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        self._raw += len(data)
+        if self._state == "body":
+            # A body may pause, but must arrive with a kilobyte a second on the whole.
+            self.since = min(self.loop.time(), self.since + len(data) / 1024)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._refuse(bad_request("Protocol upgrades are not supported.", code=None))
+        except httptools.HttpParserCallbackError as error:
+            self._failed(error.__context__)
+        except httptools.HttpParserError as error:
+            self._refuse(bad_request(f"Your request is not valid HTTP/1.1: {error}.", code=None))
+        else:
+            self._check_size()
+        if not self.busy:
+            self._next()
+        elif len(self.queue) >= QUEUED_REQUESTS and self.transport is not None:
+            self._held = True
+            self.transport.pause_reading()
+
+    def _check_size(self) -> None:
+        options = self.edge.options
+        if self._state != "body" and self._raw > options.head_bytes:
+            self._refuse(ApiError(431, None, f"Request headers exceed {options.head_bytes} bytes."))
+        elif self._raw > 2 * options.body_bytes:
+            self._refuse(ApiError(413, None, f"The request exceeds {options.body_bytes} bytes."))
+
+    def eof_received(self) -> bool:
+        return False  # a client that says it is done is gone: nobody reads what would still come
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.edge.connections.discard(self)
+        self._release()
+        for request in self.queue:
+            self.edge.buffered -= len(request.body)
+        self.queue.clear()
+        responder, self.responder = self.responder, None
+        if responder is not None:
+            responder.client_gone()
+
+    def pause_writing(self) -> None:
+        self.stalled = True
+        self.since = self.loop.time()
+        if self.responder is not None:
+            self.responder.pause()
+
+    def resume_writing(self) -> None:
+        self.stalled = False
+        if self.responder is not None:
+            self.responder.resume()
+
+    # -- httptools
+    def _begin(self) -> None:
+        self._state = "idle"
+        self._raw = 0
+        self._target = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._body: list[bytes] = []
+        self._length = 0
+        self._limit = 0
+
+    def on_message_begin(self) -> None:
+        raw = self._raw
+        self._begin()
+        self._raw = raw
+        self._state = "head"
+        if not self.busy:
+            self.since = self.loop.time()
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._state == "head":  # later ones are trailers, which nobody asked for
+            self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        options = self.edge.options
+        size = len(self._target) + sum(len(n) + len(v) + 4 for n, v in self._headers)
+        if size > options.head_bytes:
+            self._refuse(ApiError(431, None, f"Request headers exceed {options.head_bytes} bytes."))
+            return
+        self._state, self._raw = "body", 0
+        if not self.busy:
+            self.since = self.loop.time()
+        problem = ambiguity(self._headers)
+        if problem:
+            self._refuse(bad_request(problem, code=None))
+            return
+        names = dict(self._headers)
+        length = int(names.get(b"content-length", b"0"))
+        large = length > options.anonymous_body_bytes or b"transfer-encoding" in names
+        known = large and self.edge.known(names.get(b"authorization", b""))
+        self._limit = options.body_bytes if known else options.anonymous_body_bytes
+        if length > self._limit:
+            self._refuse(ApiError(413, None, f"The body exceeds {self._limit} bytes."))
+        elif names.get(b"expect", b"").lower() == b"100-continue" and not self.busy:
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, data: bytes) -> None:
+        if self._refused:
+            return
+        self._length += len(data)
+        self.edge.buffered += len(data)
+        self._body.append(data)
+        if self._length > self._limit:
+            self._refuse(ApiError(413, None, f"The body exceeds {self._limit} bytes."))
+        elif self.edge.buffered > self.edge.options.buffered_bytes:
+            error = ApiError(503, "overloaded", "Too many request bodies are in memory.", retry_us=1_000_000)
+            self._refuse(error)
+
+    def on_message_complete(self) -> None:
+        if self._refused:
+            return
+        parser = self._parser
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body = []  # its bytes stay counted until the request has been dispatched
+        target = self._target
+        path = target.partition(b"?")[0].decode("latin-1")
+        self.queue.append(
+            HttpRequest(
+                method=parser.get_method().decode("latin-1"),
+                path=unquote(path) if "%" in path else path,
+                target=target,
+                headers=self._headers,
+                body=body,
+                keep_alive=parser.should_keep_alive(),
+                chunked_ok=parser.get_http_version() == "1.1",
+                arrived_s=self.loop.time(),
+                arrived_us=self.clock(),
+            )
+        )
+        self._length = 0
+        self._state, self._raw = "idle", 0
+
+    # -- answering
+    def _next(self) -> None:
+        """Hand the next queued request on; simple ones are answered within the loop."""
+        while self.queue and not self.busy and not self._refused:
+            request = self.queue.popleft()
+            self.edge.buffered -= len(request.body)
+            self.busy = True
+            responder = self.edge.dispatch(self, request)
+            if responder is not None and self.busy:
+                self.responder = responder
+        if self._held and not self.queue and self.transport is not None and not self.transport.is_closing():
+            self._held = False
+            self.transport.resume_reading()
+
+    def write(self, data: bytes) -> None:
+        """Send bytes, unless the client has gone."""
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.write(data)
+
+    def respond(
+        self,
+        request: HttpRequest,
+        status: int,
+        body: bytes,
+        *,
+        headers: bytes = b"",
+        content_type: bytes = b"application/json",
+    ) -> None:
+        """Send a whole answer and go on to the next request. ``headers`` are lines that end in CRLF."""
+        head = self.head(request, status, headers + b"content-type: %b\r\n" % content_type, len(body))
+        self.write(head if request.method == "HEAD" else head + body)
+        self.finish(request.keep_alive)
+
+    def head(self, request: HttpRequest, status: int, headers: bytes, length: int | None) -> bytes:
+        """A response head. ``length`` ``None`` means chunked, or until close for HTTP/1.0."""
+        self.edge.count_response(status)
+        request.keep_alive = request.keep_alive and not self.edge.draining
+        if length is not None:
+            framing = b"content-length: %d\r\n" % length
+        elif request.chunked_ok:
+            framing = b"transfer-encoding: chunked\r\n"
+        else:
+            framing, request.keep_alive = b"", False
+        close = b"" if request.keep_alive else b"connection: close\r\n"
+        if request.keep_alive and not request.chunked_ok:
+            close = b"connection: keep-alive\r\n"
+        return b"HTTP/1.1 %d %b\r\nserver: tokenmill\r\n%b%b%b\r\n" % (
+            status,
+            PHRASES.get(status, b"Status"),
+            headers,
+            framing,
+            close,
+        )
+
+    def finish(self, keep_alive: bool) -> None:
+        """The current answer is complete."""
+        self.responder = None
+        self.busy = False
+        self.since = self.loop.time()
+        if not keep_alive or self.edge.draining:
+            self.close()
+        elif self.queue:
+            self.loop.call_soon(self._next)
+
+    def close(self) -> None:
+        """Close after what is written has gone out."""
+        self._refused = True
+        if self.transport is not None:
+            self.transport.close()
+
+    def abort(self) -> None:
+        """Close at once, so that the client sees that the answer is not whole."""
+        self._refused = True
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answer what is wrong with the bytes themselves, and close: what follows cannot be trusted."""
+        if self._refused:
+            return
+        self._refused = True
+        self._release()
+        if not self.busy:
+            self.edge.count_response(error.status)
+            body = error.body
+            self.write(
+                b"HTTP/1.1 %d %b\r\nserver: tokenmill\r\ncontent-type: application/json\r\n%b"
+                b"content-length: %d\r\nconnection: close\r\n\r\n%b"
+                % (error.status, PHRASES[error.status], error.headers, len(body), body)
+            )
+        if self.transport is not None:
+            self.transport.close()
+
+    def _failed(self, error: BaseException | None) -> None:
+        """A mistake of ours: report it, and close this connection only."""
+        self.loop.call_exception_handler({"message": "a request could not be read", "exception": error})
+        self.abort()
+
+    def _release(self) -> None:
+        self.edge.buffered -= self._length
+        self._length = 0
+        self._body = []
+
+    def sweep(self, now: float) -> None:
+        """Enforce the time limits. Called every second."""
+        options = self.edge.options
+        waited = now - self.since
+        if self.stalled:
+            if waited > options.stalled_s:
+                self.abort()
+        elif self.busy or self._refused:
+            return
+        elif self._state == "idle":
+            if waited > options.idle_s or self.edge.draining:
+                self.close()
+        elif waited > (options.head_s if self._state == "head" else options.body_s):
+            self._refuse(ApiError(408, None, "Your request took too long to arrive."))

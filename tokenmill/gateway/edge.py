@@ -1,0 +1,147 @@
+"""The gateway as one object: what all connections share, built once by ``server``.
+
+Holds the table, the memory of admission and routing, the spool, metrics, connections and requests. It
+opens nothing by itself and decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+from tokenmill.control.requests import EdgeMemory, refresh
+from tokenmill.federation.secrets import Secrets
+from tokenmill.gateway.client import ClientConnection, Responder
+from tokenmill.gateway.identity import identify
+from tokenmill.gateway.message import HttpRequest
+from tokenmill.gateway.metrics import Metrics
+from tokenmill.gateway.options import Options
+from tokenmill.gateway.spool import Spool
+from tokenmill.gateway.table import Serving, TableFile
+from tokenmill.gateway.upstream import Pool, address_of
+
+
+def clock() -> int:
+    """Microseconds since the epoch."""
+    return time.time_ns() // 1000
+
+
+class OpenRequest(Protocol):
+    """A model request that is admitted and not settled."""
+
+    http: HttpRequest
+    model: str
+    settling: bool
+
+    @property
+    def started(self) -> bool:
+        """Whether the client has had bytes."""
+
+    def sweep(self, now: float) -> None:
+        """Enforce time limits."""
+
+    def interrupt(self) -> None:
+        """Settle at once: the gateway stops."""
+
+
+class Gateway:
+    """See the module. ``route`` says what answers a request."""
+
+    def __init__(self, options: Options, loop: asyncio.AbstractEventLoop, spool: Spool, route: Route) -> None:
+        self._route = route
+        self.options = options
+        self.loop = loop
+        self.clock = clock
+        self.tables = TableFile(options.table)
+        self.spool = spool
+        self.memory = EdgeMemory()
+        self.metrics = Metrics()
+        self.pool = Pool(loop, options.connect_s)
+        self.secrets = Secrets()
+        self.connections: set[ClientConnection] = set()
+        self.exchanges: set[OpenRequest] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.buffered = 0
+        self.draining = False
+        self.started_us = clock()
+        self.loop_lag_s = 0.0
+        self.port = options.port
+        self.refused_full: dict[str, int] = {}
+        self._random = random.Random()
+        self._serial = 0
+        self._nonce = os.urandom(4).hex()
+
+    @property
+    def serving(self) -> Serving:
+        return self.tables.serving
+
+    def draw(self) -> int:
+        """0..999, for the weights of releases."""
+        return self._random.randrange(1000)
+
+    def request_id(self) -> str:
+        """Unique over restarts and processes: time, a random part per process and a serial number."""
+        self._serial += 1
+        return f"req-{clock():x}-{self._nonce}{self._serial & 0xFFFFFF:06x}"
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run ``work`` beside the connections; a failure is reported, and the drain waits for it."""
+        task = self.loop.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            context = {"message": "a task of the gateway failed", "exception": task.exception()}
+            self.loop.call_exception_handler(context)
+
+    def client(self) -> ClientConnection:
+        """A protocol for one accepted connection."""
+        return ClientConnection(self, self.loop, self.clock)
+
+    def dispatch(self, connection: ClientConnection, request: HttpRequest) -> Responder | None:
+        """Answer a request or say who does. A mistake of ours costs this connection only."""
+        return self._route(self, connection, request)
+
+    def known(self, authorization: bytes) -> bool:
+        """Whether a large body may be read for this caller."""
+        return identify(self.serving.index, authorization, self.clock()) is not None
+
+    def count_response(self, status: int) -> None:
+        self.metrics.add(self.metrics.responses, (str(status),))
+
+    def poll_table(self) -> None:
+        """Take a newer table when there is one."""
+        if self.tables.poll():
+            self.memory = refresh(self.serving.index, self.memory)
+
+    def sweep(self) -> None:
+        """Once a second: time limits, the disk, idle connections."""
+        now = self.loop.time()
+        for connection in list(self.connections):
+            connection.sweep(now)
+        for exchange in list(self.exchanges):
+            exchange.sweep(now)
+        self.spool.check()
+        live = set()
+        for endpoint in self.serving.endpoints.values():
+            try:
+                live.add(address_of(endpoint.address, endpoint.tls))
+            except ValueError:
+                continue  # requests to it are refused with this reason
+        self.pool.sweep(live)
+
+    def oldest_pending_s(self) -> float:
+        """How long the oldest open request has waited for its first byte."""
+        now = self.loop.time()
+        waiting = [now - e.http.arrived_s for e in self.exchanges if not e.started]
+        return max(waiting, default=0.0)
+
+
+Route = Callable[[Gateway, ClientConnection, HttpRequest], Responder | None]

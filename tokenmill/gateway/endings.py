@@ -1,0 +1,51 @@
+"""Settlements of requests that control never saw: refused before admission, or left by a dead gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tokenmill.domain.ledger import Outcome, Settlement
+from tokenmill.domain.table import KeyEntry
+from tokenmill.gateway.errors import ApiError
+from tokenmill.gateway.message import HttpRequest
+
+
+def turned_away(
+    request_id: str, key: KeyEntry, alias: str, endpoint: str, error: ApiError, http: HttpRequest, now_us: int
+) -> Settlement:
+    """A request of a known key that was wrong in itself, or came when nothing can be served."""
+    return Settlement(
+        request=request_id,
+        at_us=now_us,
+        tenant=key.tenant,
+        project=key.project,
+        key=key.id,
+        alias=alias[:200],
+        release="",
+        replica="",
+        endpoint=endpoint,
+        outcome=Outcome.REFUSED,
+        status=error.status,
+        duration_us=max(0, now_us - http.arrived_us),
+        reason=f"{error.code or 'bad_request'}: {error.reason}"[:500],
+    )
+
+
+def interrupted(entry: Mapping[str, str], now_us: int) -> Settlement:
+    """What is known of a request that was open when its gateway died: that it was admitted, and when."""
+    at_us = int(entry["at_us"])
+    return Settlement(
+        request=entry["request"],
+        at_us=now_us,
+        tenant=entry["tenant"],
+        project=entry["project"],
+        key=entry["key"],
+        alias=entry["alias"],
+        release=entry.get("release", ""),
+        replica=entry.get("replica", ""),
+        endpoint=entry["endpoint"],
+        outcome=Outcome.INTERRUPTED,
+        status=0,
+        duration_us=max(0, now_us - at_us),
+        reason="the gateway died with this request open",
+    )

@@ -1,0 +1,177 @@
+"""OpenAI error objects: one class that carries status and code, and the ways to make one.
+
+All four keys (message, type, param, code) are always there. It also turns an engine's own error into
+this shape, so that a client can tell a context overflow by its code and by the classic sentence.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import orjson
+
+from tokenmill.control.requests import Refuse
+
+_OVERFLOW = re.compile(
+    r"exceed_context_size|context_length_exceeded|exceeds the available context|maximum context length"
+    r"|context window|longer than the maximum model length|max_model_len",
+    re.IGNORECASE,
+)
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "invalid_request_error",
+    405: "invalid_request_error",
+    408: "invalid_request_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+    431: "invalid_request_error",
+}
+
+
+class ApiError(Exception):
+    """A refusal or failure that is answered with an OpenAI error object.
+
+    ``retry_us`` > 0 becomes Retry-After; ``reasons`` go to the settlement and to ``x-tokenmill-reason``.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str | None,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_us: int = 0,
+        reason: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+        self.retry_us = retry_us
+        self.reason = reason or message
+
+    @property
+    def body(self) -> bytes:
+        """The JSON that goes to the client."""
+        return orjson.dumps({"error": self.object})
+
+    @property
+    def object(self) -> dict[str, Any]:
+        kind = _TYPES.get(self.status, "server_error")
+        if self.code == "insufficient_quota":
+            kind = "insufficient_quota"
+        return {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+
+    @property
+    def headers(self) -> bytes:
+        """Retry headers, which SDKs obey, and nothing when there is nothing to wait for."""
+        if self.code == "insufficient_quota":
+            return b"x-should-retry: false\r\n"
+        if self.retry_us <= 0:
+            return b""
+        seconds = -(-self.retry_us // 1_000_000)
+        return b"retry-after: %d\r\nretry-after-ms: %d\r\n" % (seconds, -(-self.retry_us // 1000))
+
+    @property
+    def event(self) -> bytes:
+        """The same as one server-sent event, for a stream that has begun."""
+        return b"data: " + self.body + b"\n\n"
+
+
+def invalid_key() -> ApiError:
+    return ApiError(
+        401,
+        "invalid_api_key",
+        "Incorrect API key provided. Send `Authorization: Bearer tm-...` with a key that is not expired; "
+        "`tokenmill keys create` makes one.",
+    )
+
+
+def unknown_model(name: str) -> ApiError:
+    """Also the answer for a model that exists but is not for this tenant, so that names do not leak."""
+    shown = name if len(name) <= 200 else name[:200] + "..."
+    return ApiError(
+        404,
+        "model_not_found",
+        f"The model `{shown}` does not exist or you do not have access to it. GET /v1/models lists yours.",
+        param="model",
+    )
+
+
+def bad_request(message: str, param: str | None = None, code: str | None = "invalid_value") -> ApiError:
+    return ApiError(400, code, message, param=param)
+
+
+def context_overflow(limit: int, asked: int) -> ApiError:
+    """The classic sentence; clients match its words when they do not look at the code."""
+    had = f" However, your messages resulted in {asked} tokens." if asked else ""
+    return ApiError(
+        400,
+        "context_length_exceeded",
+        f"This model's maximum context length is {limit} tokens.{had} "
+        "Please reduce the length of the messages.",
+        param="messages",
+    )
+
+
+def unknown_path(method: str, path: str) -> ApiError:
+    return ApiError(404, "unknown_url", f"Unknown request URL: {method} {path[:200]}.")
+
+
+def unavailable(message: str, retry_us: int = 1_000_000, code: str = "engine_unavailable") -> ApiError:
+    return ApiError(503, code, message, retry_us=retry_us)
+
+
+def refusal(refused: Refuse) -> ApiError:
+    """Control's refusal in OpenAI's terms: a quota that waiting will not help is ``insufficient_quota``."""
+    code = refused.code
+    if refused.status == 429 and (code == "request_too_large" or refused.retry_after_s > 3600):
+        code = "insufficient_quota"
+    message = refused.message
+    if refused.reasons and refused.status != 429:
+        message = f"{message} {'; '.join(refused.reasons)}."
+    param = "model" if code == "model_not_found" else None
+    return ApiError(refused.status, code, message, param=param, retry_us=refused.retry_after_s * 1_000_000)
+
+
+def from_engine(status: int, body: bytes, context_tokens: int) -> ApiError:
+    """Map what an engine answered with an error status. Never passes a bare or HTML body on."""
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        parsed = None
+    return from_engine_object(status, parsed, context_tokens)
+
+
+def from_engine_object(status: int, parsed: Any, context_tokens: int) -> ApiError:
+    """As ``from_engine``, for an error object that is already parsed (also from inside a stream)."""
+    inner: Any = parsed.get("error", parsed) if isinstance(parsed, dict) else parsed
+    fields: dict[str, Any] = inner if isinstance(inner, dict) else {"message": inner}
+    raw = fields.get("message") or fields.get("detail") or ""
+    message = (raw if isinstance(raw, str) else orjson.dumps(raw).decode())[:2000]
+    if _OVERFLOW.search(f"{fields.get('type', '')} {fields.get('code', '')} {message}"):
+        asked = fields.get("n_prompt_tokens")
+        limit = fields.get("n_ctx")
+        return context_overflow(
+            limit if isinstance(limit, int) else context_tokens, asked if isinstance(asked, int) else 0
+        )
+    code = fields.get("code")
+    param = fields.get("param")
+    if status == 422:
+        status = 400
+    if status in (401, 403):  # the engine refused us, not the client's key
+        return ApiError(502, "engine_error", "The engine refused the gateway's request.", reason=message)
+    if not message:
+        message = f"The engine answered with status {status} and no message."
+    return ApiError(
+        status,
+        code if isinstance(code, str) else ("invalid_value" if status == 400 else "engine_error"),
+        message,
+        param=param if isinstance(param, str) else None,
+        retry_us=1_000_000 if status in (429, 503) else 0,
+    )

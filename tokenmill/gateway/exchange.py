@@ -1,0 +1,396 @@
+"""One model request from its admission to its settlement.
+
+Decisions are ``control.requests``'; this does what they say: forward, refuse, break, settle. Whatever
+happens, the settle line is in the spool before the last bytes of the answer are given to the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from tokenmill.control import requests
+from tokenmill.control.requests import Break, Forward, Phase, Refuse, Settle, TokenUsage, Turn
+from tokenmill.domain.errors import invariant
+from tokenmill.domain.ledger import Outcome, Settlement
+from tokenmill.domain.table import Endpoint, KeyEntry
+from tokenmill.gateway.body import (
+    EMBEDDINGS,
+    HOP,
+    Asked,
+    check_kind,
+    engine_body,
+    engine_head,
+    output_bound,
+    prefix_blocks,
+    read_body,
+)
+from tokenmill.gateway.client import ClientConnection
+from tokenmill.gateway.count import count_input, with_input
+from tokenmill.gateway.edge import Gateway
+from tokenmill.gateway.endings import turned_away
+from tokenmill.gateway.errors import ApiError, refusal, unavailable, unknown_model
+from tokenmill.gateway.limits import ratelimit_headers
+from tokenmill.gateway.message import HttpRequest
+from tokenmill.gateway.relay import NOTHING, Relay
+from tokenmill.gateway.upstream import Address, Upstream, address_of
+from tokenmill.policy.route import PEER_PREFIX
+
+
+class Exchange:
+    """Responder to the client, and owner of the relay of each attempt."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        connection: ClientConnection,
+        http: HttpRequest,
+        endpoint: str,
+        key: KeyEntry,
+        request_id: str,
+    ) -> None:
+        self.gateway = gateway
+        self.connection = connection
+        self.http = http
+        self.endpoint = endpoint
+        self.key = key
+        self.id = request_id
+        self.model = ""  # the alias once it is admitted: safe as a metric's label
+        self.hopped = bool(http.header(HOP))  # a peer sent it here: answer it here
+        self.settled = False
+        self.settling = False  # the end is decided; tokens are being counted
+        self.hide_usage = True
+        self.context_tokens = 0
+        self._asked: Asked | None = None
+        self._request: requests.Request | None = None
+        self._relay: Relay | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._fresh = False  # the next attempt opens a connection of its own
+        self._sent = False  # an engine has had the request
+        self._sent_s = 0.0
+        self._paused = False
+        self._last_token_s = 0.0
+
+    @property
+    def started(self) -> bool:
+        """Whether the client has had bytes."""
+        return self._relay is not None and self._relay.started
+
+    @property
+    def asked(self) -> Asked:
+        invariant(self._asked is not None, "a request is read before it is admitted")
+        return self._asked  # type: ignore[return-value]
+
+    @property
+    def request(self) -> requests.Request:
+        invariant(self._request is not None, "a request arrives before anything else happens to it")
+        return self._request  # type: ignore[return-value]
+
+    # -- arrival
+    def begin(self) -> bool:
+        """Check, admit and forward. False when the client has its answer already."""
+        gateway = self.gateway
+        try:
+            asked = self._asked = read_body(self.endpoint, self.http.body)
+            self.http.body = b""
+            call = self._call(asked)
+        except ApiError as error:
+            self._turn_away(error)
+            return False
+        turn = requests.arrive(self._index(), gateway.memory, call)
+        self._keep(turn)
+        first = turn.actions[0]
+        if not isinstance(first, Forward):
+            self._act(turn)
+            return False
+        opened = gateway.spool.open(
+            self.id,
+            at_us=call.at_us,
+            tenant=self.key.tenant,
+            project=self.key.project,
+            key=self.key.id,
+            alias=asked.alias,
+            endpoint=self.endpoint,
+            release=first.endpoint.release,
+            replica=first.endpoint.replica,
+        )
+        if not opened:
+            self._unspooled()
+            return False
+        self.model = asked.alias
+        self.hide_usage = not asked.wants_usage
+        gateway.metrics.model(self.model).running += 1
+        gateway.exchanges.add(self)
+        self._act(turn)
+        return not self.settled
+
+    def _call(self, asked: Asked) -> requests.Call:
+        """What control needs to decide. Raises ``ApiError`` for what cannot be asked of it now."""
+        gateway = self.gateway
+        if gateway.draining:
+            raise unavailable("This gateway is stopping; ask again.", code="draining")
+        if not gateway.spool.writable:
+            why = f"Requests cannot be recorded now: {gateway.spool.problem}."
+            raise unavailable(why, 5_000_000, "spool_unwritable")
+        if not gateway.tables.present:
+            raise unavailable("The factory has published no models yet.", 2_000_000, "not_ready")
+        entry = gateway.serving.visible(asked.alias, self.key.tenant)
+        if entry is None:
+            raise unknown_model(asked.alias)
+        check_kind(asked, entry)
+        self.context_tokens = entry.context_tokens
+        warm = len(entry.endpoints) > 1 and self.endpoint != EMBEDDINGS
+        return requests.Call(
+            id=self.id,
+            at_us=self.http.arrived_us,
+            endpoint=self.endpoint,
+            key=self.key,
+            alias=asked.alias,
+            input_estimate=asked.input_estimate,
+            max_output=output_bound(asked, entry),
+            prefix=prefix_blocks(asked, self.key.tenant) if warm else (),
+            draw=gateway.draw(),
+        )
+
+    def _turn_away(self, error: ApiError) -> None:
+        """Refuse before admission: settled, since the key is known, and with nothing used."""
+        alias = self._asked.alias if self._asked else ""
+        settlement = turned_away(
+            self.id, self.key, alias, self.endpoint, error, self.http, self.gateway.clock()
+        )
+        self._settle(settlement, error.code or "bad_request")
+        self._answer_error(error)
+
+    def _unspooled(self) -> None:
+        """The disk filled up at this very moment: give back what was reserved and refuse."""
+        gateway = self.gateway
+        turn = requests.interrupted(self._index(), gateway.memory, self.request, gateway.clock(), NOTHING)
+        self._keep(turn)
+        for action in turn.actions:
+            if isinstance(action, Settle):
+                refused = replace(action.settlement, outcome=Outcome.REFUSED, reason="spool_unwritable")
+                self._settle(refused, "spool_unwritable")
+        self._answer_error(unavailable("Requests cannot be recorded now.", 5_000_000, "spool_unwritable"))
+
+    # -- doing what control says
+    def _index(self) -> requests.Index:
+        serving = self.gateway.serving
+        return serving.local if self.hopped else serving.index
+
+    def _keep(self, turn: Turn) -> None:
+        self.gateway.memory = turn.memory
+        self._request = turn.request
+
+    def _carry_out(self, turn: Turn) -> None:
+        self._keep(turn)
+        self._act(turn)
+
+    def _act(self, turn: Turn) -> None:
+        """Settle first, whatever the order of the actions: the client's last bytes come after it."""
+        for action in turn.actions:
+            if isinstance(action, Settle):
+                refused = next((a.code for a in turn.actions if isinstance(a, Refuse)), "")
+                self._settle(action.settlement, refused)
+        for action in turn.actions:
+            if isinstance(action, Forward):
+                self._send(action.endpoint)
+            elif isinstance(action, Refuse):
+                self._answer_error(refusal(action))
+            elif isinstance(action, Break) and self._relay is not None:
+                self._relay.break_off(ApiError(502, action.code, action.message))
+
+    def _settle(self, settlement: Settlement, code: str = "") -> None:
+        self.settled = True
+        gateway = self.gateway
+        gateway.spool.settle(settlement)
+        gateway.exchanges.discard(self)
+        gateway.metrics.settled(settlement, self.model, code)
+        if code == "overloaded":
+            gateway.refused_full[settlement.alias] = gateway.refused_full.get(settlement.alias, 0) + 1
+        if self.model:
+            gateway.metrics.model(self.model).running -= 1
+
+    # -- to the engine
+    def _send(self, endpoint: Endpoint) -> None:
+        try:
+            address = address_of(endpoint.address, endpoint.tls)
+        except ValueError:
+            address = Address()  # no such host: fails like any that cannot be reached
+        upstream = None if self._fresh else self.gateway.pool.take(address)
+        if upstream is not None:
+            self._forward(upstream, endpoint)
+        else:
+            self._task = self.gateway.spawn(self._connect(endpoint, address))
+
+    async def _connect(self, endpoint: Endpoint, address: Address) -> None:
+        try:
+            upstream = await self.gateway.pool.connect(address)
+        except OSError as error:
+            if not (self.settled or self.settling):
+                self.lost(f"{endpoint.address} cannot be reached: {error.strerror or error}")
+            return
+        if self.settled or self.settling:
+            upstream.abort()
+        else:
+            self._forward(upstream, endpoint)
+
+    def _forward(self, upstream: Upstream, endpoint: Endpoint) -> None:
+        body = engine_body(self.asked, endpoint.served_model)
+        try:
+            secret = self.gateway.secrets.read(endpoint.key_ref) if endpoint.key_ref else b""
+        except OSError as error:
+            upstream.abort()
+            self.lost(f"the key of {endpoint.replica} cannot be read: {error}")
+            return
+        head = engine_head(
+            self.endpoint,
+            upstream.address.authority,
+            len(body),
+            request_id=self.id.encode(),
+            trace=self.http.header(b"traceparent"),
+            secret=secret,
+            hop=endpoint.release.startswith(PEER_PREFIX),
+        )
+        self._relay = Relay(self, upstream)
+        self._sent = True
+        self._sent_s = self.gateway.loop.time()
+        upstream.begin(self._relay, head, body)
+        if self._paused:
+            upstream.pause()
+
+    # -- what the relay tells
+    def answer_headers(self) -> bytes:
+        gateway = self.gateway
+        spent_ms = int((gateway.loop.time() - self.http.arrived_s) * 1000)
+        limits = ratelimit_headers(gateway.serving.index, gateway.memory, self.key, gateway.clock())
+        return b"x-request-id: %b\r\nopenai-processing-ms: %d\r\n%b" % (self.id.encode(), spent_ms, limits)
+
+    def first_byte(self) -> None:
+        self._keep(requests.first_byte(self.gateway.memory, self.request, self.gateway.clock()))
+
+    def tokens_came(self, count: int) -> None:
+        now = self.gateway.loop.time()
+        metrics = self.gateway.metrics.model(self.model)
+        if self._last_token_s == 0.0:
+            metrics.ttft.observe(now - self.http.arrived_s)
+        else:
+            metrics.token_gap.observe((now - self._last_token_s) / count)
+        self._last_token_s = now
+
+    def complete(self, status: int, usage: TokenUsage) -> None:
+        gateway = self.gateway
+        if usage.counted_by != "engine":  # an engine that gives no usage object
+            usage = with_input(usage, None, self.asked.input_estimate)
+        turn = requests.finished(self._index(), gateway.memory, self.request, gateway.clock(), status, usage)
+        self._carry_out(turn)
+        gateway.metrics.model(self.model).e2e.observe(gateway.loop.time() - self.http.arrived_s)
+
+    def reject(self, error: ApiError) -> None:
+        gateway = self.gateway
+        turn = requests.finished(
+            self._index(), gateway.memory, self.request, gateway.clock(), error.status, NOTHING
+        )
+        self._keep(turn)
+        for action in turn.actions:
+            if isinstance(action, Settle):
+                self._settle(replace(action.settlement, reason=error.reason[:500]))
+        self._answer_error(error)
+
+    def again(self) -> None:
+        # The engine closed an idle connection just as it was reused; this says nothing of its health.
+        self._fresh = True
+        endpoint = self.request.endpoint
+        if endpoint is not None:
+            self._send(endpoint)
+
+    def lost(self, reason: str) -> None:
+        gateway = self.gateway
+        gateway.metrics.add(gateway.metrics.engine_failures, (self.model,))
+        if self.request.phase is Phase.ANSWERING:
+            self.settling = True
+            self._task = gateway.spawn(self._end_cut(reason))
+            return
+        turn = requests.engine_lost(
+            self._index(), gateway.memory, self.request, gateway.clock(), reason, NOTHING
+        )
+        self._fresh = False
+        gateway.metrics.retries += any(isinstance(a, Forward) for a in turn.actions)
+        self._carry_out(turn)
+
+    # -- endings that nobody wanted
+    async def _end_cut(self, reason: str) -> None:
+        """Settle an answer that was cut: by the engine, for ``reason``, or by the client, without one."""
+        usage = await self._counted()
+        if self.settled:
+            return
+        gateway = self.gateway
+        index, now_us = self._index(), gateway.clock()
+        if reason:
+            turn = requests.engine_lost(index, gateway.memory, self.request, now_us, reason, usage)
+        else:
+            turn = requests.client_gone(index, gateway.memory, self.request, now_us, usage)
+        self._carry_out(turn)
+
+    async def _counted(self) -> TokenUsage:
+        usage = self._relay.counted() if self._relay is not None else NOTHING
+        if usage.counted_by == "engine" or self.request.endpoint is None:
+            return usage
+        counted = await count_input(self.gateway.pool, self.request.endpoint, self.asked)
+        return with_input(usage, counted, self.asked.input_estimate)
+
+    def client_gone(self) -> None:
+        if self._relay is not None:
+            self._relay.drop()
+        if self.settled or self.settling:
+            return
+        if self._sent:
+            # The engine had the prompt, so its tokens count although nobody waits for the answer.
+            self.settling = True
+            self._task = self.gateway.spawn(self._end_cut(""))
+            return
+        gateway = self.gateway
+        turn = requests.client_gone(self._index(), gateway.memory, self.request, gateway.clock(), NOTHING)
+        self._carry_out(turn)
+
+    def interrupt(self) -> None:
+        """The gateway stops and cannot wait any longer."""
+        if self.settled:
+            return
+        usage = NOTHING
+        if self._relay is not None:
+            self._relay.drop()
+            seen = self._relay.counted()
+            usage = seen if seen.counted_by == "engine" else with_input(seen, None, self.asked.input_estimate)
+        gateway = self.gateway
+        turn = requests.interrupted(self._index(), gateway.memory, self.request, gateway.clock(), usage)
+        self._carry_out(turn)
+        error = unavailable("The gateway stopped before the answer was complete.", code="interrupted")
+        if self._relay is not None and self._relay.started:
+            self._relay.break_off(error)
+        else:
+            self._answer_error(error)
+
+    def sweep(self, now: float) -> None:
+        """Give up on an engine that says nothing. Called every second."""
+        relay, options = self._relay, self.gateway.options
+        if relay is None or relay.upstream is None or self.settled or self.settling or self._paused:
+            return
+        limit = options.silence_s if relay.started else options.first_byte_s
+        if now - max(self._sent_s, relay.upstream.heard) > limit:
+            relay.drop()
+            self.lost(f"it said nothing for {limit:g} s")
+
+    # -- to the client
+    def pause(self) -> None:
+        self._paused = True
+        if self._relay is not None and self._relay.upstream is not None:
+            self._relay.upstream.pause()
+
+    def resume(self) -> None:
+        self._paused = False
+        if self._relay is not None and self._relay.upstream is not None:
+            self._relay.upstream.resume()
+
+    def _answer_error(self, error: ApiError) -> None:
+        headers = self.answer_headers() + error.headers
+        self.connection.respond(self.http, error.status, error.body, headers=headers)

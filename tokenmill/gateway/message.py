@@ -1,0 +1,76 @@
+"""An HTTP request as a value, the phrases of status lines, and what makes a request ambiguous.
+
+Reads no socket.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PHRASES = {
+    100: b"Continue",
+    200: b"OK",
+    201: b"Created",
+    202: b"Accepted",
+    204: b"No Content",
+    302: b"Found",
+    303: b"See Other",
+    304: b"Not Modified",
+    400: b"Bad Request",
+    401: b"Unauthorized",
+    403: b"Forbidden",
+    404: b"Not Found",
+    405: b"Method Not Allowed",
+    408: b"Request Timeout",
+    409: b"Conflict",
+    413: b"Content Too Large",
+    422: b"Unprocessable Content",
+    429: b"Too Many Requests",
+    431: b"Request Header Fields Too Large",
+    500: b"Internal Server Error",
+    502: b"Bad Gateway",
+    503: b"Service Unavailable",
+    504: b"Gateway Timeout",
+}
+
+
+@dataclass(slots=True)
+class HttpRequest:
+    """One whole request. Header names are in lower case."""
+
+    method: str
+    path: str  # percent-decoded, without the query
+    target: bytes  # as it came
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+    keep_alive: bool
+    chunked_ok: bool  # HTTP/1.1
+    arrived_s: float  # loop time of the last byte
+    arrived_us: int
+
+    def header(self, name: bytes) -> bytes:
+        """The first value of a header, or ``b""``."""
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return b""
+
+
+def ambiguity(headers: list[tuple[bytes, bytes]]) -> str:
+    """Why two parsers could disagree on where this request ends or for whom it is, or ``""``."""
+    counts: dict[bytes, int] = {}
+    for name, _ in headers:
+        counts[name] = counts.get(name, 0) + 1
+    if b"transfer-encoding" in counts:
+        values = [v.strip().lower() for n, v in headers if n == b"transfer-encoding"]
+        if b"content-length" in counts:
+            return "Both Content-Length and Transfer-Encoding are present."
+        if values != [b"chunked"]:
+            return "Transfer-Encoding may only be chunked."
+    for name in (b"content-length", b"host", b"authorization"):
+        if counts.get(name, 0) > 1:
+            return f"{name.decode()} is present more than once."
+    length = dict(headers).get(b"content-length", b"0")
+    if not length.isdigit() or len(length) > 15:
+        return "Content-Length is no number."
+    return ""

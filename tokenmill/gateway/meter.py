@@ -1,0 +1,196 @@
+"""Counts tokens from what passes by: the engine's own usage object, or, for a cut stream, its deltas.
+
+``find_usage`` looks at the last and first bytes of a body without parsing all of it; ``EventStream`` follows
+server-sent events whatever way their bytes were split. A raw ``"usage"`` can only be a key or a whole string
+value, since a quote inside a JSON string is escaped. Nothing here touches a socket.
+"""
+
+from __future__ import annotations
+
+import re
+from json import JSONDecodeError, JSONDecoder
+from typing import Any
+
+import orjson
+
+from tokenmill.control.requests import TokenUsage
+from tokenmill.domain.errors import TokenmillError
+
+EVENT_BYTES = 1024 * 1024
+EDGE_BYTES = 64 * 1024
+
+_USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
+_DELTA = re.compile(rb'"(?:content|text|reasoning_content|reasoning|arguments)" ?: ?"[^"]')
+_PREDICTED = re.compile(rb'"predicted_n" ?: ?(\d+)')
+_PROMPT = re.compile(rb'"prompt_n" ?: ?(\d+)')
+_CACHED = re.compile(rb'"cache_n" ?: ?(\d+)')
+_FINISH = re.compile(rb'"finish_reason" ?: ?"')
+_EVENTS = re.compile(rb"\r?\n\r?\n")
+_decoder = JSONDecoder()
+
+
+class BrokenStreamError(TokenmillError):
+    """An engine sent something that is no event stream."""
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
+
+
+def usage_of(found: Any) -> TokenUsage | None:
+    """A ``TokenUsage`` of an OpenAI usage object, or ``None`` when it is none."""
+    if not isinstance(found, dict) or not isinstance(found.get("prompt_tokens"), int):
+        return None
+    prompt = found.get("prompt_tokens_details")
+    completion = found.get("completion_tokens_details")
+    return TokenUsage(
+        input_tokens=_count(found["prompt_tokens"]),
+        cached_tokens=_count(prompt.get("cached_tokens")) if isinstance(prompt, dict) else 0,
+        output_tokens=_count(found.get("completion_tokens")),
+        reasoning_tokens=_count(completion.get("reasoning_tokens")) if isinstance(completion, dict) else 0,
+        counted_by="engine",
+    )
+
+
+def find_usage(data: bytes) -> TokenUsage | None:
+    """The usage object in (a part of) a JSON body. Looks at ``EDGE_BYTES`` at both ends, the end first."""
+    edges = [data[-EDGE_BYTES:], data[:EDGE_BYTES]] if len(data) > EDGE_BYTES else [data]
+    for edge in edges:
+        for match in reversed(list(_USAGE.finditer(edge))):
+            text = edge[match.end() : match.end() + 4096].decode("utf-8", "replace")
+            try:
+                found, _ = _decoder.raw_decode(text)
+            except JSONDecodeError:
+                continue
+            usage = usage_of(found)
+            if usage is not None:
+                return usage
+    return None
+
+
+def estimate_output(data: bytes) -> TokenUsage:
+    """Output of a whole answer without a usage object: a token for every four characters of its texts."""
+    try:
+        parsed = orjson.loads(data)
+        texts = [c.get("text") or (c.get("message") or {}).get("content") or "" for c in parsed["choices"]]
+        count = sum(-(-len(text) // 4) for text in texts)
+    except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError):
+        count = 0
+    return TokenUsage(output_tokens=count, counted_by="estimate")
+
+
+def _boundary(data: bytes | bytearray, start: int) -> int:
+    """End of the last whole event in ``data[start:]``, or 0. Events end with an empty line, LF or CRLF."""
+    plain = data.rfind(b"\n\n", start)
+    crlf = data.rfind(b"\r\n\r\n", start)
+    return max(plain + 2 if plain >= 0 else 0, crlf + 4 if crlf >= 0 else 0)
+
+
+class EventStream:
+    """Follows one answer of server-sent events.
+
+    ``feed`` takes payload as it comes and returns the whole events to pass on, byte for byte, less the one
+    usage event that the client did not ask for (``hide_usage``). ``done`` is set before ``[DONE]`` is
+    returned, so that the caller can settle first. After an ``error`` nothing more is returned.
+    """
+
+    __slots__ = ("_carry", "_last", "deltas", "done", "error", "finished", "hide_usage", "usage")
+
+    def __init__(self, hide_usage: bool) -> None:
+        self.hide_usage = hide_usage
+        self.usage: TokenUsage | None = None
+        self.deltas = 0  # events, or parts of one, that carry output
+        self.done = False
+        self.finished = False  # a finish_reason was seen
+        self.error: Any = None
+        self._carry = bytearray()
+        self._last = b""
+
+    def feed(self, payload: bytes) -> bytes:
+        """Take the next bytes; raises ``BrokenStreamError`` for an event longer than ``EVENT_BYTES``."""
+        if self._carry or not payload.endswith(b"\n\n"):
+            payload = self._whole_events(payload)
+            if not payload:
+                return b""
+        deltas = len(_DELTA.findall(payload))
+        self._last = payload
+        if deltas:
+            self.deltas += deltas
+        if b'"usage"' in payload or b"[DONE]" in payload or b'"error"' in payload:
+            return self._look(payload)
+        if not self.finished and b'"finish_reason":null' not in payload:
+            self.finished = _FINISH.search(payload) is not None
+        return payload
+
+    def rest(self) -> bytes:
+        """What is left at the end of the body: an event without its empty line."""
+        rest = bytes(self._carry)
+        self._carry.clear()
+        return self.feed(rest + b"\n\n") if rest.strip() else b""
+
+    def counted(self) -> TokenUsage:
+        """What is known of a stream that was cut: the engine's running count, else the deltas seen."""
+        if self.usage is not None:
+            return self.usage
+        predicted = _PREDICTED.search(self._last)
+        if predicted is None:
+            return TokenUsage(output_tokens=self.deltas, counted_by="stream")
+        # llama.cpp's timings, when the client asked for them, carry the engine's own counts.
+        prompt, cached = _PROMPT.search(self._last), _CACHED.search(self._last)
+        hits = int(cached[1]) if cached else 0
+        given = (int(prompt[1]) if prompt else 0) + hits
+        return TokenUsage(given, hits, int(predicted[1]), 0, "engine")
+
+    def _whole_events(self, payload: bytes) -> bytes:
+        carry = self._carry
+        start = max(0, len(carry) - 3)
+        carry += payload
+        end = _boundary(carry, start)
+        if end == 0:
+            if len(carry) > EVENT_BYTES:
+                raise BrokenStreamError(f"the engine sent an event of more than {EVENT_BYTES} bytes")
+            return b""
+        whole = bytes(carry[:end])
+        del carry[:end]
+        return whole
+
+    def _look(self, payload: bytes) -> bytes:
+        """The slow path: events one by one, for those few that carry usage, an error or the end."""
+        kept = []
+        position = 0
+        for match in _EVENTS.finditer(payload):
+            event = payload[position : match.end()]
+            position = match.end()
+            if self._pass(event.strip()):
+                kept.append(event)
+            if self.error is not None:
+                return b"".join(kept)
+        kept.append(payload[position:])
+        return b"".join(kept)
+
+    def _pass(self, event: bytes) -> bool:
+        """Note what one event says; False when the client shall not see it."""
+        if not event.startswith(b"data:"):
+            return True
+        body = event[5:].strip()
+        if body == b"[DONE]":
+            self.done = True
+            return True
+        if _FINISH.search(body):
+            self.finished = True
+        if b'"usage"' not in body and b'"error"' not in body:
+            return True
+        try:
+            chunk = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            return True
+        if not isinstance(chunk, dict):
+            return True
+        if chunk.get("error"):
+            self.error = chunk
+            return False
+        usage = usage_of(chunk.get("usage"))
+        if usage is None:
+            return True
+        self.usage = usage
+        return not (self.hide_usage and chunk.get("choices") == [])

@@ -1,0 +1,195 @@
+"""Counters and histograms of this process, and their Prometheus text.
+
+An update is an addition; all text is made when it is asked for. Histograms are kept once and shown under the
+names that vLLM dashboards and OpenTelemetry's GenAI conventions use. Labels hold only names out of the table,
+so their number is bounded; keys and users are in the ledger, not here.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+
+from tokenmill.domain.ledger import Settlement
+
+FAST_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0)
+SLOW_S = (0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0)
+
+Labels = tuple[str, ...]
+
+
+class Histogram:
+    """Cumulative only when shown; ``observe`` touches one bucket."""
+
+    __slots__ = ("bounds", "buckets", "count", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.buckets = [0] * (len(bounds) + 1)
+        self.count = 0
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self.buckets[bisect_left(self.bounds, value)] += 1
+        self.count += 1
+        self.sum += value
+
+
+class ModelMetrics:
+    """What is measured per alias."""
+
+    __slots__ = ("e2e", "running", "token_gap", "ttft")
+
+    def __init__(self) -> None:
+        self.ttft = Histogram((*FAST_S, 20.0, 40.0, 80.0))
+        self.token_gap = Histogram(FAST_S)
+        self.e2e = Histogram(SLOW_S)
+        self.running = 0
+
+
+class Metrics:
+    """All of one gateway."""
+
+    def __init__(self) -> None:
+        self.models: dict[str, ModelMetrics] = {}
+        self.tokens: dict[Labels, int] = {}  # tenant, project, model, kind
+        self.requests: dict[Labels, int] = {}  # model, outcome
+        self.refusals: dict[Labels, int] = {}  # code
+        self.retries = 0
+        self.engine_failures: dict[Labels, int] = {}  # model
+        self.responses: dict[Labels, int] = {}  # status
+
+    def model(self, name: str) -> ModelMetrics:
+        found = self.models.get(name)
+        if found is None:
+            found = self.models[name] = ModelMetrics()
+        return found
+
+    @staticmethod
+    def add(family: dict[Labels, int], labels: Labels, amount: int = 1) -> None:
+        family[labels] = family.get(labels, 0) + amount
+
+    def settled(self, settlement: Settlement, model: str, code: str) -> None:
+        """Count one request's end. ``model`` is empty when the alias does not exist."""
+        who = (settlement.tenant, settlement.project, model)
+        for kind, count in (
+            ("input", settlement.input_tokens),
+            ("cached", settlement.cached_tokens),
+            ("output", settlement.output_tokens),
+            ("reasoning", settlement.reasoning_tokens),
+        ):
+            if count:
+                self.add(self.tokens, (*who, kind), count)
+        self.add(self.requests, (model, settlement.outcome.value))
+        if code:
+            self.add(self.refusals, (code,))
+
+    def total(self, kind: str) -> int:
+        """Tokens of one kind over everybody."""
+        return sum(n for labels, n in self.tokens.items() if labels[3] == kind)
+
+    def text(self, gauges: Mapping[str, tuple[str, float]]) -> bytes:
+        """Everything in Prometheus text format 0.0.4. ``gauges`` maps a name to (help, value)."""
+        lines: list[str] = []
+        for name, (help_text, value) in sorted(gauges.items()):
+            kind = "counter" if name.endswith("_total") else "gauge"
+            lines += [f"# HELP {name} {help_text}", f"# TYPE {name} {kind}", f"{name} {value:g}"]
+        self._counters(lines)
+        self._histograms(lines)
+        return ("\n".join(lines) + "\n").encode()
+
+    def _counters(self, lines: list[str]) -> None:
+        by_model: dict[str, dict[Labels, int]] = {"input": {}, "output": {}}
+        for (_, _, model, kind), count in self.tokens.items():
+            if kind in by_model:
+                self.add(by_model[kind], (model,), count)
+        running: dict[Labels, int] = {(name,): m.running for name, m in self.models.items()}
+        success: dict[Labels, int] = {(m,): n for (m, outcome), n in self.requests.items() if outcome == "ok"}
+        families: list[tuple[str, str, str, Labels, dict[Labels, int]]] = [
+            (
+                "tokenmill_tokens_total",
+                "counter",
+                "Tokens settled, cached ones also counted as input.",
+                ("tenant", "project", "model", "kind"),
+                self.tokens,
+            ),
+            (
+                "tokenmill_requests_total",
+                "counter",
+                "Requests settled.",
+                ("model", "outcome"),
+                self.requests,
+            ),
+            (
+                "tokenmill_quota_rejections_total",
+                "counter",
+                "Requests refused, by error code.",
+                ("code",),
+                self.refusals,
+            ),
+            (
+                "tokenmill_engine_failures_total",
+                "counter",
+                "Attempts that an engine lost.",
+                ("model",),
+                self.engine_failures,
+            ),
+            ("tokenmill_http_responses_total", "counter", "Responses sent.", ("status",), self.responses),
+            ("vllm:num_requests_running", "gauge", "Requests open now.", ("model_name",), running),
+            ("vllm:prompt_tokens_total", "counter", "Input tokens.", ("model_name",), by_model["input"]),
+            (
+                "vllm:generation_tokens_total",
+                "counter",
+                "Output tokens.",
+                ("model_name",),
+                by_model["output"],
+            ),
+            ("vllm:request_success_total", "counter", "Requests answered.", ("model_name",), success),
+        ]
+        for name, kind, help_text, names, family in families:
+            lines += [f"# HELP {name} {help_text}", f"# TYPE {name} {kind}"]
+            lines += [f"{name}{_labels(names, labels)} {family[labels]}" for labels in sorted(family)]
+
+    def _histograms(self, lines: list[str]) -> None:
+        shown = (
+            (
+                "ttft",
+                "Arrival to first output, seconds.",
+                ("vllm:time_to_first_token_seconds", "gen_ai_server_time_to_first_token_seconds"),
+            ),
+            (
+                "token_gap",
+                "Time between output tokens, seconds.",
+                ("vllm:inter_token_latency_seconds", "gen_ai_server_time_per_output_token_seconds"),
+            ),
+            (
+                "e2e",
+                "Arrival to end, seconds.",
+                ("vllm:e2e_request_latency_seconds", "gen_ai_server_request_duration_seconds"),
+            ),
+        )
+        for attribute, help_text, names in shown:
+            for name in names:
+                label = "model_name" if name.startswith("vllm:") else "gen_ai_request_model"
+                lines += [f"# HELP {name} {help_text}", f"# TYPE {name} histogram"]
+                for model in sorted(self.models):
+                    histogram = getattr(self.models[model], attribute)
+                    lines += _histogram_lines(name, f'{label}="{_escape(model)}"', histogram)
+
+
+def _histogram_lines(name: str, label: str, histogram: Histogram) -> Iterable[str]:
+    total = 0
+    for bound, count in zip((*histogram.bounds, None), histogram.buckets, strict=True):
+        total += count
+        edge = "+Inf" if bound is None else f"{bound:g}"
+        yield f'{name}_bucket{{{label},le="{edge}"}} {total}'
+    yield f"{name}_sum{{{label}}} {histogram.sum:.6f}"
+    yield f"{name}_count{{{label}}} {histogram.count}"
+
+
+def _labels(names: Labels, values: Labels) -> str:
+    return "{" + ",".join(f'{n}="{_escape(v)}"' for n, v in zip(names, values, strict=True)) + "}"
+
+
+def _escape(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

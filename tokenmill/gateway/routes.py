@@ -1,0 +1,126 @@
+"""Which path does what.
+
+Model endpoints also answer without their ``/v1``, since clients disagree on what a base URL is. Paths of
+the console and the admin API go to the controller; all else is an OpenAI error object.
+"""
+
+from __future__ import annotations
+
+import orjson
+
+from tokenmill import __version__
+from tokenmill.domain.table import KeyEntry
+from tokenmill.gateway.body import CHAT, COMPLETIONS, EMBEDDINGS
+from tokenmill.gateway.client import ClientConnection, Responder
+from tokenmill.gateway.edge import Gateway
+from tokenmill.gateway.errors import ApiError, invalid_key, unknown_model, unknown_path
+from tokenmill.gateway.exchange import Exchange
+from tokenmill.gateway.forward import Forwarding
+from tokenmill.gateway.health import gauges, readiness
+from tokenmill.gateway.identity import identify
+from tokenmill.gateway.message import HttpRequest
+from tokenmill.gateway.options import is_loopback
+from tokenmill.gateway.table import model_object
+
+MODEL_PATHS = {"/chat/completions": CHAT, "/completions": COMPLETIONS, "/embeddings": EMBEDDINGS}
+CONSOLE = frozenset(("/", "/login", "/logout", "/console", "/static", "/api", "/favicon.ico"))
+CONSOLE_TREES = ("/console/", "/static/", "/api/")
+
+
+def dispatch(gateway: Gateway, connection: ClientConnection, request: HttpRequest) -> Responder | None:
+    """Answer ``request`` at once, or return who will."""
+    path = request.path
+    short = path[3:] if path.startswith("/v1/") else path
+    endpoint = MODEL_PATHS.get(short)
+    if endpoint is not None:
+        return _model_request(gateway, connection, request, endpoint)
+    if short == "/models" or short.startswith("/models/"):
+        _models(gateway, connection, request, short[8:])
+    elif path in CONSOLE or path.startswith(CONSOLE_TREES):
+        forwarding = Forwarding(gateway, connection, request)
+        forwarding.begin()
+        return forwarding
+    else:
+        _own(gateway, connection, request)
+    return None
+
+
+def _model_request(
+    gateway: Gateway, connection: ClientConnection, request: HttpRequest, endpoint: str
+) -> Responder | None:
+    request_id = gateway.request_id()
+    key = identify(gateway.serving.index, request.header(b"authorization"), gateway.clock())
+    if key is None:
+        _error(connection, request, invalid_key(), request_id)
+        return None
+    if request.method != "POST":
+        error = ApiError(405, "method_not_allowed", f"Use POST for {request.path}, not {request.method}.")
+        _error(connection, request, error, request_id)
+        return None
+    exchange = Exchange(gateway, connection, request, endpoint, key, request_id)
+    return exchange if exchange.begin() else None
+
+
+def _models(gateway: Gateway, connection: ClientConnection, request: HttpRequest, name: str) -> None:
+    request_id = gateway.request_id()
+    key = identify(gateway.serving.index, request.header(b"authorization"), gateway.clock())
+    if key is None:
+        _error(connection, request, invalid_key(), request_id)
+    elif request.method not in ("GET", "HEAD"):
+        error = ApiError(405, "method_not_allowed", f"Use GET for {request.path}.")
+        _error(connection, request, error, request_id)
+    elif not name:
+        _json(connection, request, gateway.serving.listing(key), request_id)
+    else:
+        _model(gateway, connection, request, name, key, request_id)
+
+
+def _model(
+    gateway: Gateway,
+    connection: ClientConnection,
+    request: HttpRequest,
+    name: str,
+    key: KeyEntry,
+    request_id: str,
+) -> None:
+    entry = gateway.serving.visible(name, key.tenant)
+    if entry is None:
+        _error(connection, request, unknown_model(name), request_id)
+    else:
+        _json(connection, request, orjson.dumps(model_object(entry)), request_id)
+
+
+def _own(gateway: Gateway, connection: ClientConnection, request: HttpRequest) -> None:
+    path = request.path
+    if request.method not in ("GET", "HEAD"):
+        _error(connection, request, unknown_path(request.method, path), gateway.request_id())
+    elif path in ("/healthz", "/health"):
+        connection.respond(request, 200, b'{"status":"ok"}')
+    elif path == "/readyz":
+        ready, body = readiness(gateway)
+        connection.respond(request, 200 if ready else 503, body)
+    elif path == "/version":
+        connection.respond(request, 200, orjson.dumps({"version": __version__}))
+    elif path == "/metrics":
+        _metrics(gateway, connection, request)
+    else:
+        _error(connection, request, unknown_path(request.method, path), gateway.request_id())
+
+
+def _metrics(gateway: Gateway, connection: ClientConnection, request: HttpRequest) -> None:
+    """Without a key on loopback only: they name tenants and models."""
+    key = identify(gateway.serving.index, request.header(b"authorization"), gateway.clock())
+    if not is_loopback(connection.peer) and (key is None or key.scope != "admin"):
+        _error(connection, request, invalid_key(), gateway.request_id())
+        return
+    body = gateway.metrics.text(gauges(gateway))
+    connection.respond(request, 200, body, content_type=b"text/plain; version=0.0.4; charset=utf-8")
+
+
+def _json(connection: ClientConnection, request: HttpRequest, body: bytes, request_id: str) -> None:
+    connection.respond(request, 200, body, headers=b"x-request-id: %b\r\n" % request_id.encode())
+
+
+def _error(connection: ClientConnection, request: HttpRequest, error: ApiError, request_id: str) -> None:
+    headers = b"x-request-id: %b\r\n%b" % (request_id.encode(), error.headers)
+    connection.respond(request, error.status, error.body, headers=headers)

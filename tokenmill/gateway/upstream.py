@@ -1,0 +1,361 @@
+"""Connections to engines, peers and the controller: pooled, parsed by httptools, relayed by callbacks.
+
+A connection carries one request at a time. What comes back is handed on as a head, payload pieces with all
+transfer framing removed, and an end; a connection that dies says so once. Nothing is retried here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import httptools
+
+DEFAULT_KEEP_S = 4.0  # uvicorn closes idle connections after 5 s; llama.cpp says 5 s in its header
+HEAD_BYTES = 64 * 1024
+IDLE_PER_ADDRESS = 64
+COLLECTED_BYTES = 16 * 1024 * 1024
+
+
+class Receiver(Protocol):
+    """Who is told what an upstream answers."""
+
+    def on_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """The final status line and headers (names in lower case)."""
+
+    def on_payload(self, data: bytes) -> None:
+        """A piece of the body, without chunk framing."""
+
+    def on_end(self) -> None:
+        """The body is complete. The connection has left; do not touch it any more."""
+
+    def on_lost(self, reason: str, *, untouched: bool) -> None:
+        """The connection broke. ``untouched``: it was reused, and closed before a byte of an answer came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where an upstream listens: ``host``/``port``, or ``path`` of a unix socket."""
+
+    host: str = ""
+    port: int = 0
+    tls: bool = False
+    path: str = ""
+
+    @property
+    def authority(self) -> bytes:
+        if self.path:
+            return b"localhost"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}".encode()
+
+
+def address_of(text: str, tls: bool = False) -> Address:
+    """Parse ``host:port``; IPv6 hosts may be in brackets. A bad port raises ``ValueError``."""
+    host, _, port = text.rpartition(":")
+    return Address(host.strip("[]"), int(port), tls)
+
+
+class Upstream(asyncio.Protocol):
+    """One connection. Callbacks named ``on_*`` without a receiver's meaning are httptools'."""
+
+    def __init__(self, pool: Pool, address: Address) -> None:
+        self.pool = pool
+        self.address = address
+        self.transport: asyncio.Transport | None = None
+        self.receiver: Receiver | None = None
+        self.used = 0  # requests begun
+        self.idle_since = 0.0
+        self.keep_s = DEFAULT_KEEP_S
+        self.heard = 0.0  # when the last bytes came
+        self._answered = False  # any byte of the current answer came
+        self._head_bytes = 0
+        self._headers: list[tuple[bytes, bytes]] | None = []
+        self._sized = False
+        self._closing = False
+        self._ended = False
+        self._extra = False  # more came after the answer's end
+        self._parser = httptools.HttpResponseParser(self)
+
+    # -- asyncio
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.heard = self.pool.loop.time()
+        if self.receiver is None:
+            self.abort()  # an answer that nobody asked for: never let it meet the next request
+            return
+        self._answered = True
+        if self._headers is not None:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserCallbackError as error:
+            context = {"message": "a receiver failed on an upstream's answer", "exception": error.__context__}
+            self.pool.loop.call_exception_handler(context)
+            self._lose("the gateway failed on its answer")
+            return
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._lose(f"it does not speak HTTP: {error}")
+            return
+        if self._headers is not None and self._head_bytes > HEAD_BYTES:
+            self._lose(f"its headers are longer than {HEAD_BYTES} bytes")
+        elif self._ended:
+            self._finish()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closing = True
+        self.pool.forget(self)
+        receiver = self.receiver
+        if receiver is None:
+            return
+        if exc is None and self._headers is None and not self._sized:
+            self._ended = True  # a body without length or chunks ends with the connection
+            self._finish()
+            return
+        self._lose("it closed the connection" if exc is None else f"the connection broke: {exc}")
+
+    def pause_writing(self) -> None:
+        """Request bodies are in memory before they are sent, so there is no producer to slow down."""
+
+    def resume_writing(self) -> None:
+        """See ``pause_writing``."""
+
+    # -- httptools
+    def on_message_begin(self) -> None:
+        if self._ended:
+            self._extra = self._closing = True
+            return
+        self._headers = []
+        self._sized = False
+        self._ended = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._headers is not None and not self._extra:  # else it is a trailer, which is dropped
+            self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        if self._extra:
+            return
+        headers, status = self._headers, self._parser.get_status_code()
+        self._headers = None
+        receiver = self.receiver
+        if receiver is None or headers is None or status < 200:
+            return
+        for name, value in headers:
+            if name == b"content-length" or name == b"transfer-encoding":
+                self._sized = True
+            elif name == b"keep-alive":
+                self.keep_s = _keep_of(value)
+        self._sized = self._sized or status in (204, 304)
+        receiver.on_head(status, headers)
+
+    def on_body(self, data: bytes) -> None:
+        if self.receiver is not None and not self._extra:
+            self.receiver.on_payload(data)
+
+    def on_message_complete(self) -> None:
+        if not self._extra and self._parser.get_status_code() >= 200:
+            self._ended = True
+            # Unsized bodies are complete for llhttp only at the end of the connection.
+            if not self._parser.should_keep_alive():
+                self._closing = True
+
+    # -- ours
+    def begin(self, receiver: Receiver, head: bytes, body: bytes) -> None:
+        """Send one request; ``receiver`` hears the answer."""
+        transport = self.transport
+        assert transport is not None, "begin is called after connection_made"
+        self.receiver = receiver
+        self.used += 1
+        self.heard = self.pool.loop.time()
+        self._answered = self._ended = False
+        self._headers = []
+        self._head_bytes = 0
+        if not self.usable:
+            self.pool.loop.call_soon(self._lose, "it closed the connection at once")
+            return
+        transport.resume_reading()  # the answer before may have ended while its client was slow
+        transport.write(head + body if len(body) < 65536 else head)
+        if len(body) >= 65536:
+            transport.write(body)
+
+    def pause(self) -> None:
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def abort(self) -> None:
+        """Close at once and tell nobody. The engine sees the disconnect and stops generating."""
+        self.receiver = None
+        self._closing = True
+        if self.transport is not None:
+            self.transport.abort()
+
+    @property
+    def usable(self) -> bool:
+        transport = self.transport
+        return not self._closing and transport is not None and not transport.is_closing()
+
+    def _finish(self) -> None:
+        receiver, self.receiver = self.receiver, None
+        if self.usable:
+            self.pool.give(self)
+        elif self.transport is not None:
+            self.transport.close()
+        if receiver is not None:
+            receiver.on_end()
+
+    def _lose(self, reason: str) -> None:
+        receiver = self.receiver
+        untouched = self.used > 1 and not self._answered
+        self.abort()
+        if receiver is not None:
+            receiver.on_lost(reason, untouched=untouched)
+
+
+def _keep_of(value: bytes) -> float:
+    """How long an idle connection may be reused, from ``Keep-Alive: timeout=N``: one second less."""
+    for part in value.split(b","):
+        name, _, number = part.strip().partition(b"=")
+        if name.lower() == b"timeout" and number.isdigit():
+            return max(0.0, min(60.0, int(number[:6]) - 1.0))
+    return DEFAULT_KEEP_S
+
+
+class Pool:
+    """Idle connections by address, newest first, at most ``IDLE_PER_ADDRESS`` each."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, connect_s: float) -> None:
+        self.loop = loop
+        self.connect_s = connect_s
+        self.opened = 0
+        self._idle: dict[Address, deque[Upstream]] = {}
+        self._live: set[Upstream] = set()
+        self._tls: ssl.SSLContext | None = None
+
+    def take(self, address: Address) -> Upstream | None:
+        """An idle connection that is fresh enough to be used, or ``None``."""
+        idle = self._idle.get(address)
+        now = self.loop.time()
+        while idle:
+            upstream = idle.pop()
+            if upstream.usable and now - upstream.idle_since < upstream.keep_s:
+                return upstream
+            upstream.abort()
+        return None
+
+    async def connect(self, address: Address) -> Upstream:
+        """Open a connection. Raises ``OSError`` (also for a timeout or a TLS failure)."""
+
+        def build() -> Upstream:
+            return Upstream(self, address)
+
+        try:
+            async with asyncio.timeout(self.connect_s):
+                if address.path:
+                    _, upstream = await self.loop.create_unix_connection(build, address.path)
+                elif address.tls:
+                    _, upstream = await self.loop.create_connection(
+                        build, address.host, address.port, ssl=self.tls_context()
+                    )
+                else:
+                    _, upstream = await self.loop.create_connection(build, address.host, address.port)
+        except TimeoutError as error:
+            raise OSError(f"no connection within {self.connect_s:g} s") from error
+        self.opened += 1
+        self._live.add(upstream)
+        return upstream
+
+    def tls_context(self) -> ssl.SSLContext:
+        """The client context for peers: the system's authorities, or those in ``SSL_CERT_FILE``."""
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+        return self._tls
+
+    def give(self, upstream: Upstream) -> None:
+        """Take a connection back that has finished its answer."""
+        idle = self._idle.setdefault(upstream.address, deque())
+        if len(idle) >= IDLE_PER_ADDRESS:
+            idle.popleft().abort()
+        upstream.idle_since = self.loop.time()
+        idle.append(upstream)
+
+    def forget(self, upstream: Upstream) -> None:
+        """A connection is gone."""
+        self._live.discard(upstream)
+        idle = self._idle.get(upstream.address)
+        if idle is not None and upstream in idle:
+            idle.remove(upstream)
+
+    def sweep(self, live: set[Address] | None = None) -> None:
+        """Close connections that were idle too long, and forget addresses that nobody uses any more."""
+        now = self.loop.time()
+        for address in list(self._idle):
+            idle = self._idle[address]
+            while idle and (
+                now - idle[0].idle_since >= idle[0].keep_s or (live is not None and address not in live)
+            ):
+                idle.popleft().abort()
+            if not idle:
+                del self._idle[address]
+
+    def close(self) -> None:
+        """Abort every connection."""
+        for upstream in list(self._live):
+            upstream.abort()
+        self._idle.clear()
+
+
+class _Collector:
+    """A receiver that keeps a small answer whole."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.answer: asyncio.Future[tuple[int, bytes]] = loop.create_future()
+        self.status = 0
+        self.parts: list[bytes] = []
+        self.size = 0
+
+    def on_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self.status = status
+
+    def on_payload(self, data: bytes) -> None:
+        self.size += len(data)
+        if self.size <= COLLECTED_BYTES:
+            self.parts.append(data)
+
+    def on_end(self) -> None:
+        if not self.answer.done():
+            self.answer.set_result((self.status, b"".join(self.parts)))
+
+    def on_lost(self, reason: str, *, untouched: bool) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(OSError(reason))
+
+
+async def fetch(
+    pool: Pool, address: Address, method: bytes, path: bytes, body: bytes = b"", headers: bytes = b""
+) -> tuple[int, bytes]:
+    """One small request on a fresh connection. Raises ``OSError``; the caller sets a timeout."""
+    upstream = await pool.connect(address)
+    collector = _Collector(pool.loop)
+    head = b"%b %b HTTP/1.1\r\nhost: %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n" % (
+        method,
+        path,
+        address.authority,
+        len(body),
+        headers,
+    )
+    try:
+        upstream.begin(collector, head, body)
+        return await collector.answer
+    finally:
+        if upstream.receiver is collector:  # else it is in the pool again, or at work for somebody else
+            upstream.abort()
