@@ -1,0 +1,233 @@
+"""Curate: what is dropped and why, that nothing is lost, and that no group is in two splits."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenmill.domain.errors import DataError
+from tokenmill.domain.stations import CurateParams, SplitParams, station_params
+from tokenmill.line.curate import curate, split_for
+from tokenmill.line.curated import Curated
+from tokenmill.line.duplicates import near_pairs
+from tokenmill.line.job import StationJob
+from tokenmill.line.process import run_station
+from tokenmill.line.redact import redacted
+from tokenmill.line.rows import Row, normalised, read_rows, row_of
+
+ALL_TRAIN = SplitParams(1.0, 0.0, 0.0)
+
+
+def row(n: int, prompt: str, completion: str = "yes", **columns: Any) -> Row:
+    said = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+    return row_of(n, n, said, columns)
+
+
+def outcome(result: Curated) -> dict[int, str]:
+    """Row number -> split, or the kind of reason for which it was dropped."""
+    where = {r.n: r.reason.split(":")[0] for r in result.dropped}
+    where |= {r.n: name for name, rows in result.splits.items() for r in rows}
+    return where
+
+
+@pytest.mark.parametrize(
+    ("completion", "params", "reason"),
+    [
+        (" ", {}, "empty completion"),
+        ("x" * 50, {"max_completion_characters": 20}, "completion too long"),
+        ("word " * 200, {"max_tokens": 100}, "too many tokens"),
+        ("text", {"answer": "json"}, "completion is not a JSON object"),
+        ('{"a":1,"a":2}', {"answer": "json"}, "completion is not a JSON object"),
+        ('{"a":NaN}', {"answer": "json"}, "completion is not a JSON object"),
+        ('{"a":1}', {"answer": "json", "fields": ["a", "b"]}, "completion has other fields"),
+        ("maybe", {"answer": "label", "labels": ["yes", "no"]}, "label not allowed"),
+    ],
+)
+def test_rows_that_break_a_rule_are_dropped_with_the_reason(
+    completion: str, params: dict[str, Any], reason: str
+) -> None:
+    typed = station_params("curate", params)
+    assert isinstance(typed, CurateParams)
+    result = curate([row(1, "What is it?", completion)], typed)
+    assert outcome(result) == {1: reason}
+
+
+def test_duplicates_conflicts_and_near_duplicates() -> None:
+    text = "please reset the password of my account for the customer database today"
+    rows = [
+        row(1, text),
+        row(2, text.upper() + "!"),  # the same but for case and punctuation
+        row(3, "Is it open?", "yes"),
+        row(4, "is it open", "no"),  # the same question, another answer
+        row(5, text + " ok"),  # nearly the same
+        row(6, text + " no", "no"),  # nearly the same, but the answer differs: worth learning
+    ]
+    result = curate(rows, CurateParams(split=ALL_TRAIN))
+    assert outcome(result) == {
+        1: "train",
+        2: "exact duplicate",
+        3: "conflicting answers",
+        4: "conflicting answers",
+        5: "near duplicate",
+        6: "train",
+    }
+    assert [c["rows"] for c in result.conflicts] == [[3, 4]]
+    groups = {r.n: r.group for r in result.splits["train"]}
+    assert groups[1] == groups[6]
+    kept = curate(rows, CurateParams(split=ALL_TRAIN, conflicts="keep", near_duplicates="keep"))
+    assert outcome(kept)[4] == outcome(kept)[5] == "train"
+
+
+def test_a_column_can_name_the_split_and_leaks_are_dropped() -> None:
+    rows = [
+        row(1, "one question about the weather", "a", part="train"),
+        row(2, "One question about the weather!", "b", part="test"),
+        row(3, "something else entirely", "a", part="train"),
+        row(4, "a third and other thing", "a", part="dev"),
+    ]
+    result = curate(rows, CurateParams(split_by="part", conflicts="keep"))
+    assert outcome(result) == {1: "leaks into held-out rows", 2: "test", 3: "train", 4: "validation"}
+    with pytest.raises(DataError, match="has the split 'later'"):
+        curate([row(1, "q", "a", part="later")], CurateParams(split_by="part"))
+
+
+def test_a_held_out_file_takes_its_rows_out_of_training(
+    tmp_path: Path, job_of: Callable[..., StationJob]
+) -> None:
+    rows = [
+        {"text": f"question number {i} about {'abcdefghij'[i % 10] * 9}", "label": "x"} for i in range(40)
+    ]
+    (tmp_path / "train.csv").write_text("text,label\n" + "".join(f"{r['text']},x\n" for r in rows))
+    (tmp_path / "test.csv").write_text(f"text,label\n{rows[3]['text']}?,x\nunseen and new,x\n")
+    intake = run_station(job_of("intake", {"path": "train.csv", "prompt": "{text}", "completion": "{label}"}))
+    params = {"test_path": "test.csv", "near_duplicates": "keep"}
+    job = job_of("curate", params, {"intake": intake})
+    result = run_station(job)
+    tests = [r.prompt for r in read_rows(job.artifacts.path(result.outputs["test"]))]
+    trained = [r.prompt for r in read_rows(job.artifacts.path(result.outputs["train"]))]
+    assert tests == [rows[3]["text"] + "?", "unseen and new"]
+    assert rows[3]["text"] not in trained
+    assert result.metrics["dropped_by_reason"] == {"leaks into held-out rows": 1}
+    assert result.metrics["rows_in"] == 42 == result.metrics["kept"] + result.metrics["dropped"]
+    assert [e["station"] for e in result.evidence["trail"]] == ["intake", "curate"]
+    card = json.loads((job.artifacts.path(result.outputs["card"]) / "card.json").read_text())
+    assert card["splits"]["test"]["rows"] == 2
+    assert card["source"]["name"] == "train.csv"
+    assert (
+        "No group of rows is in two splits"
+        in (job.artifacts.path(result.outputs["card"]) / "card.md").read_text()
+    )
+
+
+def test_an_empty_split_is_an_error_that_says_what_was_dropped(
+    job_of: Callable[..., StationJob], tmp_path: Path
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt":"a","completion":"b"}\n{"prompt":"c","completion":" "}\n')
+    intake = run_station(job_of("intake", {"path": "rows.jsonl"}))
+    with pytest.raises(DataError, match=r"no row is left for .*1 empty completion"):
+        run_station(job_of("curate", {}, {"intake": intake}))
+
+
+def test_a_group_column_must_be_there() -> None:
+    with pytest.raises(DataError, match="no column 'family'"):
+        curate([row(1, "q")], CurateParams(group_by="family"))
+
+
+def test_max_rows_keeps_a_choice_that_does_not_depend_on_the_order() -> None:
+    rows = [row(n, f"{n} times {'xyzuvw'[n % 6] * 8}") for n in range(1, 50)]
+    params = CurateParams(split=ALL_TRAIN, max_rows=10, near_duplicates="keep")
+    first = {r.prompt for r in curate(rows, params).splits["train"]}
+    assert len(first) == 10
+    assert first == {r.prompt for r in curate(rows[::-1], params).splits["train"]}
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(
+                ["", "reset my password now", "reset my pasword now", "Reset my password now!", "printer"]
+            )
+            | st.text("ab ", max_size=6),
+            st.sampled_from(["", "yes", "no"]),
+            st.integers(0, 5),
+        ),
+        max_size=40,
+    ),
+    st.sampled_from(["drop", "group", "keep"]),
+    st.sampled_from(["drop", "keep"]),
+    st.booleans(),
+    st.integers(0, 3),
+    st.integers(0, 9),
+)
+def test_no_row_is_lost_and_no_group_crosses(
+    said: list[tuple[str, str, int]], near: str, conflicts: str, grouped: bool, cap: int, held: int
+) -> None:
+    """Every row ends in one split or in the quarantine with a reason, and no question is in two splits."""
+    rows = [row(n, prompt, answer, family=f) for n, (prompt, answer, f) in enumerate(said, start=1)]
+    params = CurateParams(
+        near_duplicates=near,
+        conflicts=conflicts,
+        group_by="family" if grouped else "",
+        split=SplitParams(0.5, 0.2, 0.3),
+        max_rows=cap,
+    )
+    result = curate(rows[held:], params, rows[:held])
+    assert result.rows_in == len(rows) == result.kept + len(result.dropped)
+    everything = [r.n for rows in result.splits.values() for r in rows] + [r.n for r in result.dropped]
+    assert sorted(everything) == list(range(1, len(rows) + 1))
+    assert sum(result.reasons.values()) == len(result.dropped)
+    assert all(r.reason for r in result.dropped)
+    for key in (lambda r: r.group, lambda r: normalised(r.prompt)):
+        where = Counter((key(r), name) for name, rows in result.splits.items() for r in rows)
+        assert len({k for k, _ in where}) == len(where)
+    if grouped:
+        where = Counter((r.columns["family"], name) for name, rows in result.splits.items() for r in rows)
+        assert len({k for k, _ in where}) == len(where)
+
+
+def test_a_group_stays_in_its_split_when_rows_come_and_go() -> None:
+    split = SplitParams(0.7, 0.1, 0.2)
+    names = Counter(split_for(f"group-{i}", split, seed=3) for i in range(5000))
+    assert names["test"] == pytest.approx(1000, abs=120)
+    assert names["validation"] == pytest.approx(500, abs=90)
+    few = curate(
+        [row(n, f"{'abcdefgh'[n % 8] * 12} {n * 977}") for n in range(1, 40)], CurateParams(split=split)
+    )
+    more = curate(
+        [row(n, f"{'abcdefgh'[n % 8] * 12} {n * 977}") for n in range(1, 80)], CurateParams(split=split)
+    )
+    assert {n: w for n, w in outcome(more).items() if n < 40} == outcome(few)
+
+
+@given(st.lists(st.text("abcd", min_size=1, max_size=14), max_size=14), st.sampled_from([0.5, 0.7, 0.9, 1.0]))
+@settings(max_examples=200, deadline=None)
+def test_the_near_duplicate_join_finds_what_comparing_all_pairs_finds(texts: list[str], least: float) -> None:
+    def shingles(text: str) -> set[str]:
+        return {text[i : i + 5] for i in range(max(1, len(text) - 4))}
+
+    expected = set()
+    for later, text in enumerate(texts):
+        for earlier in range(later):
+            one, other = shingles(text), shingles(texts[earlier])
+            if len(one & other) / len(one | other) >= least:
+                expected.add((earlier, later))
+    assert {(a, b) for a, b, _ in near_pairs(texts, least)} == expected
+
+
+def test_redaction_finds_addresses_telephones_and_cards_only() -> None:
+    text = "Mail a.b@x.co.uk, call +49 (30) 1234 5678; card 4111 1111 1111 1111, order 1234567, 2026-11-22."
+    assert redacted(text)[0] == "Mail [EMAIL], call [PHONE]; card [CARD], order 1234567, 2026-11-22."
+    assert redacted("card 4111 1111 1111 1112")[1] == Counter()  # the check digit is wrong
+    said = [row(1, "I am x@y.org, help"), row(2, "plain")]
+    result = curate(said, CurateParams(split=ALL_TRAIN, redact_pii=True))
+    assert result.splits["train"][0].prompt == "I am [EMAIL], help"
+    assert result.redactions == {"email": 1}
+    assert curate(said, CurateParams(split=ALL_TRAIN)).splits["train"][0].prompt == "I am x@y.org, help"

@@ -1,0 +1,182 @@
+"""Intake: rows of every form, and every way in which a row or a file can be broken."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenmill.domain.errors import DataError
+from tokenmill.domain.stations import IntakeParams
+from tokenmill.line.files import Source
+from tokenmill.line.intake import read_source
+from tokenmill.line.intake import run as run_intake
+from tokenmill.line.job import StationJob
+from tokenmill.line.rows import Refused, Row, read_rows
+
+GOOD = {"prompt": "hello", "completion": "greeting"}
+
+JobOf = Callable[..., StationJob]
+
+
+def read(path: Path, **params: Any) -> tuple[Source, list[Row | Refused]]:
+    source = Source(path, IntakeParams(path=path.name, **params))
+    return source, list(read_source(source))
+
+
+def test_chat_and_prompt_rows_are_read_and_numbered(tmp_path: Path) -> None:
+    chat = {
+        "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+        "kind": "x",
+    }
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"\n{json.dumps(chat)}\n{json.dumps(GOOD)}")
+    source, items = read(path, system="Be brief.")
+    first, second = items
+    assert isinstance(first, Row)
+    assert isinstance(second, Row)
+    assert (first.n, first.line, second.n, second.line) == (1, 2, 2, 3)
+    assert first.columns == {"kind": "x"}
+    assert [m["role"] for m in first.messages] == ["system", "user", "assistant"]
+    assert second.prompt == "hello"
+    assert second.completion == "greeting"
+    assert source.blank_lines == 1
+    assert first.digest != second.digest
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"prompt": "a", "compl', "not JSON"),
+        (b"[1, 2]", "a JSON list instead of an object"),
+        (b'{"text": "a"}', "neither 'messages' nor"),
+        (b'{"prompt": 1, "completion": "a"}', "must be texts"),
+        (b'{"messages": []}', "not a list with messages"),
+        (b'{"messages": [{"role": "user", "content": "a"}]}', "not the assistant's"),
+        (b'{"messages": [{"role": "assistant", "content": "a"}]}', "no user message"),
+        (b'{"messages": [{"role": "robot", "content": "a"}]}', "no role out of"),
+        (b'{"messages": [{"role": "user", "content": null}]}', "content is not a text"),
+        (b'{"prompt": "caf\xe9", "completion": "a"}', "byte 61 of the file is not utf-8"),
+        (b'{"prompt": "' + b"a" * 600 + b'"}', "longer than 500 bytes"),
+    ],
+)
+def test_a_broken_jsonl_row_is_quarantined_with_its_line_and_reason(
+    tmp_path: Path, line: bytes, reason: str
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    good = json.dumps(GOOD).encode()
+    path.write_bytes(good + b"\n" + line + b"\n" + good + b"\n")
+    source, items = read(path, max_row_bytes=500)
+    assert [type(i) for i in items] == [Row, Refused, Row]
+    assert isinstance(items[1], Refused)
+    assert items[1].line == 2
+    assert reason in items[1].reason
+    assert source.records == 3
+
+
+def test_csv_takes_quotes_newlines_and_templates(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b'\xef\xbb\xbftext,label\r\n"a, ""b""\r\nc",x\r\nplain,y\r\n')
+    _, items = read(path, prompt="Say: {text}", completion="{label}")
+    assert [i.prompt for i in items if isinstance(i, Row)] == ['Say: a, "b"\r\nc', "Say: plain"]
+    assert [i.line for i in items] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        (b'"never closed,x', "never closed"),
+        (b'"closed" badly,x', "broken quotes"),
+        (b"one", "1 columns where the header has 2"),
+        (b"a,b,c", "3 columns"),
+        (b"caf\xe9,x", "is not utf-8"),
+    ],
+)
+def test_a_broken_csv_row_costs_only_itself(tmp_path: Path, broken: bytes, reason: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"text,label\nfirst,x\n" + broken + b"\nsecond,y\nthird,z\n")
+    source, items = read(path, prompt="{text}", completion="{label}")
+    refused = [i for i in items if isinstance(i, Refused)]
+    assert [(r.line, r.n) for r in refused] == [(3, 2)]
+    assert reason in refused[0].reason
+    assert [i.prompt for i in items if isinstance(i, Row)] == ["first", "second", "third"]
+    assert source.records == 4
+
+
+def test_a_packed_file_is_read_and_a_cut_one_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl.gz"
+    packed = gzip.compress(b"".join(json.dumps({**GOOD, "i": i}).encode() + b"\n" for i in range(500)))
+    path.write_bytes(packed)
+    assert len(read(path)[1]) == 500
+    path.write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(DataError, match="packed file is broken"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"max_rows": 2}, "more than 2 rows"),
+        ({"max_bytes": 50}, "more than 50 bytes"),
+        ({"prompt": "{missing}", "completion": "{label}"}, "columns that the file does not have: missing"),
+        ({"prompt": "{text.__class__}", "completion": "{label}"}, "is not a column"),
+    ],
+)
+def test_limits_and_templates_refuse_the_file(tmp_path: Path, params: dict[str, Any], message: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\n" + "some text,x\n" * 20)
+    with pytest.raises(DataError, match=message):
+        read(path, **{"prompt": "{text}", "completion": "{label}", **params})
+
+
+def test_header_errors_name_the_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("text,text\na,b\n")
+    with pytest.raises(DataError, match="empty or repeated names") as caught:
+        read(path)
+    assert caught.value.problem.where.endswith("rows.csv:1")
+
+
+def test_too_many_broken_rows_fail_with_the_first_places(tmp_path: Path, job_of: JobOf) -> None:
+    (tmp_path / "rows.jsonl").write_text("\n".join([json.dumps(GOOD)] * 8 + ["{", "nope"]))
+    with pytest.raises(DataError, match=r"2 of 10 rows are broken; the first: rows.jsonl:9: not JSON"):
+        run_intake(job_of("intake", {"path": "rows.jsonl", "max_broken_fraction": 0.1}))
+    job = job_of("intake", {"path": "rows.jsonl", "max_broken_fraction": 0.2})
+    result = run_intake(job)
+    assert (result.metrics["rows_in"], result.metrics["rows"], result.metrics["quarantined"]) == (10, 8, 2)
+    rows = list(read_rows(job.artifacts.path(result.outputs["rows"])))
+    quarantine = job.artifacts.path(result.outputs["intake_quarantine"]).read_text().splitlines()
+    assert sorted([r.n for r in rows] + [json.loads(q)["n"] for q in quarantine]) == list(range(1, 11))
+
+
+def test_a_missing_or_empty_file_says_so(tmp_path: Path, job_of: JobOf) -> None:
+    with pytest.raises(DataError, match="no such data file"):
+        run_intake(job_of("intake", {"path": "absent.jsonl"}))
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(DataError, match="no usable row"):
+        run_intake(job_of("intake", {"path": "empty.jsonl"}))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.binary(max_size=40), max_size=30), st.sampled_from(["jsonl", "csv"]))
+def test_no_line_is_ever_lost(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], form: str
+) -> None:
+    """Whatever bytes come, each record comes out once, as a row or with a reason, in order."""
+    path = tmp_path_factory.mktemp("any") / f"rows.{form}"
+    head = b"prompt,completion\n" if form == "csv" else b""
+    path.write_bytes(head + b"\n".join(line.replace(b"\n", b"") for line in lines))
+    source, items = read(path, max_row_bytes=64)
+    assert [i.n for i in items] == list(range(1, source.records + 1))
+    assert all(i.reason for i in items if isinstance(i, Refused))
+    starts = [i.line for i in items]
+    assert starts == sorted(set(starts))
+    if form == "jsonl":
+        content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        assert source.records == sum(1 for line in content.split(b"\n") if line.strip())

@@ -1,0 +1,138 @@
+"""Tune: a LoRA adapter on the line's base model, in the trainer's form and in the engine's.
+
+How training works is the engine room's; here it gets its data, its settings, and a place for checkpoints that
+outlives the attempt, so that a job that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tokenmill.domain.errors import DataError
+from tokenmill.domain.stations import TuneParams
+from tokenmill.domain.work import JobResult
+from tokenmill.engine.convert import gguf_to_safetensors, lora_to_gguf
+from tokenmill.engine.trainer import train
+from tokenmill.engine.tuning import Progress, TrainOutcome, TrainRequest
+from tokenmill.line.job import StationJob
+
+CURVE_POINTS = 500  # of the loss curve, in the result
+
+# Threads of OpenMP spin while they wait for each other, which takes the cores from those who are waited for:
+# beside one busy process training then runs at a quarter of the speed. It must be set before torch is loaded.
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def run(job: StationJob) -> JobResult:
+    """Tune on the curated rows. Raises what ``engine.trainer.train`` raises, ``DataError`` without a base."""
+    params = job.params
+    assert isinstance(params, TuneParams)
+    for name, value in WAITING.items():
+        os.environ.setdefault(name, value)
+    train_path, validation_path = job.input_path("train"), job.input_path("validation")
+    base_dir = base_directory(job)
+    out_dir = job.work / "adapter"
+    request = TrainRequest(
+        base_dir=base_dir,
+        train_jsonl=train_path,
+        validation_jsonl=validation_path if validation_path.stat().st_size else None,
+        out_dir=out_dir,
+        work_dir=job.work / "checkpoints",
+        rank=params.rank,
+        alpha=params.alpha,
+        epochs=params.epochs,
+        max_seconds=float(params.max_seconds),
+        batch=params.batch,
+        lr=params.lr,
+        seed=params.seed,
+        max_tokens=params.max_tokens,
+        save_every_s=float(params.checkpoint_seconds),
+        threads=job.threads(params.threads),
+    )
+
+    def report(p: Progress) -> None:
+        metrics = {"loss": p.loss, "tokens": p.tokens, "tokens_per_s": p.tokens_per_s, "eta_s": p.eta_s}
+        job.report(p.done, p.total, p.unit, p.message, metrics)
+
+    job.report(0, 1, "models", "loading the base model")
+    outcome = train(request, report)
+    gguf = lora_to_gguf(outcome.adapter_dir, base_dir, job.work / "adapter.gguf")
+    outputs = {
+        "adapter_hf": job.artifacts.put_tree(outcome.adapter_dir),
+        "adapter_gguf": job.artifacts.put_file(gguf, move=True),
+    }
+    metrics = _metrics(outcome)
+    evidence = {
+        "base": dict(job.base),
+        "trained": {k: metrics[k] for k in ("rows", "tokens", "steps", "precision", "stopped_by")},
+    }
+    return JobResult(outputs, metrics, evidence)
+
+
+def base_directory(job: StationJob) -> Path:
+    """The base model as a Hugging Face directory. A GGUF one is converted once and kept in the cache."""
+    weights = job.base.get("weights", "")
+    if not weights:
+        raise DataError(
+            f"line {job.line!r} has no base weights to tune",
+            expected="a base model that was imported",
+            fix="Name a chat model as the line's base, and look at its import with tokenmill why.",
+        )
+    path = job.artifacts.path(weights)
+    if job.base.get("format") == "safetensors":
+        return path
+    place = job.cache / "tunable" / weights.replace(":", "-")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with locked(place.with_suffix(".lock")):
+        if not (place / "config.json").is_file():
+            job.report(0, 1, "models", "converting the base weights so that they can be tuned")
+            # What a killed conversion left is incomplete; the finished one is renamed into place.
+            making = place.with_name(place.name + ".making")
+            shutil.rmtree(making, ignore_errors=True)
+            gguf_to_safetensors(_named_gguf(path, place), making)
+            making.rename(place)
+    return place
+
+
+def _named_gguf(path: Path, place: Path) -> Path:
+    """``path`` under a name that ends in .gguf, which libraries go by."""
+    link = place.with_name(place.name + ".gguf")
+    link.unlink(missing_ok=True)
+    link.symlink_to(path.resolve())
+    return link
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path``, waiting for whoever holds it. The kernel frees it when a holder dies."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _metrics(outcome: TrainOutcome) -> dict[str, object]:
+    curve = outcome.loss_curve
+    every = max(1, -(-len(curve) // CURVE_POINTS))
+    return {
+        "rows": outcome.rows,
+        "skipped": dict(outcome.skipped),
+        "steps": outcome.steps,
+        "total_steps": outcome.total_steps,
+        "seconds": round(outcome.seconds, 3),
+        "tokens": outcome.tokens,
+        "tokens_per_s": round(outcome.tokens_per_s, 1),
+        "loss_first": curve[0][1] if curve else None,
+        "loss_last": curve[-1][1] if curve else None,
+        "validation_loss_before": outcome.validation_loss_before,
+        "validation_loss": outcome.validation_loss,
+        "loss_curve": [[step, round(loss, 5)] for step, loss in curve[::every]],
+        "resumed_from": outcome.resumed_from,
+        "precision": outcome.precision,
+        "micro_batch": outcome.micro_batch,
+        "stopped_by": outcome.stopped_by,
+    }
