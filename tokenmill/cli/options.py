@@ -1,0 +1,54 @@
+"""Options that all verbs share, and the place that they lead to: a factory file and its data directory."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tokenmill.domain.errors import NotFoundError
+from tokenmill.spec.settings import Paths, Settings, load_settings
+
+FACTORY_FILE = "factory.yaml"
+
+Directory = Annotated[
+    Path | None,
+    typer.Option("--dir", "-C", help="Folder of the factory. Default: this one.", show_default=False),
+]
+File = Annotated[
+    Path | None,
+    typer.Option(
+        "--file", "-f", help=f"Factory file. Default: {FACTORY_FILE} in the folder.", show_default=False
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One factory on this machine."""
+
+    file: Path
+    settings: Settings
+    paths: Paths
+
+    def need_file(self) -> Path:
+        """The factory file. Raises ``NotFoundError`` that says how to get one."""
+        if not self.file.exists():
+            raise NotFoundError(
+                f"there is no factory file {self.file}",
+                expected=f"a {FACTORY_FILE} in the folder, or -f FILE",
+                fix="tokenmill init",
+            )
+        return self.file
+
+
+def locate(directory: Path | None, file: Path | None) -> Place:
+    """The factory that ``-C`` and ``-f`` mean, with the settings of the environment."""
+    settings = load_settings(os.environ)
+    found = ((directory or Path()) / (file or FACTORY_FILE)).absolute()
+    return Place(found, settings, Paths.of(settings, found))

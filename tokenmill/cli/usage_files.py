@@ -1,0 +1,65 @@
+"""Usage rows as CSV or Parquet files, and the ledger's cost rows as FOCUS for a finance tool."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenmill.cli.options import Place
+from tokenmill.domain.errors import MissingExtraError
+from tokenmill.spec.factory_file import load
+from tokenmill.store import export
+from tokenmill.store.export import cost_rows
+from tokenmill.store.opening import open_store
+
+Rows = Sequence[dict[str, Any]]
+
+
+def flat(rows: Rows) -> list[dict[str, Any]]:
+    """Rows with one column per currency and outcome; the same columns in every row."""
+    currencies = sorted({currency for row in rows for currency in row["micros"]})
+    outcomes = sorted({outcome for row in rows for outcome in row["outcomes"]})
+    plain = []
+    for row in rows:
+        made = {name: value for name, value in row.items() if name not in ("micros", "outcomes")}
+        made |= {f"outcome_{name}": row["outcomes"].get(name, 0) for name in outcomes}
+        made |= {f"micros_{name}": row["micros"].get(name, 0) for name in currencies}
+        plain.append(made)
+    return plain
+
+
+def write_csv(rows: Rows, path: Path) -> None:
+    _write_table(flat(rows), path)
+
+
+def write_parquet(rows: Rows, path: Path) -> None:
+    """Raises ``MissingExtraError`` without pyarrow."""
+    try:
+        import pyarrow as arrow  # heavy and optional
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise MissingExtraError(
+            "Parquet files need pyarrow", fix="pip install 'tokenmill[parquet]', or use --csv."
+        ) from error
+    parquet.write_table(arrow.Table.from_pylist(flat(rows)), path)
+
+
+def write_focus(place: Place, path: Path, since_us: int, tenant: str) -> int:
+    """FOCUS cost rows from the factory's own store, as Parquet when the name says so; return how many."""
+    store = open_store(place.paths.database_url(place.settings))
+    try:
+        rows = cost_rows(store.database, since_us, 0, tenant)
+    finally:
+        store.close()
+    write = export.write_parquet if path.suffix == ".parquet" else export.write_csv
+    return write(rows, path, load([place.need_file()], os.environ).name)
+
+
+def _write_table(rows: Rows, path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [])
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,67 @@
+"""``tokenmill apply``: applies a factory file, or a saved plan that is refused once it is stale."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from tokenmill.cli.client import connect
+from tokenmill.cli.options import AsJson, Directory, File, Yes, locate
+from tokenmill.cli.output import examples, print_json, stderr, stdout
+from tokenmill.cli.questions import confirm
+from tokenmill.cli.verbs.plan import FORMAT, make_plan, show_plan
+from tokenmill.domain.errors import DataError, NotFoundError
+from tokenmill.spec.factory_file import load
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog=examples("tokenmill apply", "tokenmill apply -y", "tokenmill apply plan.json"))
+def apply(
+    plan: Annotated[
+        Path | None, typer.Argument(help="A plan saved by tokenmill plan --out.", show_default=False)
+    ] = None,
+    yes: Yes = False,
+    directory: Directory = None,
+    file: File = None,
+    as_json: AsJson = False,
+) -> None:
+    """Apply a factory file or a saved plan. Exits with 5 when the plan is stale."""
+    place = locate(directory, file)
+    made = read_plan(plan) if plan else make_plan(place, load([place.need_file()], os.environ))
+    if not made["running"] and not plan:
+        raise NotFoundError(f"the factory in {place.file.parent} is not running", fix="tokenmill up")
+    if not made["changes"]:
+        _done({"version": made["base_version"], "changed": False}, as_json, "Nothing to change.")
+        return
+    if not yes:
+        show_plan(stderr(), made)
+    confirm(f"Apply {len(made['changes'])} change(s)?", yes)
+    with connect(place) as client:
+        body = {"factory": made["factory"], "base_version": made["base_version"]}
+        found = client.post("/api/apply", body)
+    _done({**found, "changed": True}, as_json, f"Applied as version {found['version']}: tokenmill status")
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """A saved plan. Raises ``NotFoundError`` or ``DataError`` naming the file."""
+    try:
+        made = msgspec.json.decode(path.read_bytes())
+    except OSError as error:
+        raise NotFoundError(f"the plan {path} cannot be read: {error.strerror}") from error
+    except msgspec.DecodeError as error:
+        raise DataError(f"this is not a plan: {error}", where=str(path)) from error
+    if not isinstance(made, dict) or made.get("format") != FORMAT:
+        raise DataError("this is not a plan", where=str(path), expected="a file from tokenmill plan --out")
+    return made
+
+
+def _done(found: dict[str, Any], as_json: bool, text: str) -> None:
+    if as_json:
+        print_json(found)
+    else:
+        stdout().print(text)

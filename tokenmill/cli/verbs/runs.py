@@ -1,0 +1,108 @@
+"""``tokenmill runs``: list, show (and follow) or cancel runs of lines."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from tokenmill.cli.client import connect
+from tokenmill.cli.follow import follow_run, raise_for_end, run_picture
+from tokenmill.cli.options import AsJson, Directory, File, Yes, locate
+from tokenmill.cli.output import add_rows, examples, print_json, status_text, stdout, table, when_interrupted
+from tokenmill.cli.questions import confirm
+from tokenmill.console.text import ago, duration, percent
+
+app = typer.Typer(
+    add_completion=False,
+    epilog=examples(
+        "tokenmill runs", "tokenmill runs show run-000001 --follow", "tokenmill runs cancel run-000002"
+    ),
+)
+
+Id = Annotated[str, typer.Argument(help="Id of the run, as in the list.")]
+
+
+@app.callback(invoke_without_command=True)
+def runs(ctx: typer.Context, directory: Directory = None, file: File = None, as_json: AsJson = False) -> None:
+    """List, show or cancel runs."""
+    if ctx.invoked_subcommand is None:
+        list_runs(directory, file, as_json)
+
+
+@app.command("list", epilog=examples("tokenmill runs list --limit 5"))
+def list_runs(
+    directory: Directory = None,
+    file: File = None,
+    as_json: AsJson = False,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many, newest first.")] = 50,
+) -> None:
+    """List runs, newest first."""
+    with connect(locate(directory, file)) as client:
+        found = client.get("/api/runs", limit=limit)
+    if as_json:
+        print_json(found)
+        return
+    now_us = time.time_ns() // 1000
+    rows = [
+        (
+            run["id"],
+            run["line"],
+            status_text(run["status"]),
+            duration(run["seconds"] * 1e6),
+            ago(run["submitted_us"], now_us),
+            _shares(run["verdict"]),
+            run["release"] or "-",
+            escape(run["reason"]),
+        )
+        for run in found
+    ]
+    made = table("Run", "Line", "Status", ">Time", ">Started", "Base, tuned", "Release", "Why")
+    stdout().print(add_rows(made, rows, "no run yet: tokenmill run LINE"))
+
+
+@app.command(
+    "show", epilog=examples("tokenmill runs show run-000001", "tokenmill runs show run-000001 --follow")
+)
+def show(
+    run: Id,
+    directory: Directory = None,
+    file: File = None,
+    as_json: AsJson = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the run ends.")] = False,
+) -> None:
+    """Show one run with its stations and its verdict."""
+    with connect(locate(directory, file)) as client:
+        if follow:
+            with when_interrupted(f"{run} goes on."):
+                found = follow_run(client, run)
+        else:
+            found = client.get(f"/api/runs/{run}")
+    if as_json:
+        print_json(found)
+    else:
+        stdout().print(run_picture(found))
+    if follow:
+        raise_for_end(found)
+
+
+@app.command("cancel", epilog=examples("tokenmill runs cancel run-000002 -y"))
+def cancel(
+    run: Id, yes: Yes = False, directory: Directory = None, file: File = None, as_json: AsJson = False
+) -> None:
+    """Stop a run. Stations that are done stay done and can be reused."""
+    confirm(f"Cancel {run}?", yes)
+    with connect(locate(directory, file)) as client:
+        found = client.post(f"/api/runs/{run}/cancel")
+    if as_json:
+        print_json(found)
+    else:
+        stdout().print(f"{run} is cancelled.")
+
+
+def _shares(verdict: dict[str, Any] | None) -> str:
+    if not verdict or not verdict["n"]:
+        return "-"
+    return f"{percent(verdict['reference_milli'])}, {percent(verdict['candidate_milli'])}"

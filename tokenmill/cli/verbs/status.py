@@ -1,0 +1,134 @@
+"""``tokenmill status``: the factory in tables. Reads only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.text import Text
+
+from tokenmill.cli.client import connect
+from tokenmill.cli.options import AsJson, Directory, File, locate
+from tokenmill.cli.output import add_rows, examples, print_json, status_text, stdout, table
+from tokenmill.console.text import ago, duration, number, size
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog=examples("tokenmill status", "tokenmill status --json | jq .deployments"))
+def status(directory: Directory = None, file: File = None, as_json: AsJson = False) -> None:
+    """Show the factory: health, models, lines, jobs."""
+    with connect(locate(directory, file)) as client:
+        shown = client.get("/api/status")
+    if as_json:
+        print_json(shown)
+        return
+    console = stdout()
+    console.print(head(shown))
+    for part in (models(shown), lines(shown), jobs(shown)):
+        console.print(part)
+
+
+def head(shown: dict[str, Any]) -> RenderableType:
+    """Name, health with reasons, URL, throughput, power, memory."""
+    state = status_text("ready") if shown["ready"] else status_text("starting")
+    name = escape(shown["factory"] or "no factory yet")
+    title = (
+        f"[bold]{name}[/bold]  {state}  [dim]up {duration(shown['uptime_s'] * 1e6)}, "
+        f"file version {shown['spec_version']}, Tokenmill {shown['version']}, pid {shown['pid']}[/dim]"
+    )
+    rows = [title]
+    rows += [f"  [yellow]-[/yellow] {escape(reason)}" for reason in shown["reasons"]]
+    memory, energy = shown["memory"], shown["energy"]
+    rows.append(f"  {shown['url'] or 'no gateway yet'}")
+    rows.append(
+        f"  {number(shown['throughput']['tokens_per_s'])} tokens/s, "
+        f"{number(shown['throughput']['requests_per_s'])} requests/s, "
+        f"{number(energy['watts'])} W [dim]({escape(energy['source'] or 'no source yet')})[/dim], "
+        f"controller {size(memory['control_bytes'])}, gateway {size(memory['gateway_bytes'])}"
+    )
+    return Text.from_markup("\n".join(rows))
+
+
+def models(shown: dict[str, Any]) -> RenderableType:
+    made = table("Alias", "Serves", "Points at", "Replicas")
+    rows = []
+    for deployment in shown["deployments"]:
+        serves = deployment["model"] or f"line {deployment['line']}"
+        targets = ", ".join(target["release"] for target in deployment["weights"])
+        replicas = "\n".join(_replica(replica) for replica in deployment["replicas"])
+        rows.append(
+            (
+                deployment["name"],
+                serves,
+                targets or f"[dim]{escape(deployment['reason'] or '-')}[/dim]",
+                replicas or "[dim]none[/dim]",
+            )
+        )
+    return add_rows(made, rows, "no deployment")
+
+
+def _replica(replica: dict[str, Any]) -> str:
+    note = escape(replica["reason"] or replica["address"])
+    return f"{replica['id']} {status_text(replica['status'])} [dim]{note}[/dim]"
+
+
+def lines(shown: dict[str, Any]) -> RenderableType:
+    parts: list[RenderableType] = []
+    for line in shown["lines"]:
+        last = line["last_run"]
+        title = f"[bold]{line['name']}[/bold]  "
+        title += f"{last['id']} {status_text(last['status'])}" if last else "[dim]has not run yet[/dim]"
+        parts.append(Text.from_markup(title))
+        if last:
+            made = table("Station", "Status", ">Time", "Progress")
+            rows = [
+                (s["name"], status_text(s["status"]), station_time(s), escape(station_progress(s)))
+                for s in line["stations"]
+            ]
+            parts.append(add_rows(made, rows, "no station"))
+    return Group(*parts)
+
+
+def jobs(shown: dict[str, Any]) -> RenderableType:
+    live = [job for job in shown["jobs"] if job["status"] not in ("succeeded", "failed", "cancelled")]
+    if not live:
+        return Text("")
+    made = table("Job", "Name", "Status", "Tenant", ">Submitted", "Why")
+    rows = [
+        (
+            job["id"],
+            job["name"],
+            status_text(job["status"]),
+            job["tenant"],
+            ago(job["submitted_us"], shown["now_us"]),
+            escape(job["reason"]),
+        )
+        for job in live
+    ]
+    return add_rows(made, rows, "no job")
+
+
+def station_time(station: dict[str, Any]) -> str:
+    return duration(station["seconds"] * 1e6) if station.get("seconds") else "-"
+
+
+def station_progress(station: dict[str, Any]) -> str:
+    """``40 of 120 steps, about 1 min 20 s to go``."""
+    progress = station.get("progress") or {}
+    if not progress:
+        return str(station.get("reason", ""))
+    parts = []
+    if progress.get("total"):
+        parts.append(
+            " ".join(
+                [number(progress.get("done", 0)), "of", number(progress["total"]), progress.get("unit", "")]
+            ).strip()
+        )
+    if progress.get("message"):
+        parts.append(str(progress["message"]))
+    if station.get("eta_s"):
+        parts.append(f"about {duration(station['eta_s'] * 1e6)} to go")
+    return ", ".join(parts)

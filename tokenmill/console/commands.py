@@ -1,0 +1,160 @@
+"""What the admin API lets a person change: each becomes an event that ``control`` checks.
+
+Each function takes a plain body and who asks, and returns the plain answer. An identifier that the event must
+carry is taken under a lock, so that two requests at once never get the same one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tokenmill.console.context import ApiContext
+from tokenmill.console.requests import number_of, text_of
+from tokenmill.control.plan import diff
+from tokenmill.domain import events
+from tokenmill.domain.codec import from_plain, to_plain
+from tokenmill.domain.errors import NotFoundError, UsageError
+from tokenmill.domain.factory import Factory
+from tokenmill.domain.work import JobSpec, Key
+
+SCOPES = ("inference", "admin")
+
+
+@dataclass(slots=True)
+class Commands:
+    """The write side of one controller."""
+
+    context: ApiContext
+    _naming: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def submit(self, event: events.Event) -> None:
+        """Return when the event is journalled; the runtime refuses what ``control`` would ignore."""
+        await self.context.runtime.submit(event)
+
+    async def create_key(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A new key. Its secret is in this answer and nowhere else."""
+        factory = self.context.state.factory
+        tenant = text_of(body, "tenant") or (factory.tenants[0].name if factory.tenants else "")
+        found = next((t for t in factory.tenants if t.name == tenant), None)
+        if found is None:
+            names = [t.name for t in factory.tenants]
+            raise NotFoundError(
+                f"there is no tenant {tenant!r}", expected=f"one of {', '.join(names)}" if names else ""
+            )
+        project = text_of(body, "project") or (found.projects[0].name if found.projects else "default")
+        scope = text_of(body, "scope", "inference")
+        if scope not in SCOPES:
+            raise UsageError(f"scope is {scope!r}", expected="inference or admin")
+        secret = "tm-" + secrets.token_urlsafe(30)  # 240 bits in 40 characters
+        now_us = self.context.now_us()
+        key = Key(
+            id=f"key-{secrets.token_hex(4)}",
+            digest=hashlib.sha256(secret.encode()).hexdigest(),
+            tenant=tenant,
+            project=project,
+            scope=scope,
+            hint=secret[-4:],
+            created_us=now_us,
+            expires_us=number_of(body, "expires_us"),
+        )
+        await self.submit(events.KeyCreated(now_us, key))
+        return {**key_view(key), "secret": secret}
+
+    async def disable_key(self, key: str, by: str) -> dict[str, Any]:
+        if key not in self.context.state.keys:
+            raise NotFoundError(f"there is no key {key!r}", fix="tokenmill keys list")
+        await self.submit(events.KeyDisabled(self.context.now_us(), key, by))
+        return {"id": key, "disabled": True}
+
+    async def start_run(self, body: dict[str, Any], by: str) -> dict[str, Any]:
+        async with self._naming:
+            run = _next_name("run", self.context.state.runs)
+            line, force = text_of(body, "line"), text_of(body, "force")
+            await self.submit(events.RunSubmitted(self.context.now_us(), run, line, by, force))
+        return {"run": run, "line": line}
+
+    async def cancel_run(self, run: str, by: str) -> dict[str, Any]:
+        await self.submit(events.RunCancelled(self.context.now_us(), run, by))
+        return {"run": run, "cancelled": True}
+
+    async def start_job(self, body: dict[str, Any], by: str) -> dict[str, Any]:
+        """A command job. Stations are started by runs only."""
+        spec = from_plain({"kind": "command", **body}, JobSpec)
+        if spec.kind != "command" or not spec.command:
+            raise UsageError(
+                "this is not a command job", expected="kind command, and a command of one word or more"
+            )
+        async with self._naming:
+            job = _next_name("job", self.context.state.jobs)
+            await self.submit(events.JobSubmitted(self.context.now_us(), job, spec, by))
+        return {"job": job}
+
+    async def cancel_job(self, job: str, by: str) -> dict[str, Any]:
+        await self.submit(events.JobCancelled(self.context.now_us(), job, by))
+        return {"job": job, "cancelled": True}
+
+    async def request_lease(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Whole resources of a node for a time. Raises ``RefusedError`` with reasons when nothing fits."""
+        async with self._naming:
+            lease = _next_name("lease", (held.owner for held in self.context.state.leases.values()))
+            event = events.LeaseRequested(
+                self.context.now_us(),
+                lease,
+                text_of(body, "tenant"),
+                text_of(body, "project"),
+                number_of(body, "cpu_millis"),
+                number_of(body, "memory_bytes"),
+                number_of(body, "accelerators"),
+                number_of(body, "duration_us", 3_600_000_000),
+            )
+            await self.submit(event)
+        return {"lease": lease}
+
+    async def release_lease(self, lease: str, by: str) -> dict[str, Any]:
+        await self.submit(events.LeaseReleased(self.context.now_us(), lease, by))
+        return {"lease": lease, "released": True}
+
+    def plan(self, body: dict[str, Any]) -> dict[str, Any]:
+        """What applying this factory would change, and what the twin says would come of it."""
+        factory = from_plain(body.get("factory"), Factory)
+        state = self.context.state
+        shown: dict[str, Any] = to_plain(diff(state, factory))
+        shown["forecast"] = dict(self.context.forecast(state, factory))
+        return shown
+
+    async def apply(self, body: dict[str, Any], by: str) -> dict[str, Any]:
+        factory = from_plain(body.get("factory"), Factory)
+        base = number_of(body, "base_version")
+        await self.submit(events.SpecApplied(self.context.now_us(), base, factory, by))
+        return {"version": self.context.state.version}
+
+    async def roll_back(self, body: dict[str, Any], by: str) -> dict[str, Any]:
+        alias, to = text_of(body, "alias"), text_of(body, "to")
+        before = self.context.state.aliases.get(alias)
+        await self.submit(events.RollbackRequested(self.context.now_us(), alias, to, by))
+        after = self.context.state.aliases.get(alias)
+        return {
+            "alias": alias,
+            "from": before.desired if before else "",
+            "to": after.desired if after else "",
+        }
+
+
+def key_view(key: Key) -> dict[str, Any]:
+    """A key without its digest, which nobody needs to see."""
+    plain: dict[str, Any] = to_plain(key)
+    plain.pop("digest")
+    return plain
+
+
+def _next_name(prefix: str, taken: Iterable[str]) -> str:
+    """``run-000012`` when ``run-000011`` is the highest one taken."""
+    pattern = re.compile(rf"{prefix}-(\d{{6,}})")
+    numbers = [int(match[1]) for name in taken if (match := pattern.fullmatch(name))]
+    return f"{prefix}-{max(numbers, default=0) + 1:06d}"

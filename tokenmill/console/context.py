@@ -1,0 +1,140 @@
+"""What the admin API stands on: the runtime, the store and the files of one factory.
+
+``compose`` builds one ``ApiContext`` for the running controller; tests build one over a simulated floor.
+Protocols name only what the console calls, so it can be read without knowing the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from tokenmill.control.state import State
+from tokenmill.domain.events import Event
+from tokenmill.domain.factory import Factory
+from tokenmill.spec.settings import Paths, Settings
+from tokenmill.twin.rehearse import rehearse_plain
+
+SAMPLES = 150  # of the throughput ring buffer
+SAMPLE_INTERVAL_S = 2.0
+GATEWAY_SILENT_US = 10_000_000  # it writes its file every second
+
+
+class RuntimePort(Protocol):
+    """The part of ``floor.runtime.Runtime`` that the console uses."""
+
+    @property
+    def state(self) -> State: ...
+
+    @property
+    def ready(self) -> asyncio.Event:
+        """Set when the state is rebuilt from the journal and this controller leads."""
+
+    @property
+    def progress(self) -> Mapping[str, Mapping[str, Any]]:
+        """Job id (or ``import-<model>``) to its last progress line."""
+
+    @property
+    def stats(self) -> Mapping[str, Any]: ...
+
+    async def submit(self, event: Event) -> Any:
+        """Return when the event is journalled. Raises what ``control.core.check`` raises."""
+
+
+class JournalPort(Protocol):
+    def read(self, after: int = 0, limit: int = 10_000) -> list[tuple[int, Event]]: ...
+
+    def tail(self, limit: int = 200) -> list[tuple[int, Event]]: ...
+
+
+class LedgerPort(Protocol):
+    def usage(
+        self, by: Sequence[str], since_us: int = 0, until_us: int = 0, tenant: str = ""
+    ) -> Sequence[Any]: ...
+
+    def verify(self, spool_dir: Path) -> Any: ...
+
+
+class StorePort(Protocol):
+    @property
+    def journal(self) -> JournalPort: ...
+
+    @property
+    def ledger(self) -> LedgerPort: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    at_us: int
+    tokens_per_s: float
+    requests_per_s: float
+
+
+@dataclass(slots=True)
+class ApiContext:
+    """``stop`` ends the controller and everything that it runs; ``forecast`` rehearses a factory."""
+
+    runtime: RuntimePort
+    store: StorePort
+    settings: Settings
+    paths: Paths
+    factory_file: Path
+    now_us: Callable[[], int]
+    started_us: int
+    stop: Callable[[], None]
+    forecast: Callable[[State, Factory], Mapping[str, Any]] = rehearse_plain
+    pid: int = field(default_factory=os.getpid)
+    samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=SAMPLES))
+
+    @property
+    def state(self) -> State:
+        return self.runtime.state
+
+    @property
+    def url(self) -> str:
+        """Where clients reach the gateway, from its own file; empty while it is down."""
+        found = read_json(self.paths.gateway_file)
+        host, port = found.get("host"), found.get("port")
+        if not port or self.now_us() - int(found.get("heartbeat_us", 0)) > GATEWAY_SILENT_US:
+            return ""
+        shown = "127.0.0.1" if host in ("", "0.0.0.0", "::", None) else host  # noqa: S104 (compared, not bound)
+        return f"http://{shown}:{port}"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """One of our own small JSON files; empty when it is absent or half written."""
+    try:
+        found = msgspec.json.decode(path.read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+async def sample_throughput(context: ApiContext) -> None:
+    """Fill the ring buffer of the sparkline until cancelled."""
+    tokens, requests, before_us = _totals(context)
+    while True:
+        await asyncio.sleep(SAMPLE_INTERVAL_S)
+        now_tokens, now_requests, now_us = _totals(context)
+        seconds = max(now_us - before_us, 1) / 1e6
+        context.samples.append(
+            Sample(
+                now_us,
+                max(now_tokens - tokens, 0) / seconds,
+                max(now_requests - requests, 0) / seconds,
+            )
+        )
+        tokens, requests, before_us = now_tokens, now_requests, now_us
+
+
+def _totals(context: ApiContext) -> tuple[int, int, int]:
+    stats = context.runtime.stats
+    tokens = int(stats.get("input_tokens", 0)) + int(stats.get("output_tokens", 0))
+    return tokens, int(stats.get("requests", 0)), context.now_us()

@@ -1,0 +1,220 @@
+"""The factory as the API, the CLI and the status page read it: one plain dictionary from one state.
+
+Reads the state, the progress lines and small files of the run directory. Decides nothing and calls no store.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenmill import __version__
+from tokenmill.console.context import ApiContext
+from tokenmill.console.run_view import line_view, run_row
+from tokenmill.control.state import State
+from tokenmill.domain.codec import to_plain
+from tokenmill.domain.factory import Deployment
+from tokenmill.domain.work import Alias, Job, Release, Replica, ReplicaStatus
+from tokenmill.floor.logs import tail
+
+RECENT_RUNS = 20
+RECENT_JOBS = 50
+
+
+def status_view(context: ApiContext) -> dict[str, Any]:
+    """``GET /api/status``."""
+    state, now_us, stats = context.state, context.now_us(), context.runtime.stats
+    deployments = deployment_views(context)
+    reasons = _not_ready(context, deployments)
+    last = context.samples[-1] if context.samples else None
+    return {
+        "factory": state.factory.name,
+        "version": __version__,
+        "spec_version": state.version,
+        "epoch": state.epoch,
+        "pid": context.pid,
+        "uptime_s": max(0, now_us - context.started_us) / 1e6,
+        "started_us": context.started_us,
+        "now_us": now_us,
+        "url": context.url,
+        "factory_file": str(context.factory_file),
+        "ready": not reasons,
+        "reasons": reasons,
+        "nodes": [to_plain(node) for _, node in sorted(state.nodes.items())],
+        "imports": import_views(context),
+        "deployments": deployments,
+        "lines": [line_view(state, context.runtime.progress, line, now_us) for line in state.factory.lines],
+        "runs": [run_row(state, run, now_us) for _, run in sorted(state.runs.items())[-RECENT_RUNS:]][::-1],
+        "jobs": job_rows(context)[:RECENT_JOBS],
+        "throughput": {
+            "tokens_per_s": last.tokens_per_s if last else 0.0,
+            "requests_per_s": last.requests_per_s if last else 0.0,
+        },
+        "energy": {"source": stats.get("energy_source", ""), "watts": stats.get("watts", 0.0)},
+        "memory": {"control_bytes": 0, "gateway_bytes": 0},
+        "ledger": {"lag_s": float(stats.get("ledger_lag_s", 0.0))},
+    }
+
+
+def _not_ready(context: ApiContext, deployments: list[dict[str, Any]]) -> list[str]:
+    """Why the factory as a whole is not ready; a line that never ran is no reason."""
+    found = [] if context.url else [_gateway_trouble(context)]
+    if context.state.version == 0:
+        found.append("no factory file has been applied yet")
+    found += [f"{part}: {text}" for part, text in context.runtime.stats.get("troubles", {}).items()]
+    for shown in deployments:
+        if shown["model"] and shown["ready_replicas"] == 0:
+            found.append(f"{shown['name']}: {shown['reason'] or 'no replica is ready yet'}")
+    return found
+
+
+def _gateway_trouble(context: ApiContext) -> str:
+    """With the last line of its log, which says why when it could not start."""
+    last = tail(context.paths.log("gateway"), 1, 4096).strip()[:300]
+    return "the gateway is not up yet" + (f"; its log ends with: {last}" if last else "")
+
+
+def deployment_views(context: ApiContext) -> list[dict[str, Any]]:
+    state = context.state
+    why = {alias.name: alias.reason for alias in state.table.aliases}
+    return [
+        _deployment(state, deployment, why.get(deployment.name, ""))
+        for deployment in state.factory.deployments
+    ]
+
+
+def _deployment(state: State, deployment: Deployment, reason: str) -> dict[str, Any]:
+    alias = state.aliases.get(deployment.name)
+    replicas = [
+        replica
+        for _, replica in sorted(state.replicas.items())
+        if replica.deployment == deployment.name and replica.status is not ReplicaStatus.STOPPED
+    ]
+    ready = sum(replica.status is ReplicaStatus.READY for replica in replicas)
+    return {
+        "name": deployment.name,
+        "kind": _kind(state, deployment),
+        "engine": deployment.engine,
+        "model": deployment.model,
+        "line": deployment.line,
+        "release": alias.desired if alias else "",
+        "weights": [to_plain(target) for target in alias.targets] if alias else [],
+        "wanted_replicas": deployment.replicas,
+        "ready_replicas": ready,
+        "replicas": [_replica(replica) for replica in replicas],
+        "reason": "" if ready else reason,
+    }
+
+
+def _kind(state: State, deployment: Deployment) -> str:
+    name = deployment.model or next(
+        (line.base for line in state.factory.lines if line.name == deployment.line), ""
+    )
+    return next((model.kind for model in state.factory.models if model.name == name), "chat")
+
+
+def _replica(replica: Replica) -> dict[str, Any]:
+    return {
+        "id": replica.id,
+        "release": replica.release,
+        "status": replica.status.value,
+        "node": replica.node,
+        "address": replica.address,
+        "reason": replica.reason,
+        "since_us": replica.since_us,
+        "restarts": replica.restarts,
+    }
+
+
+def import_views(context: ApiContext) -> list[dict[str, Any]]:
+    """Each model of the file: where its weights come from, and how far they are."""
+    state = context.state
+    found = []
+    for model in state.factory.models:
+        imported = state.models.get(model.name)
+        progress = context.runtime.progress.get(f"import-{model.name}", {})
+        if imported is None:
+            status = "importing"
+        else:
+            status = "failed" if imported.error else "ready"
+        found.append(
+            {
+                "model": model.name,
+                "kind": model.kind,
+                "source": model.source,
+                "status": status,
+                "digest": imported.digest if imported else "",
+                "size_bytes": imported.size_bytes if imported else 0,
+                "format": imported.format if imported else "",
+                "error": imported.error if imported else "",
+                "progress": dict(progress) if imported is None else {},
+            }
+        )
+    return found
+
+
+def names_of(state: State) -> dict[str, str]:
+    """What each job and replica is for, for sentences about them."""
+    jobs = {
+        job.id: " of ".join(filter(None, (job.spec.station or job.spec.name, job.spec.run)))
+        for job in state.jobs.values()
+    }
+    return jobs | {replica.id: replica.deployment for replica in state.replicas.values()}
+
+
+def job_rows(context: ApiContext) -> list[dict[str, Any]]:
+    """Jobs, those that have not ended first, each part newest first."""
+    jobs = [job for _, job in sorted(context.state.jobs.items(), reverse=True)]
+    jobs.sort(key=lambda job: job.status.ended)
+    return [job_view(context, job) for job in jobs]
+
+
+def job_view(context: ApiContext, job: Job) -> dict[str, Any]:
+    now_us = context.now_us()
+    live = not job.status.ended
+    return {
+        "id": job.id,
+        "name": job.spec.name or job.spec.station or job.id,
+        "kind": job.spec.kind,
+        "status": job.status.value,
+        "tenant": job.spec.tenant,
+        "project": job.spec.project,
+        "run": job.spec.run,
+        "station": job.spec.station,
+        "command": list(job.spec.command),
+        "workers": job.spec.workers,
+        "nodes": list(job.nodes),
+        "attempt": job.attempt,
+        "submitted_us": job.submitted_us,
+        "started_us": job.started_us,
+        "ended_us": job.ended_us,
+        "seconds": max(0, (job.ended_us or now_us) - job.started_us) / 1e6 if job.started_us else 0.0,
+        "progress": dict(context.runtime.progress.get(job.id, {})) if live else {},
+        "result": to_plain(job.result) if job.result else None,
+        "usage": to_plain(job.usage),
+        "reason": job.reason,
+    }
+
+
+def models_view(context: ApiContext) -> dict[str, Any]:
+    """``GET /api/models``: weights, releases with their evidence, and what each alias points at."""
+    state = context.state
+    return {
+        "imports": import_views(context),
+        "releases": [release_view(state, release) for _, release in sorted(state.releases.items())],
+        "aliases": [alias_view(alias) for _, alias in sorted(state.aliases.items())],
+    }
+
+
+def release_view(state: State, release: Release) -> dict[str, Any]:
+    aliases = [
+        name
+        for name, alias in sorted(state.aliases.items())
+        if any(target.release == release.id for target in alias.targets)
+    ]
+    plain: dict[str, Any] = to_plain(release)
+    return {**plain, "serving": aliases}
+
+
+def alias_view(alias: Alias) -> dict[str, Any]:
+    plain: dict[str, Any] = to_plain(alias)
+    return plain
