@@ -247,18 +247,17 @@ def report(
 
 
 def stations_table(run: dict[str, Any]) -> Table:
-    made = Table(
-        "Station", "Status", "Seconds", "Joules", "How energy is known", title="What each station took"
-    )
+    made = Table("Station", "Status", "Seconds", "Joules", title="What each station took")
     for station in run["stations"]:
-        usage = station["usage"]
+        joules = station["usage"]["energy_mj"] / 1000
         made.add_row(
             station["name"],
             station["status"],
             f"{station['seconds']:.1f}",
-            f"{usage['energy_mj'] / 1000:.0f}" if usage["energy_mj"] else "-",
-            usage["energy_source"] or "-",
+            f"{joules:.0f}" if joules else "-",
         )
+    sources = sorted({s["usage"]["energy_source"] for s in run["stations"]} - {""})
+    made.caption = "Energy by " + "; ".join(sources) if sources else None
     return made
 
 
