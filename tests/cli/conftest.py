@@ -69,6 +69,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
         "TOKENMILL_DATA_DIR",
         "TOKENMILL_LOG_LEVEL",
         "TOKENMILL_PORT",
+        "COLUMNS",  # set by the runner of parallel tests
     ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "dumb")
