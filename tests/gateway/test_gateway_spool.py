@@ -49,6 +49,14 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for data in every for line in data.splitlines()]
 
 
+def crash(spool: Spool) -> None:
+    """End as a killed process does: no flush, no unlock by us, and no thread of it left in the kernel."""
+    spool._stopping = True
+    spool._dirty.set()
+    spool._thread.join()
+    os.close(spool._fd)  # a thread still in fdatasync would hold the lock beyond this
+
+
 def test_open_and_settle_lines(tmp_path: Path) -> None:
     spool = make(tmp_path)
     assert spool.open("a", **OPEN)
@@ -66,7 +74,7 @@ def test_a_crash_settles_what_was_open_as_interrupted(tmp_path: Path) -> None:
     for name in "abc":
         spool.open(name, **OPEN)
     spool.settle(settlement("b"))
-    os.close(spool._fd)  # the process is gone: no flush, no unlock by us
+    crash(spool)
     with open(tmp_path / "gateway-0.jsonl", "ab") as file:
         file.write(b'{"t":"settle","request":"c","at')
     again = make(tmp_path)
@@ -87,7 +95,7 @@ def test_rotation_carries_open_requests(tmp_path: Path) -> None:
     assert spool.path.name != "gateway-0.jsonl"
     for _, path in spool_files(tmp_path / "gateway-0.jsonl")[:-1]:
         path.unlink()  # as the controller does with what it has taken in
-    os.close(spool._fd)
+    crash(spool)
     again = make(tmp_path, rotate_bytes=3000)
     again.close()
     left = [x for x in lines(tmp_path) if x["t"] == "settle" and x["outcome"] == "interrupted"]
