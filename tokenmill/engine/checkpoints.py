@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -71,22 +72,29 @@ class Watch:
         return _Callback(self)
 
     def resume(self) -> Path | None:
-        """The last whole checkpoint of this very training, whose account is taken over; or None."""
-        marked = sorted(
-            folder(self.request).glob(f"checkpoint-*/{MARK}"), key=lambda p: int(p.parent.name[11:])
+        """The last whole checkpoint of this very training, whose account is taken over; or None.
+
+        What else lies there, of other settings or cut off by a kill, is removed: the trainer keeps only the
+        checkpoint with the highest step, and would delete ours in its favour.
+        """
+        found = sorted(
+            folder(self.request).glob("checkpoint-*"), key=lambda p: int(p.name[11:]), reverse=True
         )
-        for path in reversed(marked):
-            kept = json.loads(path.read_text("utf-8"))
-            if kept["mark"] == self.mark:
-                self.resumed_from = self.step = int(kept["step"])
-                self._before_s = float(kept["seconds"])
-                self.curve = [(int(s), float(v)) for s, v in kept["curve"]]
-                self.validation_before = kept["validation_before"]
-                return path.parent
-        self.resumed_from = self.step = 0
-        self._before_s = 0.0
-        self.curve = []
-        return None
+        chosen = next((path for path in found if self._take_over(path / MARK)), None)
+        for path in found:
+            if path != chosen:
+                shutil.rmtree(path)
+        return chosen
+
+    def _take_over(self, path: Path) -> bool:
+        """Go on with the account that ``path`` keeps, or with a new one when it is of another training."""
+        kept = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        mine = kept.get("mark") == self.mark
+        self.resumed_from = self.step = int(kept["step"]) if mine else 0
+        self._before_s = float(kept["seconds"]) if mine else 0.0
+        self.curve = [(int(s), float(v)) for s, v in kept["curve"]] if mine else []
+        self.validation_before = kept["validation_before"] if mine else self.validation_before
+        return mine
 
     def begin(self, now_s: float) -> None:
         """Start the clock of this attempt."""
