@@ -41,7 +41,7 @@ def test_own_pages(tmp_path: Path) -> None:
             assert 'vllm:num_requests_running{model_name="m"} 0' in text
             head = await raw(r, get("/healthz", method="HEAD"))
             assert head.endswith(b"\r\n\r\n")
-            for path in ("/v1/files", "/nothing", "/metricsx"):
+            for path in ("/v1/assistants", "/nothing", "/metricsx"):
                 answer = await raw(r, get(path))
                 assert b" 404 " in answer
                 assert body_of(answer)["error"]["code"] == "unknown_url"

@@ -15,11 +15,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
 from tokenmill.console import pages, views
-from tokenmill.console.auth import Sessions, guard
+from tokenmill.console.auth import TENANT_TREE, Sessions, guard
 from tokenmill.console.commands import Commands, key_view
 from tokenmill.console.context import ApiContext, sample_throughput
 from tokenmill.console.event_text import event_view
@@ -27,6 +27,7 @@ from tokenmill.console.processes import ProcessTable
 from tokenmill.console.reading import log_name, read_log
 from tokenmill.console.requests import Endpoint, answer, query_number, read_object, refuse
 from tokenmill.console.run_view import run_row, run_view
+from tokenmill.console.tenant.api import make_tenant_app
 from tokenmill.control.why import why
 from tokenmill.domain.codec import to_plain
 from tokenmill.domain.errors import NotFoundError, RefusedError, TokenmillError, UsageError
@@ -52,8 +53,9 @@ def make_app(context: ApiContext) -> Starlette:
     def guarded(app: ASGIApp) -> ASGIApp:
         return guard(app, context, sessions)
 
+    tenant = Mount(TENANT_TREE.rstrip("/"), make_tenant_app(context))
     return Starlette(
-        routes=[*api.routes(), *pages.routes(context, sessions, api.processes)],
+        routes=[*api.routes(), *pages.routes(context, sessions, api.processes), tenant],
         middleware=[Middleware(guarded)],
         exception_handlers={TokenmillError: _refused, 404: _unknown, 405: _unknown},
         lifespan=lifespan,

@@ -16,10 +16,12 @@ from typing import Any, Protocol
 
 import msgspec
 
+from tokenmill.console.tenant.files import FileShelf
 from tokenmill.control.state import State
 from tokenmill.domain.events import Event
 from tokenmill.domain.factory import Factory
 from tokenmill.spec.settings import Paths, Settings
+from tokenmill.store.tenancy import BatchRecords, FileRecords
 from tokenmill.twin.rehearse import rehearse_plain
 
 SAMPLES = 150  # of the throughput ring buffer
@@ -69,6 +71,12 @@ class StorePort(Protocol):
     @property
     def ledger(self) -> LedgerPort: ...
 
+    @property
+    def files(self) -> FileRecords: ...
+
+    @property
+    def batches(self) -> BatchRecords: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -92,6 +100,10 @@ class ApiContext:
     forecast: Callable[[State, Factory], Mapping[str, Any]] = rehearse_plain
     pid: int = field(default_factory=os.getpid)
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=SAMPLES))
+    shelf: FileShelf = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.shelf = FileShelf(self.store.files, self.paths.artifacts, self.now_us)
 
     @property
     def state(self) -> State:

@@ -12,23 +12,13 @@ from typing import Any
 import orjson
 
 from tokenmill.control.requests import Refuse
+from tokenmill.domain.error_object import error_object
 
 _OVERFLOW = re.compile(
     r"exceed_context_size|context_length_exceeded|exceeds the available context|maximum context length"
     r"|context window|longer than the maximum model length|max_model_len",
     re.IGNORECASE,
 )
-_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "invalid_request_error",
-    405: "invalid_request_error",
-    408: "invalid_request_error",
-    413: "invalid_request_error",
-    429: "rate_limit_error",
-    431: "invalid_request_error",
-}
 
 
 class ApiError(Exception):
@@ -58,14 +48,7 @@ class ApiError(Exception):
     @property
     def body(self) -> bytes:
         """The JSON that goes to the client."""
-        return orjson.dumps({"error": self.object})
-
-    @property
-    def object(self) -> dict[str, Any]:
-        kind = _TYPES.get(self.status, "server_error")
-        if self.code == "insufficient_quota":
-            kind = "insufficient_quota"
-        return {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return orjson.dumps(error_object(self.status, self.code, self.message, self.param))
 
     @property
     def headers(self) -> bytes:

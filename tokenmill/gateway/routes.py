@@ -25,6 +25,8 @@ from tokenmill.gateway.table import model_object
 MODEL_PATHS = {"/chat/completions": CHAT, "/completions": COMPLETIONS, "/embeddings": EMBEDDINGS}
 CONSOLE = frozenset(("/", "/login", "/logout", "/console", "/static", "/api", "/favicon.ico"))
 CONSOLE_TREES = ("/console/", "/static/", "/api/")
+TENANT_TREES = ("files", "batches", "fine_tuning")
+"""Below ``/v1``: what the controller keeps for tenants."""
 
 
 def dispatch(gateway: Gateway, connection: ClientConnection, request: HttpRequest) -> Responder | None:
@@ -34,6 +36,8 @@ def dispatch(gateway: Gateway, connection: ClientConnection, request: HttpReques
     endpoint = MODEL_PATHS.get(short)
     if endpoint is not None:
         return _model_request(gateway, connection, request, endpoint)
+    if short[1:].partition("/")[0] in TENANT_TREES:
+        return _tenant_request(gateway, connection, request)
     if short == "/models" or short.startswith("/models/"):
         _models(gateway, connection, request, short[8:])
     elif path in CONSOLE or path.startswith(CONSOLE_TREES):
@@ -59,6 +63,18 @@ def _model_request(
         return None
     exchange = Exchange(gateway, connection, request, endpoint, key, request_id)
     return exchange if exchange.begin() else None
+
+
+def _tenant_request(gateway: Gateway, connection: ClientConnection, request: HttpRequest) -> Responder | None:
+    """Files and batches are the controller's; it is asked only by those who have a key."""
+    if identify(gateway.serving.index, request.header(b"authorization"), gateway.clock()) is None:
+        _error(connection, request, invalid_key(), gateway.request_id())
+        return None
+    if not request.target.startswith(b"/v1/"):
+        request.target = b"/v1" + request.target
+    forwarding = Forwarding(gateway, connection, request)
+    forwarding.begin()
+    return forwarding
 
 
 def _models(gateway: Gateway, connection: ClientConnection, request: HttpRequest, name: str) -> None:

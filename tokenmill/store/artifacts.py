@@ -1,7 +1,7 @@
 """Content-addressed artifacts in a folder: weights, adapters, data sets, evidence, manifests.
 
 ``sha256/ab/<hex>`` is a file, or a directory for a tree. What is there is whole: it was written under
-another name, synced and renamed. It is never changed, and this module never deletes an artifact.
+another name, synced and renamed. It is never changed, and deleted only where its one owner says so.
 A tree's digest is that of its manifest: canonical JSON of each file's name and sha256, sorted by name.
 """
 
@@ -103,6 +103,14 @@ class Artifacts:
                 fix=f"Delete {path} and import it again; check the disk.",
                 where=str(path),
             )
+
+    def delete(self, digest: str) -> None:
+        """Delete an artifact that nothing refers to any more; one that is absent is no error."""
+        path = self._place(digest)
+        try:
+            _delete(path)
+        except OSError as error:
+            raise _explain(error, self.root) from error
 
     def sweep(self) -> int:
         """Delete what writers left unfinished more than a day ago; return how many."""

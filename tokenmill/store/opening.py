@@ -9,6 +9,7 @@ from tokenmill.store.leader import Leader
 from tokenmill.store.ledger import Ledger
 from tokenmill.store.migrate import check_revision, head_revision, upgrade
 from tokenmill.store.registry import Registry
+from tokenmill.store.tenancy import BatchRecords, FileRecords
 
 
 class Store:
@@ -20,6 +21,8 @@ class Store:
         self.journal = Journal(database)
         self.ledger = Ledger(database)
         self.registry = Registry(database)
+        self.files = FileRecords(database)
+        self.batches = BatchRecords(database)
 
     @property
     def where(self) -> str:

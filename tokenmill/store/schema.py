@@ -126,3 +126,42 @@ releases = Table(
     Column("created_us", BigInteger, nullable=False),
     Column("body", TEXT, nullable=False),
 )
+
+# What tenants keep with us. A file's bytes are an artifact of its tenant; a batch is one JSON body.
+files = Table(
+    "files",
+    metadata,
+    Column("id", TEXT, primary_key=True),
+    Column("tenant", TEXT, nullable=False),
+    Column("project", TEXT, nullable=False),
+    Column("purpose", TEXT, nullable=False),
+    Column("name", TEXT, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("digest", TEXT, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("expires_us", BigInteger, nullable=False),
+    Index("ix_files_owner", "tenant", "project", "created_us", "id"),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", TEXT, primary_key=True),
+    Column("tenant", TEXT, nullable=False),
+    Column("project", TEXT, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("ended", Integer, nullable=False),
+    Column("body", TEXT, nullable=False),
+    Index("ix_batches_owner", "tenant", "project", "created_us", "id"),
+    Index("ix_batches_ended", "ended"),
+)
+
+# The ended lines of batches that run, until they are in the batch's files.
+batch_lines = Table(
+    "batch_lines",
+    metadata,
+    Column("batch", TEXT, primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("ok", Integer, nullable=False),
+    Column("body", TEXT, nullable=False),
+)

@@ -1,4 +1,4 @@
-"""The first schema: leader lease, journal, snapshots, ledger, spool offsets and releases."""
+"""The first schema: lease, journal, snapshots, ledger, spool offsets, releases and what tenants keep."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def upgrade() -> None:
     """Create every table, and the one row of ``leader``."""
     _create_control()
     _create_ledger()
+    _create_tenancy()
     op.create_table(
         "releases",
         _text("id", key=True),
@@ -95,9 +96,41 @@ def _create_ledger() -> None:
     op.create_table("spools", _text("spool", key=True), _number("offset_bytes"))
 
 
+def _create_tenancy() -> None:
+    op.create_table(
+        "files",
+        _text("id", key=True),
+        *(_text(n) for n in ("tenant", "project", "purpose", "name")),
+        _number("size_bytes"),
+        _text("digest"),
+        *(_number(n) for n in ("created_us", "expires_us")),
+    )
+    op.create_index("ix_files_owner", "files", ["tenant", "project", "created_us", "id"])
+    op.create_table(
+        "batches",
+        _text("id", key=True),
+        *(_text(n) for n in ("tenant", "project")),
+        _number("created_us"),
+        sa.Column("ended", sa.Integer(), nullable=False),
+        _text("body"),
+    )
+    op.create_index("ix_batches_owner", "batches", ["tenant", "project", "created_us", "id"])
+    op.create_index("ix_batches_ended", "batches", ["ended"])
+    op.create_table(
+        "batch_lines",
+        _text("batch", key=True),
+        sa.Column("number", sa.BigInteger(), primary_key=True, autoincrement=False, nullable=False),
+        sa.Column("ok", sa.Integer(), nullable=False),
+        _text("body"),
+    )
+
+
 def downgrade() -> None:
     """Drop everything: there is nothing before the first revision."""
     for table in (
+        "batch_lines",
+        "batches",
+        "files",
         "releases",
         "spools",
         "usage_days",

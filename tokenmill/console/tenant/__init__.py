@@ -1,0 +1,1 @@
+"""The tenant's API: files and batches, in OpenAI's wire format, behind the gateway's port."""
