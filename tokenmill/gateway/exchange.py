@@ -23,15 +23,14 @@ from tokenmill.gateway.body import (
     engine_head,
     output_bound,
     prefix_blocks,
-    read_body,
 )
-from tokenmill.gateway.client import ClientConnection
 from tokenmill.gateway.count import count_input, with_input
 from tokenmill.gateway.edge import Gateway
 from tokenmill.gateway.endings import turned_away
 from tokenmill.gateway.errors import ApiError, refusal, unavailable, unknown_model
 from tokenmill.gateway.limits import ratelimit_headers
 from tokenmill.gateway.message import HttpRequest
+from tokenmill.gateway.outlet import Outlet, Surface
 from tokenmill.gateway.relay import NOTHING, Relay
 from tokenmill.gateway.upstream import Address, Upstream, address_of
 from tokenmill.policy.route import PEER_PREFIX
@@ -43,16 +42,17 @@ class Exchange:
     def __init__(
         self,
         gateway: Gateway,
-        connection: ClientConnection,
+        connection: Outlet,
         http: HttpRequest,
-        endpoint: str,
+        surface: Surface,
         key: KeyEntry,
         request_id: str,
     ) -> None:
         self.gateway = gateway
         self.connection = connection
         self.http = http
-        self.endpoint = endpoint
+        self.surface = surface
+        self.endpoint = surface.endpoint
         self.key = key
         self.id = request_id
         self.model = ""  # the alias once it is admitted: safe as a metric's label
@@ -91,7 +91,7 @@ class Exchange:
         """Check, admit and forward. False when the client has its answer already."""
         gateway = self.gateway
         try:
-            asked = self._asked = read_body(self.endpoint, self.http.body)
+            asked = self._asked = self.surface.read(self.http.body)
             self.http.body = b""
             call = self._call(asked)
         except ApiError as error:
@@ -110,7 +110,7 @@ class Exchange:
             project=self.key.project,
             key=self.key.id,
             alias=asked.alias,
-            endpoint=self.endpoint,
+            endpoint=self.surface.name,
             release=first.endpoint.release,
             replica=first.endpoint.replica,
         )
@@ -143,7 +143,7 @@ class Exchange:
         return requests.Call(
             id=self.id,
             at_us=self.http.arrived_us,
-            endpoint=self.endpoint,
+            endpoint=self.surface.name,
             key=self.key,
             alias=asked.alias,
             input_estimate=asked.input_estimate,
@@ -156,7 +156,7 @@ class Exchange:
         """Refuse before admission: settled, since the key is known, and with nothing used."""
         alias = self._asked.alias if self._asked else ""
         settlement = turned_away(
-            self.id, self.key, alias, self.endpoint, error, self.http, self.gateway.clock()
+            self.id, self.key, alias, self.surface.name, error, self.http, self.gateway.clock()
         )
         self._settle(settlement, error.code or "bad_request")
         self._answer_error(error)

@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Protocol
 
 from tokenmill.control.requests import TokenUsage
-from tokenmill.gateway.client import ClientConnection
 from tokenmill.gateway.errors import ApiError, from_engine, from_engine_object
 from tokenmill.gateway.message import HttpRequest
 from tokenmill.gateway.meter import EDGE_BYTES, BrokenStreamError, EventStream, estimate_output, find_usage
+from tokenmill.gateway.outlet import Outlet
 from tokenmill.gateway.upstream import Upstream
 
 WHOLE_BYTES = 1024 * 1024
@@ -24,7 +24,7 @@ NOTHING = TokenUsage()
 class Owner(Protocol):
     """The exchange that a relay works for."""
 
-    connection: ClientConnection
+    connection: Outlet
     http: HttpRequest
     settled: bool
     settling: bool

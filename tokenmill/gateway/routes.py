@@ -20,9 +20,14 @@ from tokenmill.gateway.health import gauges, readiness
 from tokenmill.gateway.identity import identify
 from tokenmill.gateway.message import HttpRequest
 from tokenmill.gateway.options import is_loopback
+from tokenmill.gateway.outlet import Surface, plain
 from tokenmill.gateway.table import model_object
 
-MODEL_PATHS = {"/chat/completions": CHAT, "/completions": COMPLETIONS, "/embeddings": EMBEDDINGS}
+SURFACES = {
+    "/chat/completions": plain(CHAT),
+    "/completions": plain(COMPLETIONS),
+    "/embeddings": plain(EMBEDDINGS),
+}
 CONSOLE = frozenset(("/", "/login", "/logout", "/console", "/static", "/api", "/favicon.ico"))
 CONSOLE_TREES = ("/console/", "/static/", "/api/")
 TENANT_TREES = ("files", "batches", "fine_tuning")
@@ -33,9 +38,9 @@ def dispatch(gateway: Gateway, connection: ClientConnection, request: HttpReques
     """Answer ``request`` at once, or return who will."""
     path = request.path
     short = path[3:] if path.startswith("/v1/") else path
-    endpoint = MODEL_PATHS.get(short)
-    if endpoint is not None:
-        return _model_request(gateway, connection, request, endpoint)
+    surface = SURFACES.get(short)
+    if surface is not None:
+        return _model_request(gateway, connection, request, surface)
     if short[1:].partition("/")[0] in TENANT_TREES:
         return _tenant_request(gateway, connection, request)
     if short == "/models" or short.startswith("/models/"):
@@ -50,7 +55,7 @@ def dispatch(gateway: Gateway, connection: ClientConnection, request: HttpReques
 
 
 def _model_request(
-    gateway: Gateway, connection: ClientConnection, request: HttpRequest, endpoint: str
+    gateway: Gateway, connection: ClientConnection, request: HttpRequest, surface: Surface
 ) -> Responder | None:
     request_id = gateway.request_id()
     key = identify(gateway.serving.index, request.header(b"authorization"), gateway.clock())
@@ -61,7 +66,7 @@ def _model_request(
         error = ApiError(405, "method_not_allowed", f"Use POST for {request.path}, not {request.method}.")
         _error(connection, request, error, request_id)
         return None
-    exchange = Exchange(gateway, connection, request, endpoint, key, request_id)
+    exchange = Exchange(gateway, connection, request, surface, key, request_id)
     return exchange if exchange.begin() else None
 
 
