@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
-from gateway_rig import PROMPT_TOKENS, SECRET, chat, post, raw, rig, run
+from gateway_rig import OTHER, PROMPT_TOKENS, SECRET, chat, post, raw, rig, run
 
 pytestmark = pytest.mark.live
 
@@ -276,5 +276,68 @@ def test_a_drain_has_a_deadline(tmp_path: Path) -> None:
             assert line["outcome"] == "interrupted"
             assert json.loads((tmp_path / "gateway.json").read_text())["draining"]
             r.server.gateway = None
+
+    run(work)
+
+
+IDEMPOTENT = "idempotency-key: once\r\n"
+
+
+def test_an_idempotency_key_gives_the_same_answer_and_bills_once(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with rig(tmp_path) as r:
+            for stream in (False, True):
+                asked = post(chat({"tokens": 2}, stream=stream), headers=f"idempotency-key: k{stream}\r\n")
+                first, second = await raw(r, asked, read_s=0.3), await raw(r, asked, read_s=0.3)
+                assert b"idempotent-replayed: true" in second
+                assert b"idempotent-replayed" not in first
+                for text in (b'"t0 "',) if stream else (b'"t t "',):
+                    assert text in first
+                    assert text in second
+                name = next(line for line in first.split(b"\r\n") if line.startswith(b"x-request-id"))
+                assert name in second
+            assert len(r.engines[0].requests) == 2
+            await r.settled(2)
+            other = await raw(r, post(chat({"tokens": 3}), headers="idempotency-key: kTrue\r\n"))
+            assert b" 409 " in other
+            assert b"idempotency_conflict" in other
+            foreign = post(chat({"tokens": 2}), headers="idempotency-key: kFalse\r\n", secret=OTHER)
+            assert b"idempotent-replayed" not in await raw(r, foreign)  # another tenant's key is another key
+            assert b" 400 " in await raw(r, post(chat(), headers=f"idempotency-key: {'k' * 256}\r\n"))
+
+    run(work)
+
+
+def test_a_client_that_leaves_and_asks_again_gets_what_was_done_meanwhile(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with rig(tmp_path) as r:
+            asked = post(chat({"tokens": 20, "gap_s": 0.02}, stream=True), headers=IDEMPOTENT)
+            cut = await raw(r, asked, read_s=0.03)
+            assert b"[DONE]" not in cut
+            assert b"idempotency_in_progress" in await raw(r, asked)
+            await r.settled(1)
+            again = await raw(r, asked, read_s=0.3)
+            assert again.count(b"data: ") == 22 + 1
+            assert b"[DONE]" in again
+            assert len(r.engines[0].requests) == 1
+            assert r.lines()[0]["outcome"] == "ok"
+
+    run(work)
+
+
+def test_a_failure_is_no_outcome_to_keep(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with rig(tmp_path) as r:
+            broken = post(chat({"status": 500}), headers=IDEMPOTENT)
+            assert b" 500 " in await raw(r, broken)
+            assert b" 500 " in await raw(r, broken)
+            assert len(r.engines[0].requests) == 2
+            cut = post(chat({"tokens": 5, "die_after": 2}, stream=True), headers="idempotency-key: cut\r\n")
+            assert b'"error"' in await raw(r, cut)
+            assert b"idempotent-replayed" not in await raw(r, cut)
+            wrong = post({"model": "m"}, headers="idempotency-key: wrong\r\n")
+            assert b" 400 " in await raw(r, wrong)
+            assert b"idempotent-replayed" in await raw(r, wrong)
+            assert r.gateway.replays._bytes < 1000
 
     run(work)

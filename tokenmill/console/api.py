@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from collections.abc import AsyncIterator
 
 from starlette.applications import Starlette
@@ -28,9 +29,11 @@ from tokenmill.console.reading import log_name, read_log
 from tokenmill.console.requests import Endpoint, answer, query_number, read_object, refuse
 from tokenmill.console.run_view import run_row, run_view
 from tokenmill.console.tenant.api import make_tenant_app
+from tokenmill.console.tenant.batch_runner import BatchRunner
 from tokenmill.control.why import why
 from tokenmill.domain.codec import to_plain
 from tokenmill.domain.errors import NotFoundError, RefusedError, TokenmillError, UsageError
+from tokenmill.floor.records import write_atomically
 
 USAGE_BY = ("tenant", "project", "key", "model", "day")
 
@@ -39,27 +42,41 @@ def make_app(context: ApiContext) -> Starlette:
     """The whole console of one controller, as an ASGI app."""
     api = Api(context)
     sessions = Sessions(context.now_us)
+    proof = secrets.token_urlsafe(32)
+    runner = BatchRunner(context.store.batches, context.shelf, lambda: context.url, proof, context.now_us)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        sampler = asyncio.create_task(sample_throughput(context))
+        beside = [
+            asyncio.create_task(sample_throughput(context), name="throughput"),
+            asyncio.create_task(_run_batches(context, runner), name="batches"),
+        ]
         try:
             yield
         finally:
-            sampler.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await sampler
+            for task in beside:
+                task.cancel()
+            for task in beside:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
 
     def guarded(app: ASGIApp) -> ASGIApp:
         return guard(app, context, sessions)
 
-    tenant = Mount(TENANT_TREE.rstrip("/"), make_tenant_app(context))
+    tenant = Mount(TENANT_TREE.rstrip("/"), make_tenant_app(context, runner))
     return Starlette(
         routes=[*api.routes(), *pages.routes(context, sessions, api.processes), tenant],
         middleware=[Middleware(guarded)],
         exception_handlers={TokenmillError: _refused, 404: _unknown, 405: _unknown},
         lifespan=lifespan,
     )
+
+
+async def _run_batches(context: ApiContext, runner: BatchRunner) -> None:
+    """Batches run once this controller leads; its word for the gateway replaces that of the one before."""
+    await context.runtime.ready.wait()
+    await asyncio.to_thread(write_atomically, context.paths.proof, runner.proof.encode(), private=True)
+    await runner.run()
 
 
 async def _refused(_request: Request, error: Exception) -> Response:

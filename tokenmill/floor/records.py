@@ -45,11 +45,16 @@ class Record:
         return found is not None and found.alive and self.is_of(found) and self.boot == procfs.boot_id()
 
 
-def write_atomically(path: Path, body: bytes) -> None:
-    """Replace a file so that a reader, or a crash, sees the old one or the new one. Durable on return."""
+def write_atomically(path: Path, body: bytes, *, private: bool = False) -> None:
+    """Replace a file so that a reader, or a crash, sees the old one or the new one. Durable on return.
+
+    A ``private`` file can be read by this user only, from its first byte on.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
+        if private:
+            os.fchmod(file.fileno(), 0o600)
         file.write(body)
         file.flush()
         os.fsync(file.fileno())

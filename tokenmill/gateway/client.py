@@ -45,8 +45,8 @@ class Edge(Protocol):
     def dispatch(self, connection: ClientConnection, request: HttpRequest) -> Responder | None:
         """Answer ``request`` at once and return ``None``, or return who will."""
 
-    def known(self, authorization: bytes) -> bool:
-        """Whether this header identifies a key, so that a large body may be read."""
+    def known(self, headers: dict[bytes, bytes]) -> bool:
+        """Whether these headers identify a key, so that a large body may be read."""
 
     def count_response(self, status: int) -> None:
         """A response begins."""
@@ -175,7 +175,7 @@ class ClientConnection(asyncio.Protocol):
         names = dict(self._headers)
         length = int(names.get(b"content-length", b"0"))
         large = length > options.anonymous_body_bytes or b"transfer-encoding" in names
-        known = large and self.edge.known(names.get(b"authorization", b""))
+        known = large and self.edge.known(names)
         self._limit = options.body_bytes if known else options.anonymous_body_bytes
         if length > self._limit:
             self._refuse(ApiError(413, None, f"The body exceeds {self._limit} bytes."))

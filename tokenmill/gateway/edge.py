@@ -15,8 +15,9 @@ from typing import Any, Protocol
 
 from tokenmill.control.requests import EdgeMemory, refresh
 from tokenmill.federation.secrets import Secrets
+from tokenmill.gateway.caller import PROOF_FILE, Caller, Proof, caller_of
 from tokenmill.gateway.client import ClientConnection, Responder
-from tokenmill.gateway.identity import identify
+from tokenmill.gateway.idempotency import Replays
 from tokenmill.gateway.message import HttpRequest
 from tokenmill.gateway.metrics import Metrics
 from tokenmill.gateway.options import Options
@@ -62,6 +63,8 @@ class Gateway:
         self.metrics = Metrics()
         self.pool = Pool(loop, options.connect_s)
         self.secrets = Secrets()
+        self.proof = Proof(options.state.with_name(PROOF_FILE))
+        self.replays = Replays()
         self.connections: set[ClientConnection] = set()
         self.exchanges: set[OpenRequest] = set()
         self.tasks: set[asyncio.Task[None]] = set()
@@ -109,9 +112,13 @@ class Gateway:
         """Answer a request or say who does. A mistake of ours costs this connection only."""
         return self._route(self, connection, request)
 
-    def known(self, authorization: bytes) -> bool:
+    def known(self, headers: dict[bytes, bytes]) -> bool:
         """Whether a large body may be read for this caller."""
-        return identify(self.serving.index, authorization, self.clock()) is not None
+        return self.caller(headers) is not None
+
+    def caller(self, headers: dict[bytes, bytes]) -> Caller | None:
+        """Who sends these headers."""
+        return caller_of(self.serving, self.proof, headers, self.clock())
 
     def count_response(self, status: int) -> None:
         self.metrics.add(self.metrics.responses, (str(status),))

@@ -67,7 +67,7 @@ def ambiguity(headers: list[tuple[bytes, bytes]]) -> str:
             return "Both Content-Length and Transfer-Encoding are present."
         if values != [b"chunked"]:
             return "Transfer-Encoding may only be chunked."
-    for name in (b"content-length", b"host", b"authorization"):
+    for name in (b"content-length", b"host", b"authorization", b"x-api-key", b"idempotency-key"):
         if counts.get(name, 0) > 1:
             return f"{name.decode()} is present more than once."
     length = dict(headers).get(b"content-length", b"0")

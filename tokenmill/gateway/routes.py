@@ -11,9 +11,11 @@ import orjson
 from tokenmill import __version__
 from tokenmill.domain.table import KeyEntry
 from tokenmill.gateway.body import CHAT, COMPLETIONS, EMBEDDINGS
+from tokenmill.gateway.bridge import Bridge, replay
+from tokenmill.gateway.caller import idle_slot
 from tokenmill.gateway.client import ClientConnection, Responder
 from tokenmill.gateway.edge import Gateway
-from tokenmill.gateway.errors import ApiError, invalid_key, unknown_model, unknown_path
+from tokenmill.gateway.errors import ApiError, invalid_key, unavailable, unknown_model, unknown_path
 from tokenmill.gateway.exchange import Exchange
 from tokenmill.gateway.forward import Forwarding
 from tokenmill.gateway.health import gauges, readiness
@@ -58,21 +60,41 @@ def _model_request(
     gateway: Gateway, connection: ClientConnection, request: HttpRequest, surface: Surface
 ) -> Responder | None:
     request_id = gateway.request_id()
-    key = identify(gateway.serving.index, request.header(b"authorization"), gateway.clock())
-    if key is None:
-        _error(connection, request, invalid_key(), request_id)
-        return None
-    if request.method != "POST":
-        error = ApiError(405, "method_not_allowed", f"Use POST for {request.path}, not {request.method}.")
+    caller = gateway.caller(dict(request.headers))
+    try:
+        if caller is None:
+            raise invalid_key()
+        if request.method != "POST":
+            raise ApiError(405, "method_not_allowed", f"Use POST for {request.path}, not {request.method}.")
+        if caller.batch:
+            _yield(gateway, request)
+        entry = gateway.replays.begin(caller.key, request, request_id, gateway.loop.time())
+    except ApiError as error:
         _error(connection, request, error, request_id)
         return None
-    exchange = Exchange(gateway, connection, request, surface, key, request_id)
-    return exchange if exchange.begin() else None
+    if entry is None:
+        exchange = Exchange(gateway, connection, request, surface, caller.key, request_id)
+        return exchange if exchange.begin() else None
+    if not entry.open:
+        replay(connection, request, entry)
+        return None
+    bridge = Bridge(connection, request, gateway.replays, entry=entry)
+    return bridge.begin(Exchange(gateway, bridge, bridge.inner, surface, caller.key, request_id))
+
+
+def _yield(gateway: Gateway, request: HttpRequest) -> None:
+    """Send batch work back while all slots are taken. It is no refusal of the tenant's, and not settled."""
+    try:
+        alias = orjson.loads(request.body)["model"]
+    except (orjson.JSONDecodeError, LookupError, TypeError):
+        return
+    if isinstance(alias, str) and not idle_slot(gateway.serving, gateway.memory, alias, gateway.clock()):
+        raise unavailable(f"Every slot of {alias!r} is taken; batch work waits.", 500_000, "yielding")
 
 
 def _tenant_request(gateway: Gateway, connection: ClientConnection, request: HttpRequest) -> Responder | None:
     """Files and batches are the controller's; it is asked only by those who have a key."""
-    if identify(gateway.serving.index, request.header(b"authorization"), gateway.clock()) is None:
+    if gateway.caller(dict(request.headers)) is None:
         _error(connection, request, invalid_key(), gateway.request_id())
         return None
     if not request.target.startswith(b"/v1/"):
@@ -84,16 +106,16 @@ def _tenant_request(gateway: Gateway, connection: ClientConnection, request: Htt
 
 def _models(gateway: Gateway, connection: ClientConnection, request: HttpRequest, name: str) -> None:
     request_id = gateway.request_id()
-    key = identify(gateway.serving.index, request.header(b"authorization"), gateway.clock())
-    if key is None:
+    caller = gateway.caller(dict(request.headers))
+    if caller is None:
         _error(connection, request, invalid_key(), request_id)
     elif request.method not in ("GET", "HEAD"):
         error = ApiError(405, "method_not_allowed", f"Use GET for {request.path}.")
         _error(connection, request, error, request_id)
     elif not name:
-        _json(connection, request, gateway.serving.listing(key), request_id)
+        _json(connection, request, gateway.serving.listing(caller.key), request_id)
     else:
-        _model(gateway, connection, request, name, key, request_id)
+        _model(gateway, connection, request, name, caller.key, request_id)
 
 
 def _model(

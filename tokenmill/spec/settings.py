@@ -310,6 +310,11 @@ class Paths:
         return self.run / "gateway.json"
 
     @property
+    def proof(self) -> Path:
+        """The word by which the gateway knows the controller, for this user only."""
+        return self.run / "proof.key"
+
+    @property
     def spool(self) -> Path:
         return self.root / "spool"
 

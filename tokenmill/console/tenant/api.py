@@ -17,20 +17,27 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tokenmill.console.context import ApiContext
 from tokenmill.console.requests import Endpoint
 from tokenmill.console.tenant.answers import ApiRefusedError, refuse, refuse_house
+from tokenmill.console.tenant.batch_runner import BatchRunner
+from tokenmill.console.tenant.batches import Batches
 from tokenmill.console.tenant.caller import identify
 from tokenmill.console.tenant.uploads import Uploads
 from tokenmill.domain.errors import TokenmillError
 
 
-def make_tenant_app(context: ApiContext) -> ASGIApp:
+def make_tenant_app(context: ApiContext, runner: BatchRunner) -> ASGIApp:
     """Every endpoint that the controller serves below ``/v1``, where it is mounted."""
     uploads = Uploads(context.shelf)
+    batches = Batches(context.store.batches, context.shelf, runner, context.now_us)
     table: list[tuple[str, str, Endpoint]] = [
         ("POST", "/files", uploads.create),
         ("GET", "/files", uploads.list),
         ("GET", "/files/{id}", uploads.get),
         ("DELETE", "/files/{id}", uploads.delete),
         ("GET", "/files/{id}/content", uploads.content),
+        ("POST", "/batches", batches.create),
+        ("GET", "/batches", batches.list),
+        ("GET", "/batches/{id}", batches.get),
+        ("POST", "/batches/{id}/cancel", batches.cancel),
     ]
     app = Starlette(
         routes=[Route(path, endpoint, methods=[method]) for method, path, endpoint in table],
