@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib.util
 import logging
 import os
 import signal
@@ -29,14 +30,14 @@ from tokenmill import __version__
 from tokenmill.console.api import make_app
 from tokenmill.console.context import ApiContext
 from tokenmill.domain.codec import from_plain, to_plain
-from tokenmill.domain.errors import NotLeaderError, ResourceError, TokenmillError
+from tokenmill.domain.errors import MissingExtraError, NotLeaderError, ResourceError, TokenmillError
 from tokenmill.domain.events import Event, SpecApplied
 from tokenmill.domain.factory import Factory
 from tokenmill.floor import logs, procfs
 from tokenmill.floor.books import Books
 from tokenmill.floor.inbox import RuntimeOptions
 from tokenmill.floor.load import LoadWatch
-from tokenmill.floor.local import LocalFloor, factory_mark
+from tokenmill.floor.local import LocalFloor
 from tokenmill.floor.lock import (
     ControllerFile,
     DirectoryLock,
@@ -46,8 +47,11 @@ from tokenmill.floor.lock import (
     write_controller,
 )
 from tokenmill.floor.log_lines import log_to
+from tokenmill.floor.node import factory_mark
+from tokenmill.floor.ports import Floor
 from tokenmill.floor.records import Records, write_atomically
 from tokenmill.floor.runtime import Runtime
+from tokenmill.spec.node_paths import NodePaths, node_names
 from tokenmill.spec.settings import Paths, Settings, load_settings
 from tokenmill.store.opening import Store, open_store
 from tokenmill.twin.rehearse import rehearse_plain
@@ -56,6 +60,7 @@ log = logging.getLogger("tokenmill.control")
 
 FOLDERS = ("run", "spool", "logs", "jobs", "artifacts")
 POLL_S = 0.05
+LOCAL = "local"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +79,7 @@ class Controller:
     paths: Paths
     settings: Settings
     store: Store
-    floor: LocalFloor
+    floor: Floor
     runtime: Runtime
     app: Starlette
     factory_file: Path
@@ -91,11 +96,11 @@ def build_controller(paths: Paths, settings: Settings, factory_file: Path) -> Co
         (paths.root / folder).mkdir(parents=True, exist_ok=True)
     paths.root.chmod(0o700)  # prompts, keys' digests and the socket are the factory user's alone
     store = open_store(paths.database_url(settings))
-    floor = LocalFloor(paths, settings, factory_file.parent, now_us)
+    floor = make_floor(paths, settings, factory_file.parent)
     runtime = Runtime(
         store,
         floor,
-        Books(store.ledger, paths.spool, floor.accounts),
+        Books(store.ledger, paths.spool, floor.energy()),
         LoadWatch(paths.gateway_file),
         now_us,
         RuntimeOptions(
@@ -118,6 +123,25 @@ def build_controller(paths: Paths, settings: Settings, factory_file: Path) -> Co
         forecast=rehearse_plain,
     )
     return Controller(paths, settings, store, floor, runtime, make_app(context), factory_file, started_us)
+
+
+def make_floor(paths: Paths, settings: Settings, factory_dir: Path) -> Floor:
+    """The floor that the setting names, else that of the last time. Raises ``MissingExtraError``."""
+    chosen = settings.floor or last_floor(paths)
+    write_atomically(paths.run / "floor", chosen.encode())
+    if chosen == LOCAL:
+        return LocalFloor(paths, settings, factory_dir, now_us)
+    if importlib.util.find_spec("ray") is None:
+        raise MissingExtraError("Ray is not installed", fix="pip install 'tokenmill[ray]'")
+    from tokenmill.floor.ray.floor import RayFloor  # only a factory on Ray pays for loading it
+
+    return RayFloor(paths, settings, factory_dir, now_us, chosen)
+
+
+def last_floor(paths: Paths) -> str:
+    """What this factory ran on last; ``local`` when it never ran."""
+    path = paths.run / "floor"
+    return path.read_text().strip() or LOCAL if path.is_file() else LOCAL
 
 
 async def serve(controller: Controller) -> None:
@@ -189,7 +213,7 @@ async def _announce(controller: Controller) -> None:
     await asyncio.to_thread(write_controller, paths, found)
     await controller.runtime.ready.wait()
     _desired_file(paths).unlink(missing_ok=True)
-    url = controller.floor.edge.url()
+    url = controller.floor.url()
     await asyncio.to_thread(write_controller, paths, replace(found, url=url))
 
 
@@ -340,13 +364,20 @@ def stop(paths: Paths, timeout_s: float = 90.0) -> bool:
     return True
 
 
-def clean_stop_without_controller(paths: Paths, grace_s: float = 10.0) -> int:
+def clean_stop_without_controller(paths: Paths) -> int:
     """End every process that a dead controller left, the gateway first; return how many there were.
 
     Raises ``ConflictError`` while a controller runs: that one would start them again.
     """
     if held(paths):
         raise already_running(paths)
+    return sum(
+        _end_marked(each) for each in (paths, *(NodePaths(paths.root, node) for node in node_names(paths)))
+    )
+
+
+def _end_marked(paths: Paths, grace_s: float = 10.0) -> int:
+    """End the processes of this machine that belong to one data directory, or to one node of it."""
     mark = factory_mark(paths)
     left = procfs.marked(mark)
     gateways = {r.id for r in Records(paths.processes).read() if r.kind == "gateway"}

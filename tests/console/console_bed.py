@@ -135,14 +135,17 @@ class SimFloor:
         result = station_result(effect.spec, self.reject)
         await self.report(events.JobExited(now_us(), job, effect.attempt, 0, result, "", usage))
 
-    def inventory(self, factory: Factory) -> Node:
-        return Node("this-machine", site="here", cpu_millis=8000, memory_bytes=16 * 2**30)
+    def inventory(self, factory: Factory) -> tuple[Node, ...]:
+        return (Node("this-machine", site="here", cpu_millis=8000, memory_bytes=16 * 2**30),)
 
     def energy(self) -> SimAccount:
         return self.account
 
     def progress(self) -> Mapping[str, Mapping[str, Any]]:
         return self.lines
+
+    def url(self) -> str:
+        return ""
 
     async def close(self, stop_all: bool) -> None:
         self.closed = stop_all

@@ -106,7 +106,18 @@ def test_worker_environment() -> None:
         "OMP_NUM_THREADS": "2",
     }
     assert workers.device_environment((), 0) == {"CUDA_VISIBLE_DEVICES": ""}
-    assert workers.torchrun_environment(1, 3, 999)["WORLD_SIZE"] == "3"
+    share = workers.Share((2, 3), node_rank=1, nodes=2, address="10.0.0.7")
+    assert workers.torchrun_environment(3, 4, share, 999) == {
+        "RANK": "3",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "4",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "1",
+        "NODE_RANK": "1",
+        "NNODES": "2",
+        "MASTER_ADDR": "10.0.0.7",
+        "MASTER_PORT": "999",
+    }
     assert [workers.signal_code(c) for c in (0, 3, 137, 143, 255)] == [0, 3, -9, -15, 255]
 
 

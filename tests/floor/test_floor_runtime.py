@@ -81,14 +81,17 @@ class PaperFloor:
         self.effects.append(effect)
         self.journalled_at.append(self.store.journal.last_seq())
 
-    def inventory(self, factory: Factory) -> Node:
-        return Node("local", "here", cpu_millis=4000, memory_bytes=10**10)
+    def inventory(self, factory: Factory) -> tuple[Node, ...]:
+        return (Node("local", "here", cpu_millis=4000, memory_bytes=10**10),)
 
     def energy(self) -> Account:
         return Account()
 
     def progress(self) -> Mapping[str, Mapping[str, Any]]:
         return {}
+
+    def url(self) -> str:
+        return ""
 
     async def close(self, stop_all: bool) -> None:
         self.closed.append(stop_all)

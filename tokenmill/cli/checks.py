@@ -26,6 +26,7 @@ from tokenmill.store.migrate import check_revision, head_revision
 GIB = 2**30
 EXTRAS = {
     "engine": ("xllamacpp", "gguf", "numpy"),
+    "ray": ("ray",),
     "tune": ("torch", "peft", "trl", "accelerate", "safetensors"),
     "postgres": ("psycopg",),
     "parquet": ("pyarrow",),

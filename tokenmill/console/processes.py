@@ -14,7 +14,7 @@ from typing import Any
 from tokenmill.console.context import ApiContext, read_json
 from tokenmill.floor import procfs
 
-ORDER = {"control": 0, "gateway": 1, "engine": 2, "job": 3}
+ORDER = {"control": 0, "ray": 1, "gateway": 1, "engine": 2, "job": 3}
 SHORTEST_LOOK_US = 500_000  # a shorter difference says little; the figure of the look before is shown
 
 
@@ -30,7 +30,8 @@ class ProcessTable:
         """Every live process: the controller, the gateway, engines, jobs. Blocks for some milliseconds."""
         context = self.context
         own = {"id": "control", "kind": "control", "pid": context.pid, "started_us": context.started_us}
-        records = [own, *(read_json(path) for path in sorted(context.paths.processes.glob("*.json")))]
+        folders = (context.paths.processes, *(context.paths.run.glob("nodes/*/processes")))
+        records = [own, *(read_json(path) for folder in folders for path in sorted(folder.glob("*.json")))]
         with self._lock:
             everyone = {found.pid: found for found in procfs.everyone()}
             sessions: dict[int, list[procfs.Stat]] = defaultdict(list)

@@ -38,11 +38,15 @@ HELD = (JobStatus.STARTING, JobStatus.RUNNING, JobStatus.STOPPING)
 
 @dataclass(slots=True)
 class Gang:
-    """The processes of one attempt. ``stopping`` says why they were asked to end."""
+    """The processes of one attempt on this node, from rank ``first`` on.
+
+    ``stopping`` says why they were asked to end.
+    """
 
     job: str
     attempt: int
     station: bool
+    first: int = 0
     processes: list[Process] = field(default_factory=list)
     buried: list[Exit] = field(default_factory=list)
     stopping: str = ""
@@ -65,13 +69,14 @@ class Gangs:
         self._progress: dict[str, Mapping[str, Any]] = {}
         self._closing = False
 
-    def start(self, effect: StartJob) -> None:
-        """Begin an attempt; nothing happens when the job already runs."""
+    def start(self, effect: StartJob, share: workers.Share | None = None) -> None:
+        """Begin an attempt, or this node's share of it; nothing happens when the job already runs."""
         if effect.job in self._tasks:
             return
-        gang = Gang(effect.job, effect.attempt, effect.spec.kind == "station")
+        share = share or workers.Share(tuple(range(effect.spec.workers)))
+        gang = Gang(effect.job, effect.attempt, effect.spec.kind == "station", share.ranks[0])
         self._gangs[effect.job] = gang
-        self._follow(gang, self._run(gang, effect))
+        self._follow(gang, self._run(gang, effect, share))
 
     def stop(self, job: str, grace_us: int, reason: str = "stopped") -> None:
         """Ask a job to end; it is killed after ``grace_us``."""
@@ -131,10 +136,10 @@ class Gangs:
         self._tasks.pop(gang.job, None)
         self._gangs.pop(gang.job, None)
 
-    async def _run(self, gang: Gang, effect: StartJob) -> None:
+    async def _run(self, gang: Gang, effect: StartJob, share: workers.Share) -> None:
         try:
             orders = await asyncio.to_thread(
-                workers.prepare, self._paths, self._factory_dir, effect, self._now_us()
+                workers.prepare, self._paths, self._factory_dir, effect, self._now_us(), share
             )
             for order in orders:
                 gang.processes.append(await self._supervisor.spawn(order))
@@ -153,15 +158,16 @@ class Gangs:
         """Not every worker could be started, so none goes on."""
         for process in gang.processes:
             await self._supervisor.stop(process.record.id, 0)
-        usage = total([await p.wait() for p in gang.processes])
+        usage = workers.total([(await p.wait()).usage for p in gang.processes])
         code = error.exit_code if isinstance(error, TokenmillError) else 13
         await self._report(JobExited(self._now_us(), gang.job, gang.attempt, code, None, str(error), usage))
         self._forget(gang)
 
     def _adopted(self, job_id: str, records: list[Record], job: Job | None) -> Gang:
+        records = sorted(records, key=lambda r: int(r.facts["rank"]))
         facts = records[0].facts
-        gang = Gang(job_id, int(facts["attempt"]), bool(facts["station"]))
-        for record in sorted(records, key=lambda r: int(r.facts["rank"])):
+        gang = Gang(job_id, int(facts["attempt"]), bool(facts["station"]), int(facts["rank"]))
+        for record in records:
             process = self._supervisor.adopt(record)
             if process is not None:
                 gang.processes.append(process)
@@ -204,7 +210,14 @@ class Gangs:
                 if found.code != 0 and failed is None:
                     failed = found
                     self._end_all(gang)
-        usage = await asyncio.to_thread(workers.add_used, self._paths, gang.job, gang.attempt, total(exits))
+        usage = await asyncio.to_thread(
+            workers.add_used,
+            self._paths,
+            gang.job,
+            gang.attempt,
+            gang.first,
+            workers.total(e.usage for e in exits),
+        )
         if not self._closing or failed is None:
             await self._report(await asyncio.to_thread(self._outcome, gang, failed, usage))
         self._forget(gang)
@@ -228,6 +241,10 @@ class Gangs:
 
     def _outcome(self, gang: Gang, failed: Exit | None, usage: WorkUsage) -> JobExited:
         at_us = self._now_us()
+        if failed is None and gang.first:
+            return JobExited(
+                at_us, gang.job, gang.attempt, 0, None, "", usage
+            )  # rank 0's node has the result
         if failed is None:
             try:
                 result = read_result(self._paths.job_result(gang.job), required=gang.station)
@@ -249,18 +266,6 @@ class Gangs:
         for record in self._supervisor.records.read():
             if record.kind == "job" and record.facts.get("job") == gang.job:
                 self._supervisor.forget(record.id)
-
-
-def total(exits: list[Exit]) -> WorkUsage:
-    """Add up what the workers of a gang used; wall time is that of the longest."""
-    return WorkUsage(
-        wall_us=max((e.usage.wall_us for e in exits), default=0),
-        cpu_us=sum(e.usage.cpu_us for e in exits),
-        peak_memory_bytes=sum(e.usage.peak_memory_bytes for e in exits),
-        accelerator_us=sum(e.usage.accelerator_us for e in exits),
-        energy_mj=sum(e.usage.energy_mj for e in exits),
-        energy_source=next((e.usage.energy_source for e in exits), ""),
-    )
 
 
 def read_result(path: Path, *, required: bool) -> JobResult:

@@ -30,8 +30,8 @@ class Prepared:
     env: Mapping[str, str] = field(default_factory=dict)
 
 
-def prepare(effect: StartReplica, factory: Factory, verifier: Verifier) -> Prepared:
-    """Verify what ``effect`` serves and return how to start it, on a port that is free now.
+def prepare(effect: StartReplica, factory: Factory, verifier: Verifier, host: str) -> Prepared:
+    """Verify what ``effect`` serves and return how to start it on ``host``, on a port that is free now.
 
     Raises ``CorruptWeightsError``, ``NotFoundError`` and what ``engine.adapter.command`` raises.
     """
@@ -47,6 +47,7 @@ def prepare(effect: StartReplica, factory: Factory, verifier: Verifier) -> Prepa
             alias=deployment.name,
             weights=verifier.verified(release.weights),
             port=port,
+            host=host,
             lora=_lora(engine, release, verifier),
             slots=deployment.slots,
             context_tokens=deployment.context_tokens,
@@ -57,8 +58,8 @@ def prepare(effect: StartReplica, factory: Factory, verifier: Verifier) -> Prepa
             engine_args=deployment.engine_args,
         ),
     )
-    health = f"http://127.0.0.1:{port}{engine.health_path}"
-    return Prepared(f"127.0.0.1:{port}", health, command.argv, command.env)
+    health = f"http://{host}:{port}{engine.health_path}"
+    return Prepared(f"{host}:{port}", health, command.argv, command.env)
 
 
 def remote(url: str) -> Prepared:

