@@ -185,3 +185,29 @@ def test_refusals(line: Mill) -> None:
         check(line.state, ev.RunSubmitted(1, "run-2", "tickets", force="bake"))
     with pytest.raises(ConflictError):
         check(line.state, ev.RunCancelled(1, "run-1"))
+
+
+def test_a_release_that_comes_while_a_person_holds_the_alias_waits(line: Mill) -> None:
+    drive(line, "run-1")
+    line.up_all()
+    first = line.alias("tuned").desired
+    line.tell(ev.AliasSteered, "tuned", "hold", by="ada")
+    drive(line, "run-2", data="2")
+    second = line.state.runs["run-2"].release
+    assert line.alias("tuned").desired == first
+    assert line.alias("tuned").waiting == second
+    line.tell(ev.AliasSteered, "tuned", "resume")
+    assert line.alias("tuned").desired == second
+
+
+def test_a_recalled_release_is_not_made_again_from_what_was_kept(line: Mill) -> None:
+    drive(line, "run-1")
+    line.up_all()
+    release = line.alias("tuned").desired
+    line.tell(ev.ReleaseRecalled, release, "ada", "leaked data")
+    assert line.alias("tuned").desired == ""
+    drive(line, "run-2")
+    run = line.state.runs["run-2"]
+    assert run.status is RunStatus.FAILED
+    assert "leaked data" in run.reason
+    assert line.alias("tuned").desired == ""

@@ -11,7 +11,7 @@ from tokenmill.control.table import table_of
 from tokenmill.control.why import why
 from tokenmill.domain import effects as fx
 from tokenmill.domain import events as ev
-from tokenmill.domain.work import JobStatus, ReplicaStatus, RunStatus
+from tokenmill.domain.work import Alias, JobStatus, ReplicaStatus, RunStatus
 
 if TYPE_CHECKING:
     from sim_world import World
@@ -38,6 +38,8 @@ class Checkers:
         self.leases_match_processes(after)
         self.plan_fresh(before, event, after)
         self.only_passed_serve(after)
+        self.recalled_never_serve(after)
+        self.persons_word_stands(before, event, after)
         self.drained_after_flip(before, after)
         self.charged_on_end(before, after, effects)
         assert after.index == index_state(
@@ -63,18 +65,23 @@ class Checkers:
         for name, alias in after.aliases.items():
             old = before.aliases.get(name)
             if old is not None and old != alias:
-                if old.targets and alias.targets and old.targets != alias.targets:
-                    self.reached.add("flip")
-                if "goes on serving" in alias.reason:
-                    self.reached.add("given up")
-                if (
-                    "rolled back" in alias.reason
-                    and alias.targets
-                    and alias.targets[0].release == alias.desired
-                ):
-                    self.reached.add("rolled back")
+                self.note_alias(old, alias)
         if any(memory.wanted > 1 for memory in after.scaling.values()):
             self.reached.add("scaled up")
+
+    def note_alias(self, old: Alias, alias: Alias) -> None:
+        if old.targets and alias.targets and old.targets != alias.targets:
+            self.reached.add("flip")
+        if alias.canary is not None:
+            self.reached.add("canary")
+        if "passed its canary" in alias.reason and not alias.canary:
+            self.reached.add("canary passed")
+        if "by itself" in alias.reason:
+            self.reached.add("canary sent back")
+        if "goes on serving" in alias.reason:
+            self.reached.add("given up")
+        if "rolled back" in alias.reason and alias.targets and alias.targets[0].release == alias.desired:
+            self.reached.add("rolled back")
 
     def nothing_held_twice(self, state: State) -> None:
         cpu: dict[str, int] = {}
@@ -126,6 +133,24 @@ class Checkers:
                 release = state.releases[name]
                 passed = release.verdict is not None and release.verdict.passed
                 assert passed or release.origin == "import", f"{name} serves without a passed gate"
+
+    def recalled_never_serve(self, state: State) -> None:
+        for alias in state.table.aliases:
+            live = {target for target, _ in alias.targets} | {
+                e.release for e in alias.endpoints if not e.draining
+            }
+            assert not live & set(state.recalls), f"{alias.name} serves what was recalled"
+
+    def persons_word_stands(self, before: State, event: ev.Event, after: State) -> None:
+        """While an alias is held, no candidate takes a larger share of its traffic by itself."""
+        persons = ev.AliasSteered | ev.RollbackRequested | ev.ReleaseRecalled | ev.SpecApplied
+        for name, alias in after.aliases.items():
+            old = before.aliases.get(name)
+            if old is None or not old.hold or isinstance(event, persons) or old.canary is None:
+                continue
+            share = {t.release: t.weight_milli for t in alias.targets}.get(old.canary.candidate, 0)
+            was = {t.release: t.weight_milli for t in old.targets}.get(old.canary.candidate, 0)
+            assert share <= was, f"{name} went past a person's hold"
 
     def drained_after_flip(self, before: State, after: State) -> None:
         for replica in after.replicas.values():

@@ -23,6 +23,8 @@ from tokenmill.domain.codec import decode_event, encode_event
 from tokenmill.domain.errors import TokenmillError
 from tokenmill.domain.factory import (
     Accelerator,
+    CanaryPlan,
+    CanaryStep,
     Deployment,
     Factory,
     JobTemplate,
@@ -37,6 +39,7 @@ from tokenmill.domain.factory import (
     Station,
     Tenant,
 )
+from tokenmill.domain.outcomes import Outcomes
 from tokenmill.domain.work import JobResult, JobSpec, Key
 
 START = 1_800_000_000 * SECOND
@@ -101,7 +104,8 @@ class World:
     def carry_out(self, effects: tuple[fx.Effect, ...]) -> None:
         for effect in effects:
             if isinstance(effect, fx.WakeAt):
-                self.later(max(0.0, (effect.at_us - self.now) / SECOND), ev.Tick(0))
+                self.sequence += 1  # not by ``later``: rounding down would wake a microsecond too early
+                heapq.heappush(self.mail, (max(self.now, effect.at_us), self.sequence, ev.Tick(0)))
             elif isinstance(effect, fx.ChargeWork):
                 self.checkers.charged(effect)
             else:
@@ -177,6 +181,12 @@ class World:
             resources=rng.choice((small, gpu)),
         )
         tuned = Deployment("tuned", line="tickets", replicas=rng.choice((1, 2)), resources=small)
+        plan = CanaryPlan(
+            (CanaryStep(100, 20 * SECOND, shadow=True), CanaryStep(100, 30 * SECOND)),
+            min_requests=20,
+            patience_us=120 * SECOND,
+        )
+        chat, tuned = (replace(d, canary=rng.choice((None, plan))) for d in (chat, tuned))
         away = Deployment("away", model="giant", engine="openai", url="https://far.example:8443/v1")
         deployments = [d for d in (chat, tuned, away) if rng.random() < 0.9]
         stations = (
@@ -264,6 +274,31 @@ class World:
             name = self.rng.choice(sorted(self.state.aliases))
             to = self.rng.choice(["", *sorted(self.state.releases)])
             self.ask(ev.RollbackRequested(self.now, name, to))
+
+    def steer(self) -> None:
+        if self.state.aliases:
+            name = self.rng.choice(sorted(self.state.aliases))
+            action = self.rng.choice(("hold", "resume", "resume", "promote", "fly"))
+            release = self.rng.choice(["", *sorted(self.state.releases)])
+            self.ask(ev.AliasSteered(self.now, name, action, release))
+
+    def recall(self) -> None:
+        if self.state.releases and self.rng.random() < 0.2:
+            self.ask(ev.ReleaseRecalled(self.now, self.rng.choice(sorted(self.state.releases))))
+
+    def outcomes(self) -> None:
+        """Both releases of a canary are seen, for a while; sometimes the candidate fails."""
+        for _ in range(self.rng.randrange(1, 5)):
+            for name, alias in sorted(self.state.aliases.items()):
+                found = alias.canary
+                if found is None:
+                    continue
+                bad = self.rng.random() < 0.1
+                mine = Outcomes(30, 20 if bad else 0, ((20, 10 if bad else 30),))
+                self.ask(ev.OutcomesReported(self.now, name, found.champion, Outcomes(30, 0, ((20, 30),))))
+                self.ask(ev.OutcomesReported(self.now, name, found.candidate, mine))
+            self.now += self.rng.choice((SECOND, 31 * SECOND))
+            self.tell(ev.Tick(self.now))
 
     def key(self, tenant: str = "") -> None:
         name = self.new("key")
@@ -370,6 +405,9 @@ ACTIONS = (
     "cancel_run",
     "apply",
     "roll_back",
+    "steer",
+    "recall",
+    *("outcomes",) * 4,
     "key",
     "disable_key",
     *("lease",) * 2,

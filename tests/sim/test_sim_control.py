@@ -14,7 +14,7 @@ from tokenmill.domain.codec import EVENT_TYPES, digest_of
 from tokenmill.domain.work import JobStatus, ReplicaStatus, RunStatus, StationStatus
 
 SEEDS = range(50)
-EVENTS = 250
+EVENTS = 400
 LIVED: dict[int, World] = {}
 SITUATIONS = {
     *(f"replica {status}" for status in ReplicaStatus),
@@ -28,6 +28,9 @@ SITUATIONS = {
     "rolled back",
     "scaled up",
     "drained to make room",
+    "canary",
+    "canary passed",
+    "canary sent back",
 }
 
 

@@ -51,6 +51,8 @@ VERBS: dict[str, Verb] = {
     "plan": Verb("Show what a factory file would change, rehearsed on the twin.", CHANGE),
     "apply": Verb("Apply a factory file or a saved plan.", CHANGE),
     "rollback": Verb("Point an alias back at an earlier release.", CHANGE),
+    "promote": Verb("Hold an alias, let it go on, or promote a release at once.", CHANGE),
+    "recall": Verb("Take a release out of every alias for ever, and list whom it served.", CHANGE),
     "keys": Verb("List, create, disable or rotate API keys.", CHANGE),
     "doctor": Verb("Check this machine and the installation.", CARE),
     "store": Verb("Look at, migrate or copy the store.", CARE),

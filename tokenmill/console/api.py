@@ -117,6 +117,8 @@ class Api:
             ("POST", "/api/plan", self.plan),
             ("POST", "/api/apply", self.apply),
             ("POST", "/api/rollback", self.roll_back),
+            ("POST", "/api/steer", self.steer),
+            ("POST", "/api/recall", self.recall),
             ("GET", "/api/leases", self.leases),
             ("POST", "/api/leases", self.request_lease),
             ("DELETE", "/api/leases/{id}", self.release_lease),
@@ -206,6 +208,12 @@ class Api:
 
     async def roll_back(self, request: Request) -> Response:
         return answer(await self.commands.roll_back(await read_object(request), _by(request)))
+
+    async def steer(self, request: Request) -> Response:
+        return answer(await self.commands.steer(await read_object(request), _by(request)))
+
+    async def recall(self, request: Request) -> Response:
+        return answer(await self.commands.recall(await read_object(request), _by(request)))
 
     async def leases(self, _request: Request) -> Response:
         return answer([lease for _, lease in sorted(self.context.state.leases.items())])

@@ -21,7 +21,8 @@ from tokenmill.domain import events
 from tokenmill.domain.codec import from_plain, to_plain
 from tokenmill.domain.errors import NotFoundError, UsageError
 from tokenmill.domain.factory import Factory
-from tokenmill.domain.work import JobSpec, Key
+from tokenmill.domain.outcomes import Outcomes
+from tokenmill.domain.work import Alias, JobSpec, Key
 
 SCOPES = ("inference", "admin")
 
@@ -144,6 +145,61 @@ class Commands:
             "from": before.desired if before else "",
             "to": after.desired if after else "",
         }
+
+    async def steer(self, body: dict[str, Any], by: str) -> dict[str, Any]:
+        """Hold, resume or promote an alias."""
+        alias, action, release = text_of(body, "alias"), text_of(body, "action"), text_of(body, "release")
+        await self.submit(events.AliasSteered(self.context.now_us(), alias, action, release, by))
+        return {"alias": alias, "action": action, **promotion_view(self.context.state.aliases[alias])}
+
+    async def recall(self, body: dict[str, Any], by: str) -> dict[str, Any]:
+        """Forbid a release; the answer lists whom it served."""
+        release, reason = text_of(body, "release"), text_of(body, "reason")
+        known = self.context.state.releases.get(release)
+        await self.submit(events.ReleaseRecalled(self.context.now_us(), release, by, reason))
+        served = await asyncio.to_thread(
+            self.context.store.ledger.served_by, release, known.created_us if known else 0
+        )
+        state = self.context.state
+        aliases = {
+            name: alias.desired
+            for name, alias in sorted(state.aliases.items())
+            if alias.reason.startswith(f"{release} was recalled")
+        }
+        return {"release": release, "reason": reason, "aliases": aliases, "served": to_plain(served)}
+
+
+def promotion_view(alias: Alias) -> dict[str, Any]:
+    """Where an alias is on its way, for people."""
+    found = alias.canary
+    return {
+        "release": alias.desired,
+        "weights": to_plain(alias.targets),
+        "hold": alias.hold,
+        "waiting": alias.waiting,
+        "why": alias.reason,
+        "canary": None
+        if found is None
+        else {
+            "candidate": found.candidate,
+            "champion": found.champion,
+            "step": found.step + 1,
+            "since_us": found.since_us,
+            "reasons": list(found.reasons),
+            "candidate_seen": _seen(found.mine),
+            "champion_seen": _seen(found.theirs),
+        },
+    }
+
+
+def _seen(seen: Outcomes) -> dict[str, int]:
+    return {
+        "requests": seen.requests,
+        "errors": seen.errors,
+        "p95_us": seen.latency_us(950),
+        "good": seen.good,
+        "bad": seen.bad,
+    }
 
 
 def key_view(key: Key) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from tokenmill.console.tenant.files import FileShelf
 from tokenmill.control.state import State
 from tokenmill.domain.events import Event
 from tokenmill.domain.factory import Factory
+from tokenmill.domain.ledger import Posting, Settlement
 from tokenmill.spec.settings import Paths, Settings
 from tokenmill.store.tenancy import BatchRecords, FileRecords
 from tokenmill.twin.rehearse import rehearse_plain
@@ -62,6 +63,16 @@ class LedgerPort(Protocol):
     ) -> Sequence[Any]: ...
 
     def verify(self, spool_dir: Path) -> Any: ...
+
+    def find(self, name: str) -> Settlement | None: ...
+
+    def postings(self, entry: str) -> Sequence[Posting]: ...
+
+    def served_by(self, release: str, since_us: int = 0) -> Sequence[Any]: ...
+
+    def give_feedback(self, settlement: Settlement, good: bool, at_us: int) -> bool: ...
+
+    def feedback(self, request: str) -> bool | None: ...
 
 
 class StorePort(Protocol):

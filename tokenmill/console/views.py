@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from tokenmill import __version__
+from tokenmill.console.commands import promotion_view
 from tokenmill.console.context import ApiContext
 from tokenmill.console.run_view import line_view, run_row
 from tokenmill.control.state import State
@@ -98,6 +99,7 @@ def _deployment(state: State, deployment: Deployment, reason: str) -> dict[str, 
         "line": deployment.line,
         "release": alias.desired if alias else "",
         "weights": [to_plain(target) for target in alias.targets] if alias else [],
+        "promotion": promotion_view(alias) if alias else None,
         "wanted_replicas": deployment.replicas,
         "ready_replicas": ready,
         "replicas": [_replica(replica) for replica in replicas],

@@ -20,7 +20,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from tokenmill.control import deployments, jobs, keys, leases, nodes, replicas, runs, specs
+from tokenmill.control import (
+    canary,
+    deployments,
+    jobs,
+    keys,
+    leases,
+    nodes,
+    recall,
+    replicas,
+    runs,
+    specs,
+    steer,
+)
 from tokenmill.control.draft import Draft
 from tokenmill.control.reconcile import reconcile, run_timers
 from tokenmill.control.releases import fits, imported, wanted_models
@@ -32,6 +44,7 @@ from tokenmill.domain.effects import (
     Effect,
     ImportModel,
     PublishTable,
+    RecordRecall,
     RecordRelease,
     StartJob,
     StartReplica,
@@ -100,6 +113,7 @@ def resume(state: State, now_us: int) -> tuple[Effect, ...]:
             effects.append(StopJob(job.id, jobs.GRACE_US))
     if state.index.timers:
         effects.append(WakeAt(max(now_us, state.index.timers[0][0])))
+    effects += canary.outstanding(state)
     return tuple(effects)
 
 
@@ -112,7 +126,7 @@ def replay(state: State, journal: Iterable[Event]) -> tuple[State, tuple[Effect,
     effects: list[Effect] = []
     for event in journal:
         state, done = step(state, event)
-        effects += [effect for effect in done if isinstance(effect, (ChargeWork, RecordRelease))]
+        effects += [effect for effect in done if isinstance(effect, RECORDED)]
     return state, tuple(effects)
 
 
@@ -120,7 +134,9 @@ def _idle(state: State, event: Event) -> bool:
     """Whether a frequent event changes nothing, found without making a draft."""
     if isinstance(event, events.Tick):
         timers = state.index.timers
-        return not timers or timers[0][0] > event.at_us
+        return (not timers or timers[0][0] > event.at_us) and not canary.due(state, event.at_us)
+    if isinstance(event, events.OutcomesReported):
+        return not canary.relevant(state, event)
     if isinstance(event, events.LoadReported):
         return deployments.load_reported(state, event) is None
     return False
@@ -151,6 +167,7 @@ def _started(draft: Draft, event: events.ControllerStarted) -> None:
 
 def _tick(draft: Draft, event: events.Tick) -> None:
     run_timers(draft, event.at_us)
+    canary.tick(draft, event.at_us)
 
 
 def _imported(draft: Draft, event: events.ModelImported) -> None:
@@ -160,6 +177,9 @@ def _imported(draft: Draft, event: events.ModelImported) -> None:
     if draft.changed:
         draft.touched_runs.update(draft.open_runs)
 
+
+RECORDED = (ChargeWork, RecordRelease, RecordRecall)
+"""Effects that leave a record behind, and that no other record asks for again."""
 
 HANDLERS: dict[type, Callable[[Draft, Any], None]] = {
     events.ControllerStarted: _started,
@@ -177,12 +197,15 @@ HANDLERS: dict[type, Callable[[Draft, Any], None]] = {
     events.JobCancelled: jobs.cancelled,
     events.RunSubmitted: runs.submitted,
     events.RunCancelled: runs.cancelled,
-    events.RollbackRequested: deployments.rolled_back,
+    events.RollbackRequested: steer.rolled_back,
+    events.AliasSteered: steer.steered,
+    events.ReleaseRecalled: recall.recalled,
     events.KeyCreated: keys.created,
     events.KeyDisabled: keys.disabled,
     events.LeaseRequested: leases.requested,
     events.LeaseReleased: leases.released,
     events.LoadReported: deployments.scaled,
+    events.OutcomesReported: canary.reported,
 }
 
 CHECKS: dict[type, Callable[[State, Any], None]] = {
@@ -192,7 +215,9 @@ CHECKS: dict[type, Callable[[State, Any], None]] = {
     events.JobCancelled: jobs.check_cancelled,
     events.RunSubmitted: runs.check_submitted,
     events.RunCancelled: runs.check_cancelled,
-    events.RollbackRequested: deployments.check_rollback,
+    events.RollbackRequested: steer.check_rollback,
+    events.AliasSteered: steer.check_steered,
+    events.ReleaseRecalled: recall.check_recalled,
     events.KeyCreated: keys.check_created,
     events.KeyDisabled: keys.check_disabled,
     events.LeaseRequested: leases.check_requested,

@@ -3,20 +3,20 @@
 Traffic flips when enough replicas of the desired release are ready, and only then do the others drain. A
 changed spec is replaced the same way when there is room for both, else an old replica drains first. A removed
 deployment drains. ``desired`` is changed by events (an import, a release, a rollback, a new spec), never by
-looking at state, so that a release which was given up or rolled back is not chosen again by itself.
+looking at state, so that a release which was given up or rolled back is not chosen again by itself. With a
+canary plan the flip is the end of a way in steps (``control.canary``); a person's choice goes straight.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from tokenmill.control import replicas
+from tokenmill.control import canary, replicas
 from tokenmill.control.draft import Draft
 from tokenmill.control.index import id_order
 from tokenmill.control.releases import fits, import_release, latest_of_line, remote, remote_release
 from tokenmill.control.state import State
-from tokenmill.domain.errors import ConflictError, NotFoundError, RefusedError
-from tokenmill.domain.events import LoadReported, RollbackRequested
+from tokenmill.domain.events import LoadReported
 from tokenmill.domain.factory import Deployment, Factory
 from tokenmill.domain.work import Alias, Release, Replica, ReplicaStatus, Target
 from tokenmill.policy.place import place
@@ -55,7 +55,7 @@ def follow_spec(draft: Draft, old: Factory, now_us: int) -> None:
         ):
             release = newest(draft, deployment, now_us)
             # While a model is being imported the old one serves on; a line without a release serves nothing.
-            if release or deployment.line:
+            if release or deployment.line or alias.desired in draft.recalls:
                 point(draft, alias, release, now_us)
         draft.touched_deployments.add(deployment.name)
     names = {deployment.name for deployment in draft.factory.deployments}
@@ -74,89 +74,62 @@ def newest(draft: Draft, deployment: Deployment, now_us: int) -> str:
     if deployment.line:
         return latest_of_line(draft, deployment.line)
     if remote(deployment):
-        return remote_release(draft, deployment, now_us)
+        return _not_recalled(draft, remote_release(draft, deployment, now_us))
     model = next((m for m in draft.factory.models if m.name == deployment.model), None)
     imported = draft.models.get(deployment.model)
     if model is None or imported is None or not fits(model, imported):
         return ""
-    return import_release(draft, imported, now_us)
+    return _not_recalled(draft, import_release(draft, imported, now_us))
 
 
-def point(draft: Draft, alias: Alias, release: str, now_us: int, reason: str = "") -> None:
-    """Desire ``release``. Traffic follows when its replicas are ready; without any release it stops."""
+def _not_recalled(draft: Draft, release: str) -> str:
+    return "" if release in draft.recalls else release
+
+
+def point(
+    draft: Draft, alias: Alias, release: str, now_us: int, reason: str = "", *, straight: bool = False
+) -> None:
+    """Desire ``release``. Traffic follows when its replicas are ready; without any release it stops.
+
+    A candidate that was on its way is given up. A release that takes traffic already takes all of it now.
+    """
     targets = alias.targets if release else ()
-    if alias.desired != release or alias.targets != targets or alias.reason != reason:
-        changed = replace(alias, desired=release, targets=targets, since_us=now_us, failures=0, reason=reason)
+    if alias.canary is not None and release:
+        targets = (Target(release if straight and _served(alias, release) else targets[0].release, 1000),)
+    changed = replace(
+        alias,
+        desired=release,
+        targets=targets,
+        since_us=now_us,
+        failures=0,
+        reason=reason,
+        canary=None,
+        straight=straight,
+    )
+    if (alias.desired, alias.targets, alias.reason) != (release, targets, reason):
         draft.put_alias(changed)
 
 
+def _served(alias: Alias, release: str) -> bool:
+    return any(target.release == release and target.weight_milli for target in alias.targets)
+
+
 def promote(draft: Draft, release: Release, now_us: int) -> None:
-    """A new release is there: every deployment of its line, or of its model, desires it."""
+    """A new release is there: every deployment of its line, or of its model, desires it.
+
+    Except where a person holds the alias, or where it was sent back before.
+    """
+    if release.id in draft.recalls:
+        return
     for deployment in draft.factory.deployments:
         alias = draft.aliases.get(deployment.name)
-        if alias is None or remote(deployment):
+        if alias is None or remote(deployment) or release.id in (alias.desired, *alias.refused):
             continue
         if deployment.line == release.line if release.line else deployment.model == release.model:
-            point(draft, alias, release.id, now_us)
-
-
-def check_rollback(state: State, event: RollbackRequested) -> None:
-    """Raise unless there is an earlier release to go back to."""
-    alias = state.aliases.get(event.alias)
-    if alias is None:
-        names = ", ".join(sorted(state.aliases)) or "none"
-        raise NotFoundError(f"there is no alias {event.alias!r}", expected=f"one of: {names}")
-    if event.to and event.to not in state.releases:
-        raise NotFoundError(f"there is no release {event.to!r}", fix="See `tokenmill status`.")
-    target = rollback_target(alias, event.to)
-    if not target:
-        raise RefusedError(
-            f"{alias.name} has no earlier release",
-            ("nothing was promoted before",),
-            fix="Name one with --to.",
-        )
-    if target == alias.desired:
-        raise ConflictError(f"{alias.name} desires {target} already")
-    if not _may_serve(state, alias, target):
-        raise RefusedError(
-            f"{target} was not made for {alias.name}",
-            (f"{alias.name} served: {', '.join(alias.history) or 'nothing'}",),
-            fix="Choose a release of the same line or model.",
-        )
-
-
-def rollback_target(alias: Alias, to: str) -> str:
-    """The release to go back to: ``to``, else what serves while another comes, else the one before."""
-    if to:
-        return to
-    if alias.targets and alias.targets[0].release != alias.desired:
-        return alias.targets[0].release
-    earlier = [release for release in alias.history if release != alias.desired]
-    return earlier[-1] if earlier else ""
-
-
-def rolled_back(draft: Draft, event: RollbackRequested) -> None:
-    """Point an alias back. What came after the target leaves the history, so that the next goes further."""
-    alias = draft.aliases[event.alias]
-    target = rollback_target(alias, event.to)
-    history = alias.history
-    if target in history:
-        last = len(history) - 1 - history[::-1].index(target)
-        history = history[: last + 1]
-    reason = f"rolled back from {alias.desired} to {target}" + (f" by {event.by}" if event.by else "")
-    point(draft, replace(alias, history=history), target, event.at_us, reason)
-
-
-def _may_serve(state: State, alias: Alias, release_id: str) -> bool:
-    deployment = state.index.deployments.get(alias.deployment)
-    release = state.releases.get(release_id)
-    if deployment is None or release is None:
-        return False
-    if release_id in alias.history:
-        return True
-    if deployment.line:
-        return release.line == deployment.line and release.verdict is not None and release.verdict.passed
-    return not release.line and release.model == deployment.model
+            if alias.hold:
+                draft.put_alias(replace(alias, waiting=release.id))
+            else:
+                point(draft, alias, release.id, now_us)
 
 
 def load_reported(state: State, event: LoadReported) -> ScaleMemory | None:
@@ -206,6 +179,9 @@ def reconcile(draft: Draft, name: str, now_us: int) -> None:
     _start(draft, deployment, name, now_us)
     current, others = _split(draft, deployment, alias)
     if _enough(current, alias, min(count, deployment.replicas)):
+        if deployment.canary is not None and canary.needed(deployment, alias):
+            canary.begin(draft, alias, deployment.canary, now_us)
+            return
         _flip(draft, alias, now_us)
         for replica in others:
             replicas.retire(draft, replica, now_us, f"replaced by {alias.desired}")
@@ -297,4 +273,8 @@ def _flip(draft: Draft, alias: Alias, now_us: int) -> None:
     history = alias.history
     if not history or history[-1] != alias.desired:
         history = (*history, alias.desired)[-HISTORY_MOST:]
-    draft.put_alias(replace(alias, targets=targets, history=history, since_us=now_us, failures=0))
+    draft.put_alias(
+        replace(
+            alias, targets=targets, history=history, since_us=now_us, failures=0, canary=None, straight=False
+        )
+    )

@@ -57,6 +57,7 @@ class Draft:
         "nodes",
         "open_runs",
         "queues",
+        "recalls",
         "releases",
         "replicas",
         "replicas_of",
@@ -93,6 +94,7 @@ class Draft:
         self.jobs = state.jobs
         self.runs = state.runs
         self.releases = state.releases
+        self.recalls = state.recalls
         self.keys = state.keys
         self.done = state.done
         self.scaling = state.scaling
@@ -152,6 +154,7 @@ class Draft:
             self.jobs,
             self.runs,
             self.releases,
+            self.recalls,
             self.keys,
             self.done,
             self.scaling,

@@ -106,6 +106,6 @@ def record(draft: Draft, release: Release) -> None:
 
 
 def latest_of_line(draft: Draft, line: str) -> str:
-    """The line's newest release, or ""."""
-    made = [r for r in draft.releases.values() if r.line == line]
+    """The line's newest release that is not recalled, or ""."""
+    made = [r for r in draft.releases.values() if r.line == line and r.id not in draft.recalls]
     return max(made, key=lambda r: (r.created_us, r.id)).id if made else ""

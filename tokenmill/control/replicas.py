@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tokenmill.control import canary
 from tokenmill.control.draft import Draft
 from tokenmill.control.leases import end_all, grant_all
 from tokenmill.domain.effects import StartReplica, StopReplica
@@ -47,7 +48,9 @@ def ready(draft: Draft, event: ReplicaReady) -> None:
         replica_with(replica, status=ReplicaStatus.READY, since_us=event.at_us, retry_us=0, reason="")
     )
     alias = draft.aliases.get(replica.deployment)
-    if alias is not None and alias.failures and alias.desired == replica.release:
+    # A candidate that turns ready and dies, again and again, is counted through its whole canary.
+    trying = alias is not None and alias.canary is not None
+    if alias is not None and not trying and alias.failures and alias.desired == replica.release:
         draft.put_alias(replace(alias, failures=0))
 
 
@@ -90,10 +93,10 @@ def _failed(draft: Draft, replica: Replica, event: ReplicaExited) -> None:
         draft.put_alias(replace(alias, failures=failures))
         return
     reason = (
-        f"release {alias.desired} failed {failures} times before it took traffic"
+        f"release {alias.desired} failed {failures} times before it took all traffic"
         f" (last: {event.reason or 'it ended by itself'}); {serving} goes on serving"
     )
-    draft.put_alias(replace(alias, desired=serving, failures=0, since_us=event.at_us, reason=reason))
+    canary.back(draft, alias, event.at_us, reason)
 
 
 def create(draft: Draft, deployment: Deployment, release: str, restarts: int, now_us: int) -> None:

@@ -271,6 +271,10 @@ def _released(draft: Draft, run: Run, station: Station, now_us: int) -> Run:
             verdict=verdict,
         )
         record(draft, known)
+    recall = draft.recalls.get(known.id)
+    if recall is not None:
+        reason = f"release {known.id} was recalled: {recall.reason or 'no reason was given'}"
+        return _ended(replace(run, release=known.id), RunStatus.FAILED, reason, now_us)
     deployments.promote(draft, known, now_us)
     return replace(run, release=known.id)
 

@@ -21,6 +21,7 @@ from tokenmill.domain.work import (
     Key,
     Lease,
     NodeState,
+    Recall,
     Release,
     Replica,
     Run,
@@ -48,6 +49,7 @@ class State:
     jobs: Map[str, Job] = Map()
     runs: Map[str, Run] = Map()
     releases: Map[str, Release] = Map()
+    recalls: Map[str, Recall] = Map()  # by release
     keys: Map[str, Key] = Map()
     done: Map[str, JobResult] = Map()  # station input digest -> what it made
     scaling: Map[str, ScaleMemory] = Map()  # deployment -> what its scaling remembers

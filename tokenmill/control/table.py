@@ -93,7 +93,17 @@ def _entry(
         created_s=alias.since_us // 1_000_000,
         owner=line.tenant if line else state.factory.name,
         reason="" if serves and alias.targets else reason_of(state, deployment, alias),
+        shadow=_shadow(deployment, alias),
     )
+
+
+def _shadow(deployment: Deployment, alias: Alias) -> tuple[str, int] | None:
+    """Which release gets copies of requests now, and of how many."""
+    plan, found = deployment.canary, alias.canary
+    if plan is None or found is None or found.step >= len(plan.steps):
+        return None
+    step = plan.steps[found.step]
+    return (found.candidate, step.weight_milli) if step.shadow else None
 
 
 def _endpoint(state: State, replica: Replica, law: dict[str, str]) -> Endpoint:
@@ -132,6 +142,8 @@ def _peer(peer: Peer, alias: str) -> Endpoint:
 def reason_of(state: State, deployment: Deployment, alias: Alias) -> str:
     """Why nothing serves this alias now, in one sentence."""
     if not alias.desired:
+        if "was recalled" in alias.reason:
+            return alias.reason
         if deployment.line:
             line = deployment.line
             return f"line {line} has not released anything yet: `tokenmill run {line}` makes a release"

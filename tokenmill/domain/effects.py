@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tokenmill.domain.factory import Deployment, Model
 from tokenmill.domain.table import Table
-from tokenmill.domain.work import JobSpec, Release, WorkUsage
+from tokenmill.domain.work import JobSpec, Recall, Release, WorkUsage
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,13 @@ class RecordRelease:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordRecall:
+    """Write a recall down in the registry, beside the release."""
+
+    recall: Recall
+
+
+@dataclass(frozen=True, slots=True)
 class ChargeWork:
     """Post what a lease used to the ledger, once per ``id``."""
 
@@ -93,6 +100,7 @@ Effect = (
     | StopJob
     | PublishTable
     | RecordRelease
+    | RecordRecall
     | ChargeWork
     | WakeAt
 )

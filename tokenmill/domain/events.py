@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tokenmill.domain.factory import Factory, Node
+from tokenmill.domain.outcomes import Outcomes
 from tokenmill.domain.work import Imported, JobResult, JobSpec, Key, WorkUsage
 
 
@@ -143,6 +144,28 @@ class RollbackRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class AliasSteered:
+    """A person takes the wheel of an alias. ``action`` is hold (nothing moves forward by itself), resume (the
+    schedule goes on) or promote (``release``, or the candidate, takes all traffic when it is ready)."""
+
+    at_us: int
+    alias: str
+    action: str
+    release: str = ""
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseRecalled:
+    """A release must not serve any more, anywhere, ever again."""
+
+    at_us: int
+    release: str
+    by: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class KeyCreated:
     at_us: int
     key: Key
@@ -186,6 +209,16 @@ class LoadReported:
     refused_full: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class OutcomesReported:
+    """What was seen of one release of an alias since the last report; feedback comes the same way."""
+
+    at_us: int
+    alias: str
+    release: str
+    seen: Outcomes
+
+
 Event = (
     ControllerStarted
     | Tick
@@ -203,9 +236,12 @@ Event = (
     | RunSubmitted
     | RunCancelled
     | RollbackRequested
+    | AliasSteered
+    | ReleaseRecalled
     | KeyCreated
     | KeyDisabled
     | LeaseRequested
     | LeaseReleased
     | LoadReported
+    | OutcomesReported
 )

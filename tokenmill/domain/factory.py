@@ -119,6 +119,28 @@ class Resources:
 
 
 @dataclass(frozen=True, slots=True)
+class CanaryStep:
+    """A part of a candidate's way to all traffic: real requests, or copies whose answers nobody gets."""
+
+    weight_milli: int  # thousandths of the requests
+    hold_us: int  # how long the step lasts at least
+    shadow: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryPlan:
+    """How a candidate takes over from a champion. Bounds compare its live numbers with the champion's."""
+
+    steps: tuple[CanaryStep, ...]
+    min_requests: int = 50  # of each, in every step
+    error_milli: int = 10  # thousandths by which its error rate may be higher
+    latency_milli: int = 1500  # its 95 % latency by the champion's, in thousandths; 0 is unbounded
+    feedback_milli: int = -1  # thousandths by which its share of good opinions may be lower; -1 is not asked
+    min_feedback: int = 20  # of each, in every step, when feedback is asked
+    patience_us: int = 3_600_000_000  # how long missing evidence is waited for after a step's time
+
+
+@dataclass(frozen=True, slots=True)
 class Deployment:
     """An alias that clients put in ``model``, the engine behind it and how many replicas.
 
@@ -137,6 +159,7 @@ class Deployment:
     tenants: tuple[str, ...] = ()  # who may call it; empty is everyone
     engine_args: tuple[str, ...] = ()
     url: str = ""  # only for engine "openai": a server that is already running
+    canary: CanaryPlan | None = None  # without one a new release takes all traffic when it is ready
 
 
 @dataclass(frozen=True, slots=True)

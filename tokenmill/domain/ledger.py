@@ -48,6 +48,7 @@ class Settlement:
     first_token_us: int = 0  # after arrival; 0 when none came
     duration_us: int = 0
     reason: str = ""
+    response: str = ""  # what the answer called itself, where it said so: "chatcmpl-..."
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,4 +71,4 @@ class Posting:
     key: str
     model: str
     release: str
-    kind: str  # serve, train, evaluate, command, lease, idle
+    kind: str  # serve, shadow, train, evaluate, command, lease, idle

@@ -57,6 +57,7 @@ class AliasEntry:
     created_s: int
     owner: str
     reason: str = ""
+    shadow: tuple[str, int] | None = None  # (release, thousandths of the requests it gets a copy of)
 
 
 @dataclass(frozen=True, slots=True)

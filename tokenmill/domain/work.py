@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from tokenmill.domain.factory import Deployment, Node, Resources
+from tokenmill.domain.outcomes import NOTHING_SEEN, Outcomes
 
 
 class ReplicaStatus(StrEnum):
@@ -230,8 +231,36 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Canary:
+    """A candidate on its way. What was seen of both is of this step alone."""
+
+    candidate: str  # release ids
+    champion: str
+    step: int
+    since_us: int  # when the step began
+    check_us: int = 0  # when time alone may change what is decided
+    mine: Outcomes = NOTHING_SEEN
+    theirs: Outcomes = NOTHING_SEEN
+    reasons: tuple[str, ...] = ()  # of the last decision
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """A release that must not serve any more, and who said so."""
+
+    release: str
+    at_us: int
+    by: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Alias:
-    """What clients put in ``model``. ``desired`` is where it goes, ``targets`` where traffic goes now."""
+    """What clients put in ``model``. ``desired`` is where it goes, ``targets`` where traffic goes now.
+
+    While a candidate is on its way the champion is the first of ``targets``. ``hold`` is a person's word that
+    nothing moves forward by itself; ``waiting`` is the newest release that came meanwhile.
+    """
 
     name: str
     deployment: str
@@ -241,6 +270,11 @@ class Alias:
     since_us: int = 0
     failures: int = 0  # of the desired release's replicas in a row, before traffic went to it
     reason: str = ""  # why ``desired`` was last changed, when it was not by a release
+    canary: Canary | None = None
+    straight: bool = False  # ``desired`` takes all traffic as soon as it is ready: a person chose it
+    hold: str = ""
+    waiting: str = ""
+    refused: tuple[str, ...] = ()  # releases that were sent back from here; none comes again by itself
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What the gateway says about load, as events: read from the file that it writes every second."""
+"""What the gateway says about load and outcomes, as events: read from its file of every second."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from tokenmill.domain.events import LoadReported
+from tokenmill.domain.events import LoadReported, OutcomesReported
+from tokenmill.domain.outcomes import NOTHING_SEEN, Outcomes
 
 STALE_US = 10_000_000
 REPEAT_US = 10_000_000
@@ -39,6 +40,49 @@ class LoadWatch:
             self._reported_us[name] = now_us
             events.append(LoadReported(now_us, name, in_flight, refused))
         return events
+
+
+@dataclass(slots=True)
+class OutcomeWatch:
+    """Turns the gateway's counts per release into ``OutcomesReported`` about what is new.
+
+    The first look after a start only takes note: what happened before it was reported, or is lost.
+    """
+
+    file: Path
+    _last: dict[tuple[str, str], Outcomes] = field(default_factory=dict)
+    _gateway: int = -1  # when the gateway that was read last had started
+
+    def look(self, now_us: int) -> list[OutcomesReported]:
+        """Return what is new. Blocks for a moment; runs in a thread."""
+        found = _read(self.file)
+        if now_us - int(found.get("heartbeat_us", 0)) > STALE_US:
+            return []
+        began_us = int(found.get("started_us", 0))
+        first, another = self._gateway < 0, began_us != self._gateway
+        self._gateway = began_us
+        if another:
+            self._last.clear()
+        seen = _outcomes(found)
+        events = []
+        for key, counts in sorted(seen.items()):
+            new = counts.minus(self._last.get(key, NOTHING_SEEN))
+            if not first and new != NOTHING_SEEN:
+                events.append(OutcomesReported(now_us, key[0], key[1], new))
+        self._last = seen
+        return events
+
+
+def _outcomes(found: dict[str, Any]) -> dict[tuple[str, str], Outcomes]:
+    return {
+        (str(alias), str(release)): Outcomes(
+            int(counts.get("requests", 0)),
+            int(counts.get("errors", 0)),
+            tuple((int(bucket), int(count)) for bucket, count in counts.get("latency", ())),
+        )
+        for alias, releases in dict(found.get("outcomes", {})).items()
+        for release, counts in dict(releases).items()
+    }
 
 
 def read_load(path: Path, now_us: int) -> dict[str, tuple[int, int]]:

@@ -21,12 +21,12 @@ from typing import Any
 from tokenmill.control.core import check, replay, resume, step
 from tokenmill.control.snapshot import dump, load
 from tokenmill.control.state import EMPTY, State
-from tokenmill.domain.effects import ChargeWork, Effect, RecordRelease, WakeAt
+from tokenmill.domain.effects import ChargeWork, Effect, RecordRecall, RecordRelease, WakeAt
 from tokenmill.domain.errors import NotLeaderError, ResourceError, StoreError, TokenmillError
 from tokenmill.domain.events import ControllerStarted, Event, NodeJoined, NodeLost, SpecApplied, Tick
 from tokenmill.floor.books import Books
 from tokenmill.floor.inbox import Item, RuntimeOptions, first_of
-from tokenmill.floor.load import LoadWatch
+from tokenmill.floor.load import LoadWatch, OutcomeWatch
 from tokenmill.floor.ports import Clock, Floor
 from tokenmill.store.opening import Store
 
@@ -59,6 +59,7 @@ class Runtime:
         self._floor = floor
         self._books = books
         self._load_watch = load_watch
+        self._outcome_watch = OutcomeWatch(load_watch.file)
         self._now_us = now_us
         self._options = options
         self._queue: asyncio.Queue[Item] = asyncio.Queue(options.queue_events)
@@ -263,7 +264,7 @@ class Runtime:
         return self._store.journal.append(events, self.epoch)
 
     async def _carry_out(self, effect: Effect) -> None:
-        if isinstance(effect, ChargeWork | RecordRelease):
+        if isinstance(effect, ChargeWork | RecordRelease | RecordRecall):
             await self._post(effect)
         elif self._closing:
             pass  # the next controller's ``resume`` asks again for whatever is still wanted
@@ -272,9 +273,11 @@ class Runtime:
         else:
             await self._floor.carry_out(effect)
 
-    async def _post(self, effect: ChargeWork | RecordRelease) -> None:
+    async def _post(self, effect: ChargeWork | RecordRelease | RecordRecall) -> None:
         if isinstance(effect, ChargeWork):
             await self._until_done("store", self._books.charge, self.state.factory, effect, self._now_us())
+        elif isinstance(effect, RecordRecall):
+            await self._until_done("store", self._store.registry.record_recall, effect.recall)
         else:
             await self._until_done("store", self._store.registry.record_release, effect.release)
 
@@ -329,7 +332,10 @@ class Runtime:
     async def _watch_load(self) -> None:
         while True:
             await asyncio.sleep(1.0)
-            for event in await asyncio.to_thread(self._load_watch.look, self._now_us()):
+            now_us = self._now_us()
+            found: list[Event] = [*await asyncio.to_thread(self._outcome_watch.look, now_us)]
+            found += await asyncio.to_thread(self._load_watch.look, now_us)
+            for event in found:
                 await self._report(event)
 
     async def _until_done(self, part: str, call: Any, *arguments: Any) -> Any:

@@ -21,6 +21,8 @@ from tokenmill.gateway.idempotency import Replays
 from tokenmill.gateway.message import HttpRequest
 from tokenmill.gateway.metrics import Metrics
 from tokenmill.gateway.options import Options
+from tokenmill.gateway.outcomes import OutcomeCounts
+from tokenmill.gateway.shadow_file import Shadows
 from tokenmill.gateway.spool import Spool
 from tokenmill.gateway.table import Serving, TableFile
 from tokenmill.gateway.upstream import Pool, address_of
@@ -73,6 +75,8 @@ class Gateway:
         self.started_us = clock()
         self.loop_lag_s = 0.0
         self.port = options.port
+        self.outcomes = OutcomeCounts()
+        self.shadows = Shadows(options.spool.parent.parent / "shadow" / options.spool.name)
         self.refused_full: dict[str, int] = {}
         self._random = random.Random()
         self._serial = 0

@@ -1,13 +1,31 @@
-"""Settlements of requests that control never saw: refused before admission, or left by a dead gateway."""
+"""Settlements of requests that control never saw: refused before admission, or left by a dead gateway.
+
+Also the line that a request opens with, which the second kind is made from.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from tokenmill.control.requests import Call
 from tokenmill.domain.ledger import Outcome, Settlement
-from tokenmill.domain.table import KeyEntry
+from tokenmill.domain.table import Endpoint, KeyEntry
 from tokenmill.gateway.errors import ApiError
 from tokenmill.gateway.message import HttpRequest
+
+
+def opening(call: Call, endpoint: Endpoint) -> dict[str, str | int]:
+    """What an open line says of a request: enough for ``interrupted`` to settle it in a later life."""
+    return {
+        "at_us": call.at_us,
+        "tenant": call.key.tenant,
+        "project": call.key.project,
+        "key": call.key.id,
+        "alias": call.alias,
+        "endpoint": call.endpoint,
+        "release": endpoint.release,
+        "replica": endpoint.replica,
+    }
 
 
 def turned_away(

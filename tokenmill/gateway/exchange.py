@@ -26,12 +26,13 @@ from tokenmill.gateway.body import (
 )
 from tokenmill.gateway.count import count_input, with_input
 from tokenmill.gateway.edge import Gateway
-from tokenmill.gateway.endings import turned_away
+from tokenmill.gateway.endings import opening, turned_away
 from tokenmill.gateway.errors import ApiError, refusal, unavailable, unknown_model
 from tokenmill.gateway.limits import ratelimit_headers
 from tokenmill.gateway.message import HttpRequest
 from tokenmill.gateway.outlet import Outlet, Surface
 from tokenmill.gateway.relay import NOTHING, Relay
+from tokenmill.gateway.shadow import mirror
 from tokenmill.gateway.upstream import Address, Upstream, address_of
 from tokenmill.policy.route import PEER_PREFIX
 
@@ -60,6 +61,7 @@ class Exchange:
         self.settled = False
         self.settling = False  # the end is decided; tokens are being counted
         self.hide_usage = True
+        self.response_id = ""  # what the answer calls itself, so that it can be traced
         self.context_tokens = 0
         self._asked: Asked | None = None
         self._request: requests.Request | None = None
@@ -103,17 +105,7 @@ class Exchange:
         if not isinstance(first, Forward):
             self._act(turn)
             return False
-        opened = gateway.spool.open(
-            self.id,
-            at_us=call.at_us,
-            tenant=self.key.tenant,
-            project=self.key.project,
-            key=self.key.id,
-            alias=asked.alias,
-            endpoint=self.surface.name,
-            release=first.endpoint.release,
-            replica=first.endpoint.replica,
-        )
+        opened = gateway.spool.open(self.id, **opening(call, first.endpoint))
         if not opened:
             self._unspooled()
             return False
@@ -122,6 +114,7 @@ class Exchange:
         gateway.metrics.model(self.model).running += 1
         gateway.exchanges.add(self)
         self._act(turn)
+        mirror(gateway, self.id, self.key.tenant, asked, self.surface)
         return not self.settled
 
     def _call(self, asked: Asked) -> requests.Call:
@@ -202,7 +195,10 @@ class Exchange:
     def _settle(self, settlement: Settlement, code: str = "") -> None:
         self.settled = True
         gateway = self.gateway
+        if self.response_id:
+            settlement = replace(settlement, response=self.response_id)
         gateway.spool.settle(settlement)
+        gateway.outcomes.settled(settlement)
         gateway.exchanges.discard(self)
         gateway.metrics.settled(settlement, self.model, code)
         if code == "overloaded":
@@ -314,7 +310,9 @@ class Exchange:
             self._index(), gateway.memory, self.request, gateway.clock(), reason, NOTHING
         )
         self._fresh = False
-        gateway.metrics.retries += any(isinstance(a, Forward) for a in turn.actions)
+        if any(isinstance(a, Forward) for a in turn.actions):
+            gateway.metrics.retries += 1
+            gateway.outcomes.lost(self.model, self.request.endpoint)
         self._carry_out(turn)
 
     # -- endings that nobody wanted

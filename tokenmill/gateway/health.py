@@ -88,6 +88,8 @@ def gauges(gateway: Gateway) -> dict[str, tuple[str, float]]:
         "tokenmill_gateway_upstream_connections_total": ("Connections opened.", gateway.pool.opened),
         "tokenmill_spool_lines_total": ("Lines written to the spool.", gateway.spool.lines),
         "tokenmill_spool_waiting_lines": ("Lines the disk has not taken.", gateway.spool.waiting),
+        "tokenmill_shadow_copies_running": ("Copies for candidates.", gateway.shadows.running),
+        "tokenmill_shadow_copies_skipped_total": ("Copies left out.", gateway.shadows.skipped),
         "tokenmill_oldest_pending_seconds": ("Longest wait for a first byte.", gateway.oldest_pending_s()),
     }
 
@@ -128,6 +130,7 @@ def state(gateway: Gateway) -> dict[str, object]:
         "in_flight": len(gateway.exchanges),
         "deployments": deployments,
         "endpoints": endpoints,
+        "outcomes": gateway.outcomes.state(),
         "totals": {
             "requests": sum(metrics.requests.values()),
             "ok": sum(n for (_, outcome), n in metrics.requests.items() if outcome == "ok"),

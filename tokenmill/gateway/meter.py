@@ -25,6 +25,7 @@ _PREDICTED = re.compile(rb'"predicted_n" ?: ?(\d+)')
 _PROMPT = re.compile(rb'"prompt_n" ?: ?(\d+)')
 _CACHED = re.compile(rb'"cache_n" ?: ?(\d+)')
 _FINISH = re.compile(rb'"finish_reason" ?: ?"')
+_ID = re.compile(rb'"id"\s*:\s*"((?:chatcmpl|cmpl|embd|resp|msg)[-_][A-Za-z0-9_.-]{1,100})"')
 _EVENTS = re.compile(rb"\r?\n\r?\n")
 _decoder = JSONDecoder()
 
@@ -50,6 +51,15 @@ def usage_of(found: Any) -> TokenUsage | None:
         reasoning_tokens=_count(completion.get("reasoning_tokens")) if isinstance(completion, dict) else 0,
         counted_by="engine",
     )
+
+
+def find_id(data: bytes) -> str:
+    """What an answer calls itself (``chatcmpl-...``), looked for at both ends of it; "" when it says nothing.
+
+    Only the forms that engines use: a tool call has an ``id`` too.
+    """
+    found = _ID.search(data, 0, EDGE_BYTES) or _ID.search(data, max(0, len(data) - EDGE_BYTES))
+    return found[1].decode("ascii") if found else ""
 
 
 def find_usage(data: bytes) -> TokenUsage | None:

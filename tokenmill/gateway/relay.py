@@ -12,7 +12,14 @@ from typing import Protocol
 from tokenmill.control.requests import TokenUsage
 from tokenmill.gateway.errors import ApiError, from_engine, from_engine_object
 from tokenmill.gateway.message import HttpRequest
-from tokenmill.gateway.meter import EDGE_BYTES, BrokenStreamError, EventStream, estimate_output, find_usage
+from tokenmill.gateway.meter import (
+    EDGE_BYTES,
+    BrokenStreamError,
+    EventStream,
+    estimate_output,
+    find_id,
+    find_usage,
+)
 from tokenmill.gateway.outlet import Outlet
 from tokenmill.gateway.upstream import Upstream
 
@@ -30,6 +37,7 @@ class Owner(Protocol):
     settling: bool
     hide_usage: bool
     context_tokens: int
+    response_id: str
 
     def answer_headers(self) -> bytes:
         """Header lines that every answer carries."""
@@ -87,6 +95,8 @@ class Relay:
         if stream is None:
             self._on_piece(data)
             return
+        if not self.owner.response_id:
+            self.owner.response_id = find_id(data)
         before = stream.deltas
         try:
             out = stream.feed(data)
@@ -219,6 +229,8 @@ class Relay:
         if not 200 <= self._status < 300:
             owner.reject(from_engine(self._status, body, owner.context_tokens))
             return
+        if not owner.response_id:
+            owner.response_id = find_id(body) or find_id(self._front)
         usage = find_usage(body) or find_usage(self._front) or estimate_output(body)
         if self.started:
             owner.complete(self._status, usage)

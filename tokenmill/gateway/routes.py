@@ -32,7 +32,7 @@ SURFACES = {
 }
 CONSOLE = frozenset(("/", "/login", "/logout", "/console", "/static", "/api", "/favicon.ico"))
 CONSOLE_TREES = ("/console/", "/static/", "/api/")
-TENANT_TREES = ("files", "batches", "fine_tuning")
+TENANT_TREES = ("files", "batches", "fine_tuning", "feedback")
 """Below ``/v1``: what the controller keeps for tenants."""
 
 

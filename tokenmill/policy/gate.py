@@ -58,8 +58,8 @@ def interval(pairs: Pairs) -> tuple[float, float]:
     n = pairs.n
     candidate = (pairs.both + pairs.candidate_only) / n
     reference = (pairs.both + pairs.reference_only) / n
-    low_c, high_c = _wilson(candidate, n)
-    low_r, high_r = _wilson(reference, n)
+    low_c, high_c = wilson(candidate, n)
+    low_r, high_r = wilson(reference, n)
     phi = _phi(pairs)
     down_c, up_c = candidate - low_c, high_c - candidate
     down_r, up_r = reference - low_r, high_r - reference
@@ -162,7 +162,7 @@ def _milli(count: int, n: int) -> int:
     return (2 * count * 1000 + n) // (2 * n)
 
 
-def _wilson(share: float, n: int) -> tuple[float, float]:
+def wilson(share: float, n: int) -> tuple[float, float]:
     """Wilson's score interval at 95 % (Wilson 1927)."""
     z2 = Z95 * Z95
     middle = share + z2 / (2 * n)

@@ -54,14 +54,16 @@ def settlement_postings(
         ("token.cached", cached),
         ("token.output", settlement.output_tokens - reasoning),
         ("token.reasoning", reasoning),
-        (f"micros:{price.currency}", _half_up(exact, MTOK)),
+        (f"micros:{price.currency}", _half_up(exact, MTOK) if settlement.tenant else 0),
     )
+    # Without a tenant it was the operator's own: a copy for a candidate. It costs nobody money.
+    debit = f"tenant/{settlement.tenant}/{settlement.project}" if settlement.tenant else "factory/shadow"
     return tuple(
         Posting(
             entry=settlement.request,
             line=line,
             at_us=settlement.at_us,
-            debit=f"tenant/{settlement.tenant}/{settlement.project}",
+            debit=debit,
             credit=f"factory/{settlement.alias}",
             unit=unit,
             amount=amount,
@@ -70,7 +72,7 @@ def settlement_postings(
             key=settlement.key,
             model=settlement.alias,
             release=settlement.release,
-            kind="serve",
+            kind="serve" if settlement.tenant else "shadow",
         )
         for line, (unit, amount) in enumerate(_nonzero(amounts))
     )

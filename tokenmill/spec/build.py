@@ -92,6 +92,22 @@ def deployment(document: docs.DeploymentDocument) -> nouns.Deployment:
         tenants=tuple(document.tenants),
         engine_args=tuple(document.engine_args),
         url=document.url or "",
+        canary=canary(document.canary) if document.canary is not None else None,
+    )
+
+
+def canary(fields: docs.CanaryFields) -> nouns.CanaryPlan:
+    return nouns.CanaryPlan(
+        steps=tuple(
+            nouns.CanaryStep(step.weight or step.shadow or 0, step.hold, step.shadow is not None)
+            for step in fields.steps
+        ),
+        min_requests=fields.min_requests,
+        error_milli=fields.error_rate,
+        latency_milli=fields.latency,
+        feedback_milli=-1 if fields.feedback is None else fields.feedback,
+        min_feedback=fields.min_feedback,
+        patience_us=fields.patience,
     )
 
 

@@ -31,8 +31,10 @@ from tokenmill.spec.fields import (
     PriceTarget,
     Priority,
     Pue,
+    Ratio,
     Replicas,
     SecretRef,
+    Share,
     Size,
     Small,
     Text,
@@ -238,6 +240,47 @@ class ReplicaRange(Strict):
         return self
 
 
+class CanaryStepFields(Strict):
+    """One step: a share of the traffic, or copies of requests whose answers are kept and go to nobody."""
+
+    weight: Share | None = Field(default=None, description="Share of the requests, for example 5%...")
+    shadow: Share | None = Field(default=None, description="...or share of requests that are copied to it.")
+    hold: Duration = Field(description="How long the step lasts at least, for example 10m.")
+
+    @model_validator(mode="after")
+    def _one(self) -> CanaryStepFields:
+        if (self.weight is None) == (self.shadow is None):
+            fail("a step needs `weight` or `shadow`, one of both", "for example {weight: 5%, hold: 10m}")
+        share = self.shadow if self.weight is None else self.weight
+        if share == 0 or (self.weight is not None and self.weight >= 1000):
+            expected = "more than 0%, and a weight below 100%, so that the champion can be compared"
+            fail("the share is out of range", expected)
+        return self
+
+
+class CanaryFields(Strict):
+    """How a new release takes over. A bound that is broken sends it back, and so does missing evidence."""
+
+    steps: list[CanaryStepFields] = Field(min_length=1, max_length=20, description="In this order.")
+    min_requests: Positive = Field(default=50, description="Of candidate and champion each, in every step.")
+    error_rate: Share = Field(default=10, description="How much higher its share of errors may be.")
+    latency: Ratio = Field(default=1500, description="Its 95 % latency, as a multiple of the champion's.")
+    feedback: Share | None = Field(
+        default=None, description="How much lower its share of good feedback may be; else it is not asked."
+    )
+    min_feedback: Positive = Field(default=20, description="Opinions on each, when feedback is asked.")
+    patience: Duration = Field(
+        default=3_600_000_000, description="How long missing evidence is waited for after a step's time."
+    )
+
+    @model_validator(mode="after")
+    def _rising(self) -> CanaryFields:
+        weights = [step.weight for step in self.steps if step.weight is not None]
+        if weights != sorted(weights):
+            fail("the weights go down", "weights that rise from step to step")
+        return self
+
+
 class DeploymentDocument(Strict):
     """A name that clients put in `model`, the engine behind it and how many replicas."""
 
@@ -261,6 +304,9 @@ class DeploymentDocument(Strict):
     tenants: list[Name] = Field(default=[], description="Who may call it; empty is everyone.")
     engine_args: list[Text] = Field(default=[], description="More arguments for the engine.")
     url: Url | None = Field(default=None, description="Only with engine `openai`: where it answers.")
+    canary: CanaryFields | None = Field(
+        default=None, description="How a new release takes over; without it, all at once when it is ready."
+    )
 
 
 class StationFields(Strict):

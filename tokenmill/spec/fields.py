@@ -141,6 +141,20 @@ def _pue(value: object) -> int:
     return round(value * 1000)
 
 
+def _share(value: object) -> int:
+    """Thousandths of "5%" or "0.5%"."""
+    found = re.fullmatch(r"(\d{1,3}(?:\.\d)?)\s*%", value) if isinstance(value, str) else None
+    if found is None or float(found[1]) > 100:
+        fail(f"{value!r} is not a share", "a percentage of at most one decimal, for example 5%")
+    return round(float(found[1]) * 10)
+
+
+def _ratio(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= 100:
+        fail(f"{value!r} does not fit", "a number from 1 to 100, for example 1.5")
+    return round(value * 1000)
+
+
 def _money(value: object) -> tuple[int, str]:
     try:
         micros, currency = units.parse_money(value)
@@ -152,5 +166,9 @@ def _money(value: object) -> tuple[int, str]:
 
 
 _MONEY_SCHEMA = {"type": ["string", "number"], "examples": ["0.15 USD"]}
+_SHARE_SCHEMA = {"type": "string", "pattern": r"^\d{1,3}(\.\d)?\s*%$", "examples": ["5%"]}
+Share = Annotated[int, BeforeValidator(_share), WithJsonSchema(_SHARE_SCHEMA)]
+_RATIO_SCHEMA = {"type": "number", "minimum": 1, "maximum": 100}
+Ratio = Annotated[int, BeforeValidator(_ratio), WithJsonSchema(_RATIO_SCHEMA)]
 Pue = Annotated[int, BeforeValidator(_pue), WithJsonSchema({"type": "number", "minimum": 1, "maximum": 5})]
 Money = Annotated[tuple[int, str], BeforeValidator(_money), WithJsonSchema(_MONEY_SCHEMA)]

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, case, select
+from sqlalchemy import Connection, case, func, select
 
 from tokenmill.domain.errors import invariant
 from tokenmill.domain.ledger import Outcome, Posting, Settlement
 from tokenmill.store.bulk import insert_absent, insert_rows
 from tokenmill.store.database import Database
+from tokenmill.store.schema import feedback, spools
 from tokenmill.store.schema import postings as postings_table
 from tokenmill.store.schema import settlements as settlements_table
-from tokenmill.store.schema import spools
 from tokenmill.store.usage import UsageRow, add_usage, measure, storable, usage_rows
 from tokenmill.store.verify import IN_FLIGHT_US, LedgerReport, verify_ledger
 
@@ -31,6 +31,20 @@ _POSTING_FIELDS = tuple(item.name for item in fields(Posting))
 
 # SQLite allows 32,766 variables in a statement, PostgreSQL 65,535.
 _KEYS_PER_QUERY = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What one key had from a release under one alias."""
+
+    tenant: str
+    project: str
+    key: str
+    alias: str
+    requests: int
+    output_tokens: int
+    first_us: int
+    last_us: int
 
 
 class Ledger:
@@ -112,6 +126,54 @@ class Ledger:
                     found[row.request] = settlement_of(row)
         return found
 
+    def find(self, name: str) -> Settlement | None:
+        """The settlement of a request, by its own id or by what its answer called itself; the newest one."""
+        table = settlements_table
+        with self._database.read() as connection:
+            for column in (table.c.request, table.c.response):
+                wanted = select(table).where(column == name).order_by(table.c.at_us.desc()).limit(1)
+                row = connection.execute(wanted).first() if name else None
+                if row is not None:
+                    return settlement_of(row)
+        return None
+
+    def served_by(self, release: str, since_us: int = 0) -> list[Served]:
+        """Whom a release answered, by tenant, project, key and alias. Reads every request since then."""
+        t = settlements_table
+        group = (t.c.tenant, t.c.project, t.c.key, t.c.alias)
+        counts = (func.count(), func.sum(t.c.output_tokens), func.min(t.c.at_us), func.max(t.c.at_us))
+        wanted = (
+            select(*group, *counts)
+            .where(t.c.release == release, t.c.at_us >= since_us, t.c.outcome != Outcome.REFUSED.value)
+            .group_by(*group)
+            .order_by(*group)
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(wanted).all()
+        return [Served(*row) for row in rows]
+
+    def give_feedback(self, settlement: Settlement, good: bool, at_us: int) -> bool:
+        """Write down what a client said of an answer; False when something was said of it before."""
+        row = {
+            "request": settlement.request,
+            "at_us": at_us,
+            "tenant": settlement.tenant,
+            "project": settlement.project,
+            "alias": settlement.alias,
+            "release": settlement.release,
+            "good": int(good),
+        }
+        insert = self._database.insert(feedback).on_conflict_do_nothing().returning(feedback.c.request)
+        with self._database.write() as connection:
+            return connection.execute(insert, row).first() is not None
+
+    def feedback(self, request: str) -> bool | None:
+        """What was said of an answer: good, not good, or nothing."""
+        wanted = select(feedback.c.good).where(feedback.c.request == request)
+        with self._database.read() as connection:
+            found = connection.execute(wanted).scalar()
+        return None if found is None else bool(found)
+
     def postings(self, entry: str) -> list[Posting]:
         """The postings of one request or piece of work, by line."""
         wanted = select(postings_table).where(postings_table.c.entry == entry)
@@ -154,9 +216,10 @@ def settlement_of(row: Any) -> Settlement:
 def _settlement_row(settlement: Settlement) -> dict[str, Any]:
     row = {name: getattr(settlement, name) for name in _SETTLEMENT_FIELDS}
     row["outcome"] = settlement.outcome.value
-    # These two hold words of the client and of an engine; the rest is ours.
+    # These hold words of the client and of an engine; the rest is ours.
     row["alias"] = storable(settlement.alias)
     row["reason"] = storable(settlement.reason)
+    row["response"] = storable(settlement.response)
     return row
 
 

@@ -7,9 +7,9 @@ from sqlalchemy import select
 
 from tokenmill.domain.codec import from_plain, to_plain
 from tokenmill.domain.errors import ConflictError
-from tokenmill.domain.work import Release
+from tokenmill.domain.work import Recall, Release
 from tokenmill.store.database import Database
-from tokenmill.store.schema import releases
+from tokenmill.store.schema import recalls, releases
 
 
 class Registry:
@@ -42,6 +42,19 @@ class Registry:
                 fix="This is a mistake of Tokenmill, or two factories share one database.",
                 where=self._database.where,
             )
+
+    def record_recall(self, recall: Recall) -> None:
+        """Write a recall down; the first one of a release is kept."""
+        row = {"release": recall.release, "at_us": recall.at_us, "by": recall.by, "reason": recall.reason}
+        insert = self._database.insert(recalls).on_conflict_do_nothing()
+        with self._database.write() as connection:
+            connection.execute(insert, row)
+
+    def recalls(self) -> list[Recall]:
+        """All recalls, oldest first."""
+        with self._database.read() as connection:
+            rows = connection.execute(select(recalls).order_by(recalls.c.at_us, recalls.c.release)).all()
+        return [Recall(row.release, row.at_us, row.by, row.reason) for row in rows]
 
     def releases(self) -> list[Release]:
         """All releases, oldest first."""

@@ -71,7 +71,9 @@ settlements = Table(
     Column("first_token_us", BigInteger, nullable=False),
     Column("duration_us", BigInteger, nullable=False),
     Column("reason", TEXT, nullable=False),
+    Column("response", TEXT, nullable=False),
     Index("ix_settlements_at_us", "at_us"),
+    Index("ix_settlements_response", "response"),
 )
 
 postings = Table(
@@ -115,6 +117,30 @@ spools = Table(
     metadata,
     Column("spool", TEXT, primary_key=True),
     Column("offset_bytes", BigInteger, nullable=False),
+)
+
+# Beside the releases, which never change.
+recalls = Table(
+    "recalls",
+    metadata,
+    Column("release", TEXT, primary_key=True),
+    Column("at_us", BigInteger, nullable=False),
+    Column("by", TEXT, nullable=False),
+    Column("reason", TEXT, nullable=False),
+)
+
+# What clients said of answers; the first word on each counts.
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("request", TEXT, primary_key=True),
+    Column("at_us", BigInteger, nullable=False),
+    Column("tenant", TEXT, nullable=False),
+    Column("project", TEXT, nullable=False),
+    Column("alias", TEXT, nullable=False),
+    Column("release", TEXT, nullable=False),
+    Column("good", Integer, nullable=False),
+    Index("ix_feedback_at_us", "at_us"),
 )
 
 releases = Table(

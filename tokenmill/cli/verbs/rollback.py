@@ -23,7 +23,7 @@ def rollback(
     file: File = None,
     as_json: AsJson = False,
 ) -> None:
-    """Point an alias back at an earlier release."""
+    """Point an alias back at an earlier release and hold it there: `promote --resume` lets it go on."""
     confirm(f"Point {alias} at {to or 'the release before'}?", yes)
     with connect(locate(directory, file)) as client:
         found = client.post("/api/rollback", {"alias": alias, "to": to})
@@ -32,4 +32,5 @@ def rollback(
     else:
         stdout().print(
             f"{alias} now points at [bold]{found['to']}[/bold] (before: {found['from'] or 'nothing'})."
+            f" It stays there until: tokenmill promote {alias} --resume"
         )

@@ -20,6 +20,7 @@ from tokenmill.console.tenant.answers import ApiRefusedError, refuse, refuse_hou
 from tokenmill.console.tenant.batch_runner import BatchRunner
 from tokenmill.console.tenant.batches import Batches
 from tokenmill.console.tenant.caller import identify
+from tokenmill.console.tenant.feedback import Feedback
 from tokenmill.console.tenant.uploads import Uploads
 from tokenmill.domain.errors import TokenmillError
 
@@ -38,6 +39,7 @@ def make_tenant_app(context: ApiContext, runner: BatchRunner) -> ASGIApp:
         ("GET", "/batches", batches.list),
         ("GET", "/batches/{id}", batches.get),
         ("POST", "/batches/{id}/cancel", batches.cancel),
+        ("POST", "/feedback", Feedback(context).create),
     ]
     app = Starlette(
         routes=[Route(path, endpoint, methods=[method]) for method, path, endpoint in table],

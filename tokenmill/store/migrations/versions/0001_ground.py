@@ -37,6 +37,15 @@ def upgrade() -> None:
         _number("created_us"),
         _text("body"),
     )
+    op.create_table("recalls", _text("release", key=True), _number("at_us"), _text("by"), _text("reason"))
+    op.create_table(
+        "feedback",
+        _text("request", key=True),
+        _number("at_us"),
+        *(_text(n) for n in ("tenant", "project", "alias", "release")),
+        sa.Column("good", sa.Integer(), nullable=False),
+    )
+    op.create_index("ix_feedback_at_us", "feedback", ["at_us"])
     op.execute(
         "INSERT INTO leader (id, epoch, holder, expires_us, ttl_us, last_seq) VALUES (1, 0, '', 0, 0, 0)"
     )
@@ -73,8 +82,10 @@ def _create_ledger() -> None:
         _number("first_token_us"),
         _number("duration_us"),
         _text("reason"),
+        _text("response"),
     )
     op.create_index("ix_settlements_at_us", "settlements", ["at_us"])
+    op.create_index("ix_settlements_response", "settlements", ["response"])
     op.create_table(
         "postings",
         _text("entry", key=True),
@@ -131,6 +142,8 @@ def downgrade() -> None:
         "batch_lines",
         "batches",
         "files",
+        "feedback",
+        "recalls",
         "releases",
         "spools",
         "usage_days",

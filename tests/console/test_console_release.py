@@ -1,0 +1,70 @@
+"""A person's word on releases, recalls and feedback, through the API."""
+
+from __future__ import annotations
+
+from console_bed import Bed, now_us
+from test_console_files import secret_of
+
+from tokenmill.domain.ledger import Outcome, Settlement
+
+
+def two_releases(served: Bed) -> tuple[str, str]:
+    first = served.run()["release"]
+    served.until(lambda: served.runtime.state.aliases["desk"].desired == first)
+    served.client.post("/api/runs", json={"line": "desk", "force": "tune"})
+    served.until(lambda: len(served.runtime.state.aliases["desk"].history) > 1)
+    return first, served.runtime.state.aliases["desk"].desired
+
+
+def settled(request: str, release: str, tenant: str = "acme", project: str = "support") -> Settlement:
+    return Settlement(
+        *(request, now_us(), tenant, project, "key-1", "desk", release, "r-1", "chat.completions"),
+        *(Outcome.OK, 200),
+        input_tokens=3,
+        output_tokens=2,
+        response=f"chatcmpl-{request}",
+    )
+
+
+def test_hold_resume_promote(served: Bed) -> None:
+    first, second = two_releases(served)
+    client = served.client
+    held = client.post("/api/steer", json={"alias": "desk", "action": "hold"}).json()
+    assert held["hold"]
+    shown = client.get("/api/status").json()["deployments"]
+    assert next(d for d in shown if d["name"] == "desk")["promotion"]["hold"]
+    assert not client.post("/api/steer", json={"alias": "desk", "action": "resume"}).json()["hold"]
+    assert client.post("/api/steer", json={"alias": "desk", "action": "resume"}).status_code == 409
+    back = client.post("/api/steer", json={"alias": "desk", "action": "promote", "release": first}).json()
+    assert back["release"] == first != second
+
+
+def test_recall_lists_whom_it_served(served: Bed) -> None:
+    first, second = two_releases(served)
+    served.store.ledger.settle([settled("req-1", second), settled("req-2", first)], [], "", 0)
+    found = served.client.post("/api/recall", json={"release": second, "reason": "leaked"}).json()
+    assert found["aliases"] == {"desk": first}
+    (one,) = found["served"]
+    assert (one["tenant"], one["requests"], one["output_tokens"]) == ("acme", 1, 2)
+    served.until(lambda: [r.release for r in served.store.registry.recalls()] == [second])
+    assert served.client.post("/api/recall", json={"release": second}).status_code == 409
+    assert served.client.post("/api/rollback", json={"alias": "desk", "to": second}).status_code == 403
+
+
+def test_feedback_is_of_ones_own_answers_and_counts_once(served: Bed) -> None:
+    tenant = served.factory.tenants[0]
+    mine = settled("req-1", "import-smollm2", tenant.name, tenant.projects[0].name)
+    served.store.ledger.settle([mine], [], "", 0)
+    auth, other = secret_of(served), secret_of(served, 1)
+
+    def say(body: object, headers: dict[str, str] = auth) -> tuple[int, dict[str, object]]:
+        found = served.client.post("/v1/feedback", json=body, headers=headers)
+        return found.status_code, found.json()
+
+    assert say({"id": "chatcmpl-req-1", "rating": "good"})[1]["counted"] is True
+    assert say({"id": "req-1", "rating": "bad"})[1]["counted"] is False
+    assert served.store.ledger.feedback("req-1") is True
+    assert say({"id": "req-1", "rating": "good"}, other)[0] == 404
+    assert say({"id": "req-1", "rating": "great"})[0] == 400
+    assert say({"id": 5, "rating": "good"})[0] == 400
+    assert say({"id": "req-1", "rating": "good", "mood": 1})[1]["error"]["param"] == "mood"
