@@ -70,7 +70,8 @@ def exited(draft: Draft, event: ReplicaExited) -> None:
 def _failed(draft: Draft, replica: Replica, event: ReplicaExited) -> None:
     steady = replica.status is ReplicaStatus.READY and event.at_us - replica.since_us >= STEADY_US
     restarts = 1 if steady else replica.restarts + 1
-    wait_us = min(BACKOFF_US << min(restarts - 1, 6), BACKOFF_MOST_US)
+    # The first time it is started again at once: most engines that were well die of something that passed.
+    wait_us = min(BACKOFF_US << min(restarts - 2, 6), BACKOFF_MOST_US) if restarts > 1 else 0
     draft.put_replica(
         replica_with(
             replica,
