@@ -141,6 +141,19 @@ def test_rollback(factory: Any) -> None:
     factory("run", "desk")
     factory("run", "desk", "--force", "tune")
     assert "desk now points at" in factory("rollback", "desk", "-y").stdout
+    assert "goes on by its schedule" in factory("promote", "desk", "--resume").stdout
+    assert "is held" in factory("promote", "desk", "--hold").stdout
+    factory("promote", "desk", "--hold", "--resume", code=2)
+    factory("promote", "nope", "--hold", code=4)
+    factory("rerun", "run-000002", "--from", "evaluate")
+    factory("rerun", "run-000002", "--from", "nothing", code=4)
+    assert factory.json("promote", "desk", "-y")["hold"] == ""
+    recalled = factory.json("models")["releases"][-1]["id"]
+    assert "is recalled" in factory("recall", recalled, "--reason", "leaked", "-y").stdout
+    factory("recall", recalled, "-y", code=5)
+    factory("cancel", "run-000002", "-y", code=5)
+    factory("cancel", "job-9", "-y", code=4)
+    factory("runs", "pause", "run-000002", code=5)
 
 
 def test_jobs(factory: Any) -> None:

@@ -68,3 +68,22 @@ def test_feedback_is_of_ones_own_answers_and_counts_once(served: Bed) -> None:
     assert say({"id": "req-1", "rating": "great"})[0] == 400
     assert say({"id": 5, "rating": "good"})[0] == 400
     assert say({"id": "req-1", "rating": "good", "mood": 1})[1]["error"]["param"] == "mood"
+
+
+def test_pause_resume_and_rerun(served: Bed) -> None:
+    first = served.run()
+    served.floor.held.add("tune")
+    client = served.client
+    name = client.post("/api/runs", json={"line": "desk", "force": "tune", "parent": first["id"]}).json()[
+        "run"
+    ]
+    shown = client.get(f"/api/runs/{name}").json()
+    assert [s["status"] for s in shown["stations"]][:3] == ["reused", "reused", "running"]
+    assert shown["parent"] == first["id"]
+    assert shown["stations"][3]["usual_s"] >= 0
+    assert client.post(f"/api/runs/{name}/pause").json() == {"run": name, "paused": True}
+    assert client.get(f"/api/runs/{name}").json()["paused"]
+    assert client.post(f"/api/runs/{name}/pause").status_code == 409
+    assert client.post(f"/api/runs/{name}/resume").json() == {"run": name, "paused": False}
+    assert client.post(f"/api/runs/{name}/cancel").status_code == 200
+    assert client.post("/api/runs", json={"line": "desk", "parent": name}).status_code in (400, 404)

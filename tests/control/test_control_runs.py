@@ -1,17 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from control_mill import SMALL, Mill, factory
+from control_mill import GPU, SMALL, Mill, factory
 
 from tokenmill.control.core import check
 from tokenmill.control.why import verdict_of, why
 from tokenmill.domain import events as ev
 from tokenmill.domain.effects import RecordRelease, StartJob, StopJob
-from tokenmill.domain.errors import ConflictError, NotFoundError
+from tokenmill.domain.errors import ConflictError, NotFoundError, UsageError
 from tokenmill.domain.factory import Deployment, Line, Station
-from tokenmill.domain.work import JobResult, RunStatus, StationStatus
+from tokenmill.domain.work import JobResult, JobStatus, RunStatus, StationStatus
 
 GOOD = {"both": 60, "neither": 20, "candidate_only": 18, "reference_only": 2}
 EVEN = {"both": 60, "neither": 20, "candidate_only": 10, "reference_only": 10}
@@ -211,3 +212,84 @@ def test_a_recalled_release_is_not_made_again_from_what_was_kept(line: Mill) -> 
     assert run.status is RunStatus.FAILED
     assert "leaked data" in run.reason
     assert line.alias("tuned").desired == ""
+
+
+def test_a_rerun_takes_over_what_came_before_as_it_was(line: Mill) -> None:
+    drive(line, "run-1")
+    line.tell(ev.RunSubmitted, "run-2", "tickets", force="evaluate", parent="run-1")
+    (start,) = line.of(StartJob)
+    assert start.spec.params["kind"] == "evaluate", "intake is not read again either"
+    states = {s.name: s for s in line.state.runs["run-2"].stations}
+    assert states["tune"].status is StationStatus.REUSED
+    assert states["tune"].reason == "taken over from run-1"
+    line.tell(ev.RunCancelled, "run-2")
+    now = line.now
+    with pytest.raises(NotFoundError):
+        check(line.state, ev.RunSubmitted(now, "run-3", "tickets", force="tune", parent="run-9"))
+
+
+def test_a_rerun_cannot_take_over_what_was_not_done(line: Mill) -> None:
+    line.tell(ev.RunSubmitted, "run-1", "tickets")
+    line.finish(line.of(StartJob)[0], None, 10)
+    with pytest.raises(ConflictError, match="intake was not done"):
+        check(line.state, ev.RunSubmitted(line.now, "run-2", "tickets", force="tune", parent="run-1"))
+    with pytest.raises(UsageError):
+        check(line.state, ev.RunSubmitted(line.now, "run-2", "tickets", parent="run-1"))
+
+
+def test_pause_stops_at_the_checkpoint_and_resume_goes_on_with_the_same_job(line: Mill) -> None:
+    line.tell(ev.RunSubmitted, "run-1", "tickets")
+    line.finish(line.of(StartJob)[0], result("intake", None))
+    (tune,) = line.of(StartJob)
+    line.tell(ev.RunPaused, "run-1", "ada")
+    assert [effect.job for effect in line.of(StopJob)] == [tune.job]
+    line.finish(tune, None, 143)
+    job = line.state.jobs[tune.job]
+    assert job.status is JobStatus.PENDING
+    assert "paused" in why(line.state, job.id, line.now).reasons[0]
+    line.wait(3600)
+    assert not line.of(StartJob)
+    assert not line.state.leases, "what is paused holds nothing"
+    line.tell(ev.RunResumed, "run-1", "ada")
+    (again,) = line.of(StartJob)
+    assert (again.job, again.attempt) == (tune.job, 2)
+    assert again.spec.max_attempts == tune.spec.max_attempts + 1
+    line.finish(again, result("tune", None))
+    assert line.of(StartJob)[0].spec.station == "evaluate"
+    for event in (ev.RunResumed(line.now, "run-1"), ev.RunPaused(line.now, "run-9")):
+        with pytest.raises((ConflictError, NotFoundError)):
+            check(line.state, event)
+
+
+def test_resume_before_the_job_has_stopped_loses_nothing(line: Mill) -> None:
+    line.tell(ev.RunSubmitted, "run-1", "tickets")
+    (intake,) = line.of(StartJob)
+    line.tell(ev.RunPaused, "run-1")
+    line.tell(ev.RunResumed, "run-1")
+    line.finish(intake, None, 143)
+    assert [start.job for start in line.of(StartJob)] == [intake.job]
+
+
+def test_two_lines_that_want_the_same_accelerator_both_progress(mill: Mill) -> None:
+    mill.join(gpus=1, cpu=16_000)
+    made = factory(TUNED)
+    stations = tuple(replace(s, resources=GPU) if s.kind == "tune" else s for s in made.lines[0].stations)
+    first = replace(made.lines[0], stations=stations)
+    second = replace(first, name="letters", tenant="b")
+    mill.apply(replace(made, lines=(first, second)))
+    mill.bring()
+    mill.tell(ev.RunSubmitted, "run-1", "tickets")
+    mill.tell(ev.RunSubmitted, "run-2", "letters")
+    order: list[str] = []
+    started = 0
+    while started < len(mill.started_jobs()):
+        start = mill.started_jobs()[started]
+        started += 1
+        params = start.spec.params
+        if params["kind"] == "tune":
+            order.append(params["line"])
+            assert sum(len(lease.accelerators) for lease in mill.state.leases.values()) == 1
+        data = params["line"]
+        mill.finish(start, result(params["kind"], params["champion"], GOOD, data))
+    assert sorted(order) == ["letters", "tickets"]
+    assert {run.status for run in mill.state.runs.values()} == {RunStatus.SUCCEEDED}

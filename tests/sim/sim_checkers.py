@@ -43,7 +43,7 @@ class Checkers:
         self.drained_after_flip(before, after)
         self.charged_on_end(before, after, effects)
         assert after.index == index_state(
-            after.factory, after.nodes, after.leases, after.replicas, after.jobs, after.runs
+            after.factory, after.nodes, after.leases, after.replicas, after.jobs, after.runs, after.tunings
         ), "the index is what it would be from scratch"
         assert after.table == table_of(after), "the table published is the table due"
         if self.count % 25 == 0:
@@ -60,10 +60,16 @@ class Checkers:
             self.reached |= {f"job {job.status} {job.stop}".strip() for job in after.jobs.values()}
             self.reached |= {"job tried again" for job in after.jobs.values() if job.attempt > 1}
         if after.runs is not before.runs:
+            self.reached |= {"run paused" for run in after.runs.values() if run.paused}
+            self.reached |= {
+                "taken over" for r in after.runs.values() for s in r.stations if s.reason.startswith("taken")
+            }
             self.reached |= {f"run {run.status}" for run in after.runs.values()}
             self.reached |= {f"station {s.status}" for run in after.runs.values() for s in run.stations}
         for name, alias in after.aliases.items():
             old = before.aliases.get(name)
+            if name.startswith("ft:") and alias.targets:
+                self.reached.add("own model served")
             if old is not None and old != alias:
                 self.note_alias(old, alias)
         if any(memory.wanted > 1 for memory in after.scaling.values()):

@@ -40,7 +40,7 @@ from tokenmill.domain.factory import (
     Tenant,
 )
 from tokenmill.domain.outcomes import Outcomes
-from tokenmill.domain.work import JobResult, JobSpec, Key
+from tokenmill.domain.work import JobResult, JobSpec, Key, Tuning
 
 START = 1_800_000_000 * SECOND
 GB = 1 << 30
@@ -265,6 +265,34 @@ class World:
         if self.state.runs:
             self.ask(ev.RunCancelled(self.now, self.rng.choice(sorted(self.state.runs))))
 
+    def pause_run(self) -> None:
+        if self.state.runs:
+            name = self.rng.choice(sorted(self.state.runs))
+            kind = ev.RunResumed if self.state.runs[name].paused else ev.RunPaused
+            self.ask(kind(self.now, name, "ada"))
+
+    def rerun(self) -> None:
+        if self.state.runs:
+            parent, begin = (
+                self.rng.choice(sorted(self.state.runs)),
+                self.rng.choice(("", "tune", "evaluate")),
+            )
+            self.ask(ev.RunSubmitted(self.now, self.new("run"), "tickets", force=begin, parent=parent))
+
+    def fine_tune(self) -> None:
+        """A tenant asks for a model of its own, or wants one no more."""
+        if self.state.tunings and self.rng.random() < 0.5:
+            self.ask(ev.TuningDropped(self.now, self.rng.choice(sorted(self.state.tunings))))
+            return
+        lines = [line for line in self.state.factory.lines if line.name == "tickets"]
+        if lines:
+            name = self.new("ftjob")
+            line = replace(lines[0], name=f"ft/{name}", tenant=self.rng.choice(("alpha", "beta", "nobody")))
+            own = Deployment(
+                f"ft:small:{name}", line=line.name, resources=Resources(500, GB), tenants=("alpha",)
+            )
+            self.ask(ev.TuningRequested(self.now, Tuning(name, line, own, self.now), self.new("run")))
+
     def apply(self) -> None:
         stale = self.rng.random() < 0.2
         self.ask(ev.SpecApplied(self.now, self.state.version - (1 if stale else 0), self.factory()))
@@ -389,6 +417,9 @@ class World:
         self.faults = False
         for node in sorted(self.floor.down):
             self.come_back(node)
+        for name, run in sorted(self.state.runs.items()):
+            if run.paused and not run.status.ended:
+                self.tell(ev.RunResumed(self.now, name))
         self.crash()
         for _ in range(4000):
             if not self.mail:
@@ -406,6 +437,9 @@ ACTIONS = (
     "apply",
     "roll_back",
     "steer",
+    "pause_run",
+    "rerun",
+    *("fine_tune",) * 2,
     "recall",
     *("outcomes",) * 4,
     "key",

@@ -13,7 +13,7 @@ from rich.text import Text
 from tokenmill.cli.client import Client
 from tokenmill.cli.output import add_rows, status_text, stderr, table
 from tokenmill.cli.verbs.status import station_progress, station_time
-from tokenmill.console.text import energy, percent, points
+from tokenmill.console.text import duration, energy, percent, points
 from tokenmill.domain.errors import GateRejectedError, RunFailedError
 
 POLL_S = 0.5
@@ -73,6 +73,10 @@ def run_picture(run: dict[str, Any]) -> RenderableType:
         for s in run["stations"]
     ]
     head = f"[bold]{escape(run['line'])}[/bold] {run['id']} {status_text(run['status'])}"
+    if run.get("paused"):
+        head += f", {escape(run['reason'])}: tokenmill runs resume {run['id']}"
+    elif run.get("eta_s"):
+        head += f", about {duration(run['eta_s'] * 1e6)} to go"
     parts: list[RenderableType] = [Text.from_markup(head), add_rows(made, rows, "no station")]
     if run["verdict"]:
         parts.append(verdict_text(run["verdict"]))

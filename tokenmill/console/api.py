@@ -110,6 +110,8 @@ class Api:
             ("POST", "/api/runs", self.start_run),
             ("GET", "/api/runs/{id}", self.run),
             ("POST", "/api/runs/{id}/cancel", self.cancel_run),
+            ("POST", "/api/runs/{id}/pause", self.pause_run),
+            ("POST", "/api/runs/{id}/resume", self.resume_run),
             ("GET", "/api/jobs", self.jobs),
             ("POST", "/api/jobs", self.start_job),
             ("GET", "/api/jobs/{id}", self.job),
@@ -183,6 +185,12 @@ class Api:
 
     async def cancel_run(self, request: Request) -> Response:
         return answer(await self.commands.cancel_run(request.path_params["id"], _by(request)))
+
+    async def pause_run(self, request: Request) -> Response:
+        return answer(await self.commands.pause_run(request.path_params["id"], _by(request)))
+
+    async def resume_run(self, request: Request) -> Response:
+        return answer(await self.commands.resume_run(request.path_params["id"], _by(request)))
 
     async def jobs(self, _request: Request) -> Response:
         return answer(views.job_rows(self.context))

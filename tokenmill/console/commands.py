@@ -76,13 +76,21 @@ class Commands:
     async def start_run(self, body: dict[str, Any], by: str) -> dict[str, Any]:
         async with self._naming:
             run = _next_name("run", self.context.state.runs)
-            line, force = text_of(body, "line"), text_of(body, "force")
-            await self.submit(events.RunSubmitted(self.context.now_us(), run, line, by, force))
+            line, force, parent = (text_of(body, name) for name in ("line", "force", "parent"))
+            await self.submit(events.RunSubmitted(self.context.now_us(), run, line, by, force, parent))
         return {"run": run, "line": line}
 
     async def cancel_run(self, run: str, by: str) -> dict[str, Any]:
         await self.submit(events.RunCancelled(self.context.now_us(), run, by))
         return {"run": run, "cancelled": True}
+
+    async def pause_run(self, run: str, by: str) -> dict[str, Any]:
+        await self.submit(events.RunPaused(self.context.now_us(), run, by))
+        return {"run": run, "paused": True}
+
+    async def resume_run(self, run: str, by: str) -> dict[str, Any]:
+        await self.submit(events.RunResumed(self.context.now_us(), run, by))
+        return {"run": run, "paused": False}
 
     async def start_job(self, body: dict[str, Any], by: str) -> dict[str, Any]:
         """A command job. Stations are started by runs only."""

@@ -5,7 +5,7 @@ A pure function of the state and the last progress lines; stations that are stil
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tokenmill.control.state import State
@@ -26,9 +26,14 @@ def run_view(state: State, progress: Progress, run_id: str, now_us: int) -> dict
             expected=f"one of {', '.join(sorted(state.runs)[-8:])}" if state.runs else "a run; there is none",
             fix="tokenmill runs",
         )
-    line = next((found for found in state.factory.lines if found.name == run.line), None)
+    line = state.index.lines.get(run.line)
     kinds = {station.name: station.kind for station in line.stations} if line else {}
     end_us = run.ended_us or now_us
+    usual = usual_seconds(state, run)
+    stations = [
+        {**_station(s, kinds.get(s.name, ""), progress, now_us), "usual_s": usual.get(s.name, 0.0)}
+        for s in run.stations
+    ]
     return {
         "id": run.id,
         "line": run.line,
@@ -44,10 +49,35 @@ def run_view(state: State, progress: Progress, run_id: str, now_us: int) -> dict
         "seconds": (end_us - run.submitted_us) / 1e6,
         "release": run.release,
         "serving": _serving(state, run.release),
-        "stations": [_station(found, kinds.get(found.name, ""), progress, now_us) for found in run.stations],
+        "stations": stations,
+        "paused": run.paused,
+        "parent": run.parent,
+        "eta_s": 0.0 if run.status.ended or run.paused else _left(stations),
         "verdict": verdict_of(state, run),
         "energy_mj": sum(s.usage.energy_mj for s in run.stations if s.status is not StationStatus.REUSED),
     }
+
+
+def usual_seconds(state: State, run: Run) -> dict[str, float]:
+    """How long each station took when this line last did it: the estimate until it says more itself."""
+    found: dict[str, float] = {}
+    for other in sorted(state.runs.values(), key=lambda r: (r.submitted_us, r.id)):
+        if other.line == run.line and other.id != run.id:
+            for station in other.stations:
+                if station.status is StationStatus.DONE:
+                    found[station.name] = (station.ended_us - station.started_us) / 1e6
+    return found
+
+
+def _left(stations: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds until the run may end, as far as that is known; 0 when it is not."""
+    left = 0.0
+    for station in stations:
+        if station["status"] == "running":
+            left += station["eta_s"] or max(0.0, station["usual_s"] - station["seconds"])
+        elif station["status"] == "waiting":
+            left += station["usual_s"]
+    return left
 
 
 def line_view(state: State, progress: Progress, line: Line, now_us: int) -> dict[str, Any]:

@@ -79,8 +79,13 @@ def deployment_views(context: ApiContext) -> list[dict[str, Any]]:
     why = {alias.name: alias.reason for alias in state.table.aliases}
     return [
         _deployment(state, deployment, why.get(deployment.name, ""))
-        for deployment in state.factory.deployments
+        for deployment in (*state.factory.deployments, *_own(state))
     ]
+
+
+def _own(state: State) -> list[Deployment]:
+    """Models that tenants fine-tuned for themselves."""
+    return [t.deployment for _, t in sorted(state.tunings.items()) if t.deployment.name in state.aliases]
 
 
 def _deployment(state: State, deployment: Deployment, reason: str) -> dict[str, Any]:

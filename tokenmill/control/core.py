@@ -32,6 +32,7 @@ from tokenmill.control import (
     runs,
     specs,
     steer,
+    tunings,
 )
 from tokenmill.control.draft import Draft
 from tokenmill.control.reconcile import reconcile, run_timers
@@ -197,6 +198,10 @@ HANDLERS: dict[type, Callable[[Draft, Any], None]] = {
     events.JobCancelled: jobs.cancelled,
     events.RunSubmitted: runs.submitted,
     events.RunCancelled: runs.cancelled,
+    events.RunPaused: runs.paused,
+    events.RunResumed: runs.resumed,
+    events.TuningRequested: tunings.requested,
+    events.TuningDropped: tunings.dropped,
     events.RollbackRequested: steer.rolled_back,
     events.AliasSteered: steer.steered,
     events.ReleaseRecalled: recall.recalled,
@@ -215,6 +220,10 @@ CHECKS: dict[type, Callable[[State, Any], None]] = {
     events.JobCancelled: jobs.check_cancelled,
     events.RunSubmitted: runs.check_submitted,
     events.RunCancelled: runs.check_cancelled,
+    events.RunPaused: runs.check_paused,
+    events.RunResumed: runs.check_resumed,
+    events.TuningRequested: tunings.check_requested,
+    events.TuningDropped: tunings.check_dropped,
     events.RollbackRequested: steer.check_rollback,
     events.AliasSteered: steer.check_steered,
     events.ReleaseRecalled: recall.check_recalled,

@@ -58,7 +58,7 @@ def follow_spec(draft: Draft, old: Factory, now_us: int) -> None:
             if release or deployment.line or alias.desired in draft.recalls:
                 point(draft, alias, release, now_us)
         draft.touched_deployments.add(deployment.name)
-    names = {deployment.name for deployment in draft.factory.deployments}
+    names = set(draft.index.deployments)
     for name in sorted(draft.aliases):
         if name not in names:
             draft.aliases = draft.aliases.delete(name)
@@ -121,9 +121,11 @@ def promote(draft: Draft, release: Release, now_us: int) -> None:
     """
     if release.id in draft.recalls:
         return
-    for deployment in draft.factory.deployments:
+    for _, deployment in sorted(draft.index.deployments.items()):
         alias = draft.aliases.get(deployment.name)
-        if alias is None or remote(deployment) or release.id in (alias.desired, *alias.refused):
+        if alias is None:  # a tenant's own model gets its name with its first release
+            alias = Alias(deployment.name, deployment.name, since_us=now_us)
+        if remote(deployment) or release.id in (alias.desired, *alias.refused):
             continue
         if deployment.line == release.line if release.line else deployment.model == release.model:
             if alias.hold:

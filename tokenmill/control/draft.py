@@ -68,6 +68,7 @@ class Draft:
         "timers",
         "touched_deployments",
         "touched_runs",
+        "tunings",
         "unplaced",
         "version",
     )
@@ -95,6 +96,7 @@ class Draft:
         self.runs = state.runs
         self.releases = state.releases
         self.recalls = state.recalls
+        self.tunings = state.tunings
         self.keys = state.keys
         self.done = state.done
         self.scaling = state.scaling
@@ -118,7 +120,9 @@ class Draft:
         self.freed_nodes = None
         self.shown = True
         self._take_index(
-            index_state(self.factory, self.nodes, self.leases, self.replicas, self.jobs, self.runs)
+            index_state(
+                self.factory, self.nodes, self.leases, self.replicas, self.jobs, self.runs, self.tunings
+            )
         )
 
     def state(self) -> State:
@@ -155,6 +159,7 @@ class Draft:
             self.runs,
             self.releases,
             self.recalls,
+            self.tunings,
             self.keys,
             self.done,
             self.scaling,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from immutables import Map
 
 from tokenmill.domain.factory import Deployment, Factory, Line, Node, Resources, Tenant
-from tokenmill.domain.work import Job, JobStatus, Lease, NodeState, Replica, ReplicaStatus, Run
+from tokenmill.domain.work import Job, JobStatus, Lease, NodeState, Replica, ReplicaStatus, Run, Tuning
 from tokenmill.policy.place import Room
 from tokenmill.policy.share import NOTHING, Holding
 
@@ -48,11 +48,15 @@ def id_order(name: str) -> tuple[int, str]:
     return len(name), name
 
 
+HELD_US = 1 << 62
+"""The back-off of a paused job: it ends when somebody says so."""
+
+
 def job_timer(job: Job) -> Timer | None:
     """When a job next needs attention: its timeout while it runs, its retry while it backs off."""
     if job.status in (JobStatus.STARTING, JobStatus.RUNNING):
         return (job.started_us + job.spec.timeout_us, "job", job.id) if job.spec.timeout_us > 0 else None
-    if job.status is JobStatus.PENDING and job.retry_us > 0:
+    if job.status is JobStatus.PENDING and 0 < job.retry_us < HELD_US:
         return job.retry_us, "job", job.id
     return None
 
@@ -130,6 +134,9 @@ def given_back(room: Room, lease: Lease, node: Node) -> Room:
     )
 
 
+_NO_TUNINGS: Map[str, Tuning] = Map()
+
+
 def index_state(
     factory: Factory,
     nodes: Mapping[str, NodeState],
@@ -137,8 +144,12 @@ def index_state(
     replicas: Mapping[str, Replica],
     jobs: Mapping[str, Job],
     runs: Mapping[str, Run],
+    tunings: Mapping[str, Tuning] = _NO_TUNINGS,
 ) -> Index:
-    """Derive the index from scratch."""
+    """Derive the index from scratch. Lines and deployments are the factory file's and the tenants' own."""
+    own = [tuning for _, tuning in sorted(tunings.items())]
+    deployments = (*factory.deployments, *(t.deployment for t in own if not t.dropped))
+    lines = (*factory.lines, *(tuning.line for tuning in own))
     tenants = Map({tenant.name: tenant for tenant in factory.tenants})
     rooms, total = _rooms(factory, nodes)
     leases_of: dict[str, tuple[str, ...]] = {}
@@ -163,8 +174,8 @@ def index_state(
         if queued(job):
             queues.setdefault(queue_key(job, tenants), []).append((job.submitted_us, job.id))
     return Index(
-        deployments=Map({deployment.name: deployment for deployment in factory.deployments}),
-        lines=Map({line.name: line for line in factory.lines}),
+        deployments=Map({deployment.name: deployment for deployment in deployments}),
+        lines=Map({line.name: line for line in lines}),
         tenants=tenants,
         rooms=Map(rooms),
         total=total,

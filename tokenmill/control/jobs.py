@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tokenmill.control.draft import Draft
-from tokenmill.control.index import QueueKey, job_timer, queue_key
+from tokenmill.control.index import HELD_US, QueueKey, job_timer, queue_key
 from tokenmill.control.keys import check_tenant
 from tokenmill.control.leases import end_all, grant_all
 from tokenmill.control.state import State
@@ -104,6 +104,9 @@ def exited(draft: Draft, event: JobExited) -> None:
         _end(draft, _ended(job, event, JobStatus.FAILED, reason))
     elif complete:
         _end(draft, _ended(job, event, JobStatus.SUCCEEDED, event.reason, event.result))
+    elif job.stop in ("paused", "resumed"):
+        ended = _ended(job, event, JobStatus.PENDING, "paused" if job.stop == "paused" else "")
+        _hold(draft, ended, HELD_US if job.stop == "paused" else 0)
     else:
         reason = event.reason or (
             "it left no result" if event.code == 0 else f"it ended with exit code {event.code}"
@@ -163,6 +166,31 @@ def cancel(draft: Draft, job_id: str, now_us: int) -> None:
         _end(draft, ended)
     elif job.status in LIVE:
         stop(draft, job, "cancelled", "cancelled")
+
+
+def pause(draft: Draft, job: Job) -> None:
+    """Keep a job from running until ``resume``. The attempt that is stopped for it is not counted."""
+    if job.status is JobStatus.PENDING:
+        draft.put_job(replace(job, retry_us=HELD_US))
+    elif job.status in LIVE and not job.stop:
+        stop(draft, job, "paused", "paused")
+
+
+def resume(draft: Draft, job: Job) -> None:
+    """A paused job waits for room again; one whose processes are still ending will when they have."""
+    if job.status is JobStatus.PENDING:
+        draft.put_job(replace(job, retry_us=0))
+    elif job.stop == "paused":
+        draft.put_job(replace(job, stop="resumed"))
+
+
+def _hold(draft: Draft, job: Job, retry_us: int) -> None:
+    spec = replace(job.spec, max_attempts=job.spec.max_attempts + 1)
+    draft.put_job(
+        replace(
+            job, spec=spec, status=JobStatus.PENDING, retry_us=retry_us, ended_us=0, started_us=0, stop=""
+        )
+    )
 
 
 def stop(draft: Draft, job: Job, kind: str, reason: str) -> None:

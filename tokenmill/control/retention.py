@@ -52,7 +52,10 @@ def _prune_replicas(draft: Draft) -> None:
 
 
 def _prune_runs(draft: Draft) -> None:
-    ended = [run for run in draft.runs.values() if run.status is not RunStatus.RUNNING]
+    asked = {
+        tuning.run for tuning in draft.tunings.values()
+    }  # a tenant's job shows its run as long as it is kept
+    ended = [r for r in draft.runs.values() if r.status is not RunStatus.RUNNING and r.id not in asked]
     if len(ended) <= RUNS_KEPT * 3 // 2:
         return
     ended.sort(key=lambda run: (run.ended_us, run.id))

@@ -13,31 +13,39 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from immutables import Map
+
 from tokenmill.control import deployments, jobs
 from tokenmill.control.draft import Draft
-from tokenmill.control.releases import fits, latest_of_line, record
+from tokenmill.control.releases import fits, record
 from tokenmill.control.state import State
-from tokenmill.domain.codec import digest_of, from_plain, to_plain
-from tokenmill.domain.errors import ConflictError, NotFoundError
-from tokenmill.domain.events import RunCancelled, RunSubmitted
+from tokenmill.control.stations import (
+    champion,
+    forced,
+    inputs_of,
+    job_spec,
+    state_of,
+    station_digest,
+    upstream,
+    verdict_before,
+)
+from tokenmill.domain.codec import to_plain
+from tokenmill.domain.errors import ConflictError, NotFoundError, UsageError
+from tokenmill.domain.events import RunCancelled, RunPaused, RunResumed, RunSubmitted
 from tokenmill.domain.factory import Line, Station
 from tokenmill.domain.work import (
-    GateVerdict,
     Imported,
     Job,
     JobResult,
-    JobSpec,
     JobStatus,
     Release,
     Run,
     RunStatus,
     StationState,
     StationStatus,
+    WorkUsage,
 )
 from tokenmill.policy.gate import judge
-
-STATION_CODE_VERSION = "1"
-"""Raise it when a station's code would make other outputs from the same inputs."""
 
 FINISHED = (StationStatus.DONE, StationStatus.REUSED)
 UNSETTLED = (StationStatus.WAITING, StationStatus.RUNNING)
@@ -60,22 +68,104 @@ def check_submitted(state: State, event: RunSubmitted) -> None:
         names = ", ".join(station.name for station in line.stations)
         raise NotFoundError(f"{line.name} has no station {event.force!r}", expected=f"one of: {names}")
 
+    if event.parent:
+        _check_parent(state, event, line)
+
+
+def _check_parent(state: State, event: RunSubmitted, line: Line) -> None:
+    parent = state.runs.get(event.parent)
+    if parent is None or parent.line != line.name:
+        raise NotFoundError(f"there is no run {event.parent!r} of {line.name}", fix="See `tokenmill runs`.")
+    if not event.force:
+        raise UsageError("a rerun needs the station to begin at", fix="Name it with --from.")
+    again = forced(event.force, line)
+    for state_of_station in parent.stations:
+        if state_of_station.name not in again and state_of_station.status not in FINISHED:
+            raise ConflictError(
+                f"station {state_of_station.name} was not done in {parent.id}",
+                fix=f"Begin at it, or at an earlier one: --from {state_of_station.name}",
+            )
+
+
+def check_paused(state: State, event: RunPaused) -> None:
+    """Raise unless the run goes on."""
+    run = _open_run(state, event.run)
+    if run.paused:
+        raise ConflictError(f"run {run.id} is paused already")
+
+
+def check_resumed(state: State, event: RunResumed) -> None:
+    """Raise unless the run is paused."""
+    run = _open_run(state, event.run)
+    if not run.paused:
+        raise ConflictError(f"run {run.id} is not paused")
+
+
+def _open_run(state: State, name: str) -> Run:
+    run = state.runs.get(name)
+    if run is None:
+        raise NotFoundError(f"there is no run {name!r}", fix="See `tokenmill runs`.")
+    if run.status.ended:
+        raise ConflictError(f"run {run.id} is {run.status} already")
+    return run
+
 
 def check_cancelled(state: State, event: RunCancelled) -> None:
     """Raise unless the run exists and has not ended."""
-    run = state.runs.get(event.run)
-    if run is None:
-        raise NotFoundError(f"there is no run {event.run!r}", fix="See `tokenmill runs`.")
-    if run.status.ended:
-        raise ConflictError(f"run {run.id} is {run.status} already")
+    _open_run(state, event.run)
 
 
 def submitted(draft: Draft, event: RunSubmitted) -> None:
     """A run begins."""
     line = draft.index.lines[event.line]
-    stations = tuple(StationState(station.name) for station in line.stations)
-    draft.put_run(Run(event.run, line.name, RunStatus.RUNNING, event.at_us, stations, event.by, event.force))
-    draft.touched_runs.add(event.run)
+    begin(draft, line, event.run, event.at_us, event.by, event.force, event.parent)
+
+
+def begin(
+    draft: Draft, line: Line, run_id: str, now_us: int, by: str = "", force: str = "", parent: str = ""
+) -> None:
+    """Keep a new run. With ``parent`` it takes over what that run did before the station ``force``."""
+    states = tuple(StationState(station.name) for station in line.stations)
+    if parent:
+        again = forced(force, line)
+        before = {state.name: state for state in draft.runs[parent].stations}
+        states = tuple(
+            state
+            if state.name in again or state.name not in before
+            else _taken_over(before[state.name], parent)
+            for state in states
+        )
+    draft.put_run(Run(run_id, line.name, RunStatus.RUNNING, now_us, states, by, force, parent=parent))
+    draft.touched_runs.add(run_id)
+
+
+def _taken_over(state: StationState, parent: str) -> StationState:
+    reason = f"taken over from {parent}"
+    return replace(state, status=StationStatus.REUSED, job="", usage=WorkUsage(), reason=reason)
+
+
+def paused(draft: Draft, event: RunPaused) -> None:
+    """Stop the run's jobs at their checkpoints; nothing new starts."""
+    run = draft.runs[event.run]
+    by = f" by {event.by}" if event.by else ""
+    draft.put_run(replace(run, paused=True, reason=f"paused{by}"))
+    for job in _going(draft, run):
+        jobs.pause(draft, job)
+
+
+def resumed(draft: Draft, event: RunResumed) -> None:
+    """The jobs wait for room again and go on from their checkpoints."""
+    run = draft.runs[event.run]
+    draft.put_run(replace(run, paused=False, reason=""))
+    draft.touched_runs.add(run.id)
+    for job in _going(draft, run):
+        jobs.resume(draft, job)
+
+
+def _going(draft: Draft, run: Run) -> list[Job]:
+    """The jobs of stations that run."""
+    found = [draft.jobs.get(s.job) for s in run.stations if s.status is StationStatus.RUNNING]
+    return [job for job in found if job is not None and not job.status.ended]
 
 
 def cancelled(draft: Draft, event: RunCancelled) -> None:
@@ -84,7 +174,7 @@ def cancelled(draft: Draft, event: RunCancelled) -> None:
     _end(draft, draft.runs[event.run], RunStatus.CANCELLED, f"cancelled{by}", event.at_us)
 
 
-def follow_spec(draft: Draft, old_lines: Mapping[str, Line], now_us: int) -> None:
+def follow_spec(draft: Draft, old_lines: Map[str, Line], now_us: int) -> None:
     """A run whose line was changed or removed ends: its stations would no longer be those it began with."""
     for name in draft.open_runs:
         run = draft.runs[name]
@@ -111,16 +201,6 @@ def advance(draft: Draft, run_id: str, now_us: int) -> None:
     _finish(draft, draft.runs[run_id], now_us)
 
 
-def champion(draft: Draft, line: str) -> Release | None:
-    """What serves for a line now: what its first deployment desires, else the line's newest release."""
-    for deployment in sorted(draft.factory.deployments, key=lambda found: found.name):
-        alias = draft.aliases.get(deployment.name)
-        if deployment.line == line and alias is not None and alias.desired:
-            return draft.releases.get(alias.desired)
-    newest = latest_of_line(draft, line)
-    return draft.releases[newest] if newest else None
-
-
 def _next(draft: Draft, run: Run, line: Line, now_us: int) -> Run | None:
     """The run after one station moved, or ``None`` when none can."""
     states = {state.name: state for state in run.stations}
@@ -128,8 +208,10 @@ def _next(draft: Draft, run: Run, line: Line, now_us: int) -> Run | None:
         state = states[station.name]
         if state.status is StationStatus.RUNNING:
             moved = _observe(draft, run, station, state)
-        elif state.status is StationStatus.WAITING and all(
-            states[need].status in FINISHED for need in station.needs if need in states
+        elif (
+            not run.paused
+            and state.status is StationStatus.WAITING
+            and all(states[need].status in FINISHED for need in station.needs if need in states)
         ):
             moved = _begin(draft, run, line, station, now_us)
         else:
@@ -166,14 +248,14 @@ def _begin(draft: Draft, run: Run, line: Line, station: Station, now_us: int) ->
         return _ended(run, RunStatus.FAILED, reason, now_us)
     if station.kind == "gate":
         return _gate(draft, run, line, station, base, now_us)
-    if station.kind == "pack" and _verdict(run, line, station) is None:
+    if station.kind == "pack" and verdict_before(run, line, station) is None:
         failed = StationState(
             station.name, StationStatus.FAILED, ended_us=now_us, reason="no gate passed before it"
         )
         return _ended(_with(run, failed), RunStatus.FAILED, f"station {station.name}: no gate passed", now_us)
     digest = station_digest(draft, run, line, station, base)
     known = draft.done.get(digest)
-    if known is not None and station.kind != "intake" and station.name not in _forced(run, line):
+    if known is not None and station.kind != "intake" and station.name not in forced(run.force, line):
         reused = StationState(
             station.name,
             StationStatus.REUSED,
@@ -186,26 +268,11 @@ def _begin(draft: Draft, run: Run, line: Line, station: Station, now_us: int) ->
         done = _with(run, reused)
         return _released(draft, done, station, now_us) if station.kind == "pack" else done
     job_id = draft.new_id("j")
-    jobs.submit(draft, job_id, _job_spec(draft, run, line, station, base), now_us)
+    jobs.submit(draft, job_id, job_spec(draft, run, line, station, base), now_us)
     state = StationState(
         station.name, StationStatus.RUNNING, job=job_id, input_digest=digest, started_us=now_us
     )
     return _with(run, state)
-
-
-def station_digest(draft: Draft, run: Run, line: Line, station: Station, base: Imported) -> str:
-    """Digest of all that a station's outputs depend on. Those that meet the champion depend on it too."""
-    found = champion(draft, line.name) if station.kind in ("evaluate", "gate") else None
-    return digest_of(
-        {
-            "kind": station.kind,
-            "params": dict(station.params),
-            "base": base.digest,
-            "champion": found.id if found else "",
-            "code": STATION_CODE_VERSION,
-            "inputs": {name: dict(result.outputs) for name, result in _inputs(run, line, station).items()},
-        }
-    )
 
 
 def _gate(draft: Draft, run: Run, line: Line, station: Station, base: Imported, now_us: int) -> Run:
@@ -213,8 +280,8 @@ def _gate(draft: Draft, run: Run, line: Line, station: Station, base: Imported, 
     found = champion(draft, line.name)
     stations = {found.name: found for found in line.stations}
     evidence: Mapping[str, Any] = {}
-    for need in _upstream(line, station):
-        state = _station(run, need)
+    for need in upstream(line, station):
+        state = state_of(run, need)
         if stations[need].kind != "evaluate" or state.result is None:
             continue
         if station_digest(draft, run, line, stations[need], base) != state.input_digest:
@@ -242,8 +309,8 @@ def _released(draft: Draft, run: Run, station: Station, now_us: int) -> Run:
     """The pack station is done: the release exists, is recorded, and the line's deployments desire it."""
     line = draft.index.lines[run.line]
     base = draft.models[line.base]
-    result = _station(run, station.name).result or JobResult()
-    verdict = _verdict(run, line, station)
+    result = state_of(run, station.name).result or JobResult()
+    verdict = verdict_before(run, line, station)
     digest = result.outputs.get("release") or str(result.evidence.get("manifest_digest", ""))
     known = next(
         (
@@ -256,7 +323,7 @@ def _released(draft: Draft, run: Run, station: Station, now_us: int) -> Run:
     if known is None:
         adapters = [
             found.outputs["adapter_gguf"]
-            for found in _inputs(run, line, station).values()
+            for found in inputs_of(run, line, station).values()
             if "adapter_gguf" in found.outputs
         ]
         known = Release(
@@ -277,71 +344,6 @@ def _released(draft: Draft, run: Run, station: Station, now_us: int) -> Run:
         return _ended(replace(run, release=known.id), RunStatus.FAILED, reason, now_us)
     deployments.promote(draft, known, now_us)
     return replace(run, release=known.id)
-
-
-def _verdict(run: Run, line: Line, station: Station) -> GateVerdict | None:
-    """The passed verdict of the gate before ``station``, or ``None``: without one nothing is packed."""
-    stations = {found.name: found for found in line.stations}
-    for need in reversed(_upstream(line, station)):
-        result = _station(run, need).result
-        if stations[need].kind == "gate" and result is not None:
-            verdict = from_plain(result.evidence, GateVerdict)
-            return verdict if verdict.passed else None
-    return None
-
-
-def _job_spec(draft: Draft, run: Run, line: Line, station: Station, base: Imported) -> JobSpec:
-    found = champion(draft, line.name)
-    inputs = _inputs(run, line, station)
-    return JobSpec(
-        kind="station",
-        tenant=line.tenant,
-        project=line.project,
-        params={
-            "station": station.name,
-            "kind": station.kind,
-            "line": line.name,
-            "run": run.id,
-            "params": dict(station.params),
-            "base": {"model": line.base, "weights": base.digest, "format": base.format},
-            "champion": to_plain(found) if found else None,
-            "inputs": {name: to_plain(result) for name, result in inputs.items()},
-        },
-        resources=station.resources,
-        priority=line.priority,
-        timeout_us=station.timeout_us,
-        run=run.id,
-        station=station.name,
-        name=f"{line.name}/{station.name}",
-    )
-
-
-def _upstream(line: Line, station: Station) -> tuple[str, ...]:
-    """Every station that ``station`` needs, directly or not, in the line's order."""
-    needs = {found.name: found.needs for found in line.stations}
-    seen: set[str] = set()
-    open_names = list(station.needs)
-    while open_names:
-        name = open_names.pop()
-        if name in needs and name not in seen:
-            seen.add(name)
-            open_names.extend(needs[name])
-    return tuple(found.name for found in line.stations if found.name in seen)
-
-
-def _inputs(run: Run, line: Line, station: Station) -> dict[str, JobResult]:
-    """What the stations before it made, by name in the line's order."""
-    found = {name: _station(run, name).result for name in _upstream(line, station)}
-    return {name: result for name, result in found.items() if result is not None}
-
-
-def _forced(run: Run, line: Line) -> set[str]:
-    """Stations that are done anew: the forced one and all that need it."""
-    return {s.name for s in line.stations if run.force and run.force in (s.name, *_upstream(line, s))}
-
-
-def _station(run: Run, name: str) -> StationState:
-    return next(state for state in run.stations if state.name == name)
 
 
 def _with(run: Run, state: StationState) -> Run:
@@ -366,10 +368,8 @@ def _end(draft: Draft, run: Run, status: RunStatus, reason: str, now_us: int) ->
 
 def _stop_jobs(draft: Draft, run: Run, now_us: int) -> None:
     """Stop the jobs of stations that ran when the run ended."""
-    for state in run.stations:
-        job: Job | None = draft.jobs.get(state.job) if state.status is StationStatus.RUNNING else None
-        if job is not None and not job.status.ended:
-            jobs.cancel(draft, job.id, now_us)
+    for job in _going(draft, run):
+        jobs.cancel(draft, job.id, now_us)
 
 
 def _finish(draft: Draft, run: Run, now_us: int) -> None:

@@ -29,6 +29,7 @@ from tokenmill.domain.work import (
     Release,
     Replica,
     Run,
+    Tuning,
 )
 from tokenmill.policy.scale import ScaleMemory
 
@@ -45,6 +46,7 @@ MAPS: dict[str, type] = {
     "runs": Run,
     "releases": Release,
     "recalls": Recall,
+    "tunings": Tuning,
     "keys": Key,
     "done": JobResult,
     "scaling": ScaleMemory,
@@ -78,6 +80,8 @@ def load(body: Mapping[str, Any]) -> State:
         values[name] = Map({key: from_plain(plain, kind) for key, plain in body.get(name, {}).items()})
     bare = {name: values[name] for name in known}
     state = State(**bare)
-    index = index_state(state.factory, state.nodes, state.leases, state.replicas, state.jobs, state.runs)
+    index = index_state(
+        state.factory, state.nodes, state.leases, state.replicas, state.jobs, state.runs, state.tunings
+    )
     indexed = State(**bare, index=index)
     return State(**bare, index=index, table=table_of(indexed))

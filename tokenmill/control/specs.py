@@ -23,7 +23,7 @@ def check_applied(state: State, event: SpecApplied) -> None:
 def applied(draft: Draft, event: SpecApplied) -> None:
     """The new spec is the desired state from now on."""
     old = draft.factory
-    old_lines = {line.name: line for line in old.lines}
+    old_lines = draft.index.lines
     draft.factory = event.factory
     draft.version += 1
     draft.reindex()

@@ -25,6 +25,7 @@ from tokenmill.domain.work import (
     Release,
     Replica,
     Run,
+    Tuning,
 )
 from tokenmill.policy.scale import ScaleMemory
 
@@ -50,6 +51,7 @@ class State:
     runs: Map[str, Run] = Map()
     releases: Map[str, Release] = Map()
     recalls: Map[str, Recall] = Map()  # by release
+    tunings: Map[str, Tuning] = Map()
     keys: Map[str, Key] = Map()
     done: Map[str, JobResult] = Map()  # station input digest -> what it made
     scaling: Map[str, ScaleMemory] = Map()  # deployment -> what its scaling remembers

@@ -59,7 +59,8 @@ def _aliases(state: State) -> tuple[AliasEntry, ...]:
         for name in peer.aliases:
             peers.setdefault(name, []).append(peer)
     entries: list[AliasEntry] = []
-    for deployment in state.factory.deployments:
+    own = (tuning.deployment for _, tuning in sorted(state.tunings.items()) if not tuning.dropped)
+    for deployment in (*state.factory.deployments, *own):
         alias = state.aliases.get(deployment.name)
         if alias is not None:
             away = tuple(_peer(peer, deployment.name) for peer in peers.pop(deployment.name, ()))

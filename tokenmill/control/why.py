@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tokenmill.control.index import queue_key
+from tokenmill.control.index import HELD_US, queue_key
 from tokenmill.control.releases import fits
 from tokenmill.control.state import State
 from tokenmill.control.table import reason_of
@@ -81,6 +81,11 @@ def _job(state: State, job: Job, now_us: int) -> Explanation:
         lost = sorted({node for node in job.nodes if node in state.nodes and state.nodes[node].lost})
         changes = [f"node {node} comes back, so that its processes are known to be gone" for node in lost]
         return Explanation(job.id, "job", job.status, RULE_PLACE, tuple(reasons), (), tuple(changes))
+    if job.retry_us >= HELD_US:
+        rule = "A paused run starts nothing; what it had begun goes on from its checkpoint."
+        return Explanation(
+            job.id, "job", "pending", rule, ("it is paused",), (), (f"{job.spec.run} is resumed",)
+        )
     if job.retry_us > 0:
         wait_s = max(0, job.retry_us - now_us) // 1_000_000
         rule = "A failed attempt is repeated after a back-off that doubles, at most a minute."

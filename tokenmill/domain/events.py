@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tokenmill.domain.factory import Factory, Node
 from tokenmill.domain.outcomes import Outcomes
-from tokenmill.domain.work import Imported, JobResult, JobSpec, Key, WorkUsage
+from tokenmill.domain.work import Imported, JobResult, JobSpec, Key, Tuning, WorkUsage
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +124,48 @@ class RunSubmitted:
     line: str
     by: str = ""
     force: str = ""
+    parent: str = ""  # an earlier run: what it did before ``force`` is taken over as it is
 
 
 @dataclass(frozen=True, slots=True)
 class RunCancelled:
     at_us: int
     run: str
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunPaused:
+    """Stop what a run does, to go on later from the last checkpoint."""
+
+    at_us: int
+    run: str
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunResumed:
+    at_us: int
+    run: str
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TuningRequested:
+    """A tenant wants a model of its own; ``run`` is the id of the run that makes it."""
+
+    at_us: int
+    tuning: Tuning
+    run: str
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TuningDropped:
+    """A tenant wants its fine-tuned model no more."""
+
+    at_us: int
+    tuning: str
     by: str = ""
 
 
@@ -235,6 +271,10 @@ Event = (
     | JobCancelled
     | RunSubmitted
     | RunCancelled
+    | RunPaused
+    | RunResumed
+    | TuningRequested
+    | TuningDropped
     | RollbackRequested
     | AliasSteered
     | ReleaseRecalled

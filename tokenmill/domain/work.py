@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from tokenmill.domain.factory import Deployment, Node, Resources
+from tokenmill.domain.factory import Deployment, Line, Node, Resources
 from tokenmill.domain.outcomes import NOTHING_SEEN, Outcomes
 
 
@@ -187,6 +187,21 @@ class Run:
     release: str = ""
     ended_us: int = 0
     reason: str = ""
+    parent: str = ""  # the run whose stations before ``force`` it took over
+    paused: bool = False  # nothing of it starts; what runs was stopped at its checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """What a tenant asked for by the fine-tuning API. ``asked`` is its own words, for its own eyes."""
+
+    id: str
+    line: Line
+    deployment: Deployment  # its name is the model's
+    created_us: int
+    run: str = ""
+    dropped: bool = False
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""``tokenmill runs``: list, show (and follow) or cancel runs of lines."""
+"""``tokenmill runs``: list, show (and follow), pause, resume or cancel runs of lines."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Id = Annotated[str, typer.Argument(help="Id of the run, as in the list.")]
 
 @app.callback(invoke_without_command=True)
 def runs(ctx: typer.Context, directory: Directory = None, file: File = None, as_json: AsJson = False) -> None:
-    """List, show or cancel runs."""
+    """List, show, pause, resume or cancel runs."""
     if ctx.invoked_subcommand is None:
         list_runs(directory, file, as_json)
 
@@ -100,6 +100,27 @@ def cancel(
         print_json(found)
     else:
         stdout().print(f"{run} is cancelled.")
+
+
+@app.command("pause", epilog=examples("tokenmill runs pause run-000002"))
+def pause(run: Id, directory: Directory = None, file: File = None, as_json: AsJson = False) -> None:
+    """Stop a run at its checkpoint; it holds no resources until it is resumed."""
+    _steer(run, "pause", directory, file, as_json)
+
+
+@app.command("resume", epilog=examples("tokenmill runs resume run-000002"))
+def resume(run: Id, directory: Directory = None, file: File = None, as_json: AsJson = False) -> None:
+    """Let a paused run go on from its checkpoint."""
+    _steer(run, "resume", directory, file, as_json)
+
+
+def _steer(run: str, action: str, directory: Directory, file: File, as_json: bool) -> None:
+    with connect(locate(directory, file)) as client:
+        found = client.post(f"/api/runs/{run}/{action}")
+    if as_json:
+        print_json(found)
+    else:
+        stdout().print(f"{run} is {'paused' if found['paused'] else 'going on'}.")
 
 
 def _shares(verdict: dict[str, Any] | None) -> str:
