@@ -11,6 +11,7 @@ import psutil
 
 from tokenmill.domain.factory import Accelerator, Factory, Node
 from tokenmill.floor.energy import Counter, NvmlCounter
+from tokenmill.spec.catalogue import catalogue
 
 LOCAL_NODE = "local"
 
@@ -68,6 +69,19 @@ def device_index(accelerator: str) -> str:
     return accelerator.rpartition("gpu")[2]
 
 
+def kind_of(name: str) -> str:
+    """Return what the catalogue calls a GPU that its driver calls ``name``, such as "NVIDIA H100 80GB HBM3".
+
+    One that the catalogue does not have keeps its driver's name, in small letters.
+    """
+    plain = name.lower().replace(" ", "-")
+    words = set(plain.split("-"))
+    board = "pcie" if "pcie" in words else "sxm"
+    known = [kind for kind in catalogue().accelerators if kind.split("-")[0] in words]
+    known = [kind for kind in known if board in kind.split("-")] or known
+    return min(known, key=lambda kind: (len(kind), kind), default=plain)
+
+
 def _gpus(node_id: str) -> list[tuple[Accelerator, Counter]]:
     nvml = _nvml()
     if nvml is None:
@@ -77,7 +91,7 @@ def _gpus(node_id: str) -> list[tuple[Accelerator, Counter]]:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         name = nvml.nvmlDeviceGetName(handle)
         memory = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
-        kind = (name.decode() if isinstance(name, bytes) else str(name)).lower().replace(" ", "-")
+        kind = kind_of(name.decode() if isinstance(name, bytes) else str(name))
         gpu = Accelerator(id=f"{node_id}/gpu{index}", kind=kind, memory_bytes=memory)
         found.append((gpu, NvmlCounter(nvml, handle)))
     return found
