@@ -47,7 +47,7 @@ from tokenmill.floor.lock import (
     write_controller,
 )
 from tokenmill.floor.log_lines import log_to
-from tokenmill.floor.node import factory_mark
+from tokenmill.floor.node import factory_mark, signatures_of
 from tokenmill.floor.ports import Floor
 from tokenmill.floor.records import Records, write_atomically
 from tokenmill.floor.runtime import Runtime
@@ -97,6 +97,8 @@ def build_controller(paths: Paths, settings: Settings, factory_file: Path) -> Co
     paths.root.chmod(0o700)  # prompts, keys' digests and the socket are the factory user's alone
     store = open_store(paths.database_url(settings))
     floor = make_floor(paths, settings, factory_file.parent)
+    signatures = signatures_of(paths)
+    signatures.ensure_key()
     runtime = Runtime(
         store,
         floor,
@@ -108,6 +110,7 @@ def build_controller(paths: Paths, settings: Settings, factory_file: Path) -> Co
             queue_events=settings.queue_events,
             leader_ttl_us=settings.leader_ttl_us,
             snapshot_every=settings.snapshot_every,
+            sign=signatures.sign,
         ),
     )
     started_us = now_us()

@@ -19,6 +19,7 @@ from tokenmill.floor.log_lines import JsonLines, without_secrets
 from tokenmill.floor.records import Record, Records
 from tokenmill.spec.settings import Paths
 from tokenmill.store.artifacts import Artifacts
+from tokenmill.store.signing import Signatures
 
 NOW_US = 1_800_000_000_000_000
 
@@ -145,7 +146,7 @@ def test_verifier_reads_an_artifact_once_until_it_changes(
 ) -> None:
     artifacts = Artifacts(tmp_path)
     digest = artifacts.put_bytes(b"weights")
-    verifier = Verifier(artifacts)
+    verifier = Verifier(artifacts, Signatures(tmp_path / "keys", tmp_path / "signatures"))
     read = []
     verify = artifacts.verify
     monkeypatch.setattr(artifacts, "verify", lambda d: (read.append(d), verify(d))[1])

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 from tokenmill.domain.errors import DataError
 from tokenmill.domain.work import JobResult
@@ -142,3 +144,10 @@ def test_pack_needs_an_evaluation_and_an_adapter(job_of: Callable[..., StationJo
     judged = {"evaluate": JobResult(evidence=evidence())}
     with pytest.raises(DataError, match="needs 'adapter_hf'"):
         run_station(job_of("pack", {}, judged, base={"model": "m", "weights": WEIGHTS}))
+
+
+def test_the_bill_of_materials_is_valid_cyclonedx(packed: tuple[StationJob, JobResult]) -> None:
+    job, done = packed
+    release = job.artifacts.path(done.outputs["release"])
+    validator = JsonStrictValidator(SchemaVersion.V1_6)
+    assert validator.validate_str((release / "bom.cdx.json").read_text()) is None

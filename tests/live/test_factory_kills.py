@@ -225,3 +225,20 @@ def test_corrupt_weights_never_serve(serving, until: Until) -> None:
 
     until(told)
     check_ended(serving)
+
+
+def test_what_nobody_trusted_signed_never_serves(serving, until: Until) -> None:
+    """A signature by a stranger's key; the bytes themselves are whole."""
+    release = serving.api("GET", "/api/models")["releases"][0]["id"]
+    (trusted,) = (serving.paths.keys / "trusted").glob("*.pem")
+    trusted.rename(trusted.with_suffix(".distrusted"))
+    os.kill(serving.processes()["r-000001"], signal.SIGKILL)
+
+    def told() -> str:
+        shown = serving.api("GET", "/api/status")["deployments"][0]
+        return " ".join(replica["reason"] for replica in shown["replicas"])
+
+    until(lambda: f"release {release} is not loaded: no trusted key signed it" in told())
+    trusted.with_suffix(".distrusted").rename(trusted)
+    until(serving.answers)
+    check_ended(serving)

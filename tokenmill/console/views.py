@@ -219,7 +219,8 @@ def release_view(state: State, release: Release) -> dict[str, Any]:
         if any(target.release == release.id for target in alias.targets)
     ]
     plain: dict[str, Any] = to_plain(release)
-    return {**plain, "serving": aliases}
+    recall = state.recalls.get(release.id)
+    return {**plain, "serving": aliases, "recalled": to_plain(recall) if recall else None}
 
 
 def alias_view(alias: Alias) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from tokenmill.domain.codec import from_plain, to_plain
 from tokenmill.domain.errors import DataError, TokenmillError
 from tokenmill.domain.events import ModelImported
 from tokenmill.domain.factory import Model
-from tokenmill.domain.work import Imported
+from tokenmill.domain.work import Imported, Release
 from tokenmill.floor import logs
 from tokenmill.floor.gangs import last_line
 from tokenmill.floor.ports import Clock, Report
@@ -28,6 +28,7 @@ from tokenmill.floor.records import write_atomically
 from tokenmill.floor.workers import NICE
 from tokenmill.spec.settings import Paths
 from tokenmill.store.artifacts import Artifacts
+from tokenmill.store.signing import Signatures
 
 
 class Imports:
@@ -130,15 +131,23 @@ def read_imported(model: Model, path: Path, reason: str, log: Path) -> Imported:
 
 
 class Verifier:
-    """Checks artifacts against their digests, each once for as long as its files look the same.
+    """Checks releases' signatures, and artifacts against their digests, each once for as long as its files
+    look the same.
 
     "The same" is path, size, inode and modification time of every file; threads may share it.
     """
 
-    def __init__(self, artifacts: Artifacts) -> None:
+    def __init__(self, artifacts: Artifacts, signatures: Signatures) -> None:
         self._artifacts = artifacts
+        self._signatures = signatures
         self._seen: dict[str, tuple[tuple[str, int, int, int], ...]] = {}
         self._lock = threading.Lock()
+
+    def check(self, release: Release) -> None:
+        """Raise ``CorruptWeightsError`` unless a trusted key signed this release and its bytes are whole."""
+        self._signatures.verify(release)
+        for digest in {release.weights, release.adapter, release.digest} - {""}:
+            self.verified(digest)
 
     def verified(self, digest: str) -> Path:
         """Return the path of a whole artifact. Raises ``CorruptWeightsError`` or ``NotFoundError``."""

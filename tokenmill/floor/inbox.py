@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tokenmill.domain.errors import NotLeaderError, TokenmillError
 from tokenmill.domain.events import Event
+from tokenmill.domain.work import Release
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,7 @@ class RuntimeOptions:
     leader_ttl_us: int = 10_000_000
     snapshot_every: int = 2_000
     ingest_every_us: int = 500_000
+    sign: Callable[[Release], None] | None = None  # bless a release before it is recorded
 
 
 @dataclass(slots=True)

@@ -38,6 +38,7 @@ def prepare(effect: StartReplica, factory: Factory, verifier: Verifier, host: st
     deployment, release = effect.deployment, effect.release
     if deployment.url:
         return remote(deployment.url)
+    verifier.check(release)
     engine = adapter.engine_named(deployment.engine)
     port = free_port()
     resources = deployment.resources

@@ -28,6 +28,7 @@ from tokenmill.floor.replicas import Replicas
 from tokenmill.floor.workers import Share
 from tokenmill.spec.settings import Paths, Settings
 from tokenmill.store.artifacts import Artifacts
+from tokenmill.store.signing import Signatures
 
 PROGRESS_EVERY_S = 1.0
 SWEEP_EVERY_S = 30.0
@@ -65,7 +66,7 @@ class NodeWorkers:
             Replicas(
                 self.supervisor,
                 paths,
-                Verifier(Artifacts(paths.artifacts)),
+                Verifier(Artifacts(paths.artifacts), signatures_of(paths)),
                 self.accounts,
                 report,
                 current,
@@ -148,6 +149,11 @@ class NodeWorkers:
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
             await asyncio.to_thread(self.supervisor.kill_strays)
+
+
+def signatures_of(paths: Paths) -> Signatures:
+    """The signatures of a data directory's releases."""
+    return Signatures(paths.keys, paths.artifacts / "signatures")
 
 
 def factory_mark(paths: Paths) -> str:

@@ -279,6 +279,8 @@ class Runtime:
         elif isinstance(effect, RecordRecall):
             await self._until_done("store", self._store.registry.record_recall, effect.recall)
         else:
+            if self._options.sign is not None:  # before anything may load it
+                await self._until_done("signatures", self._options.sign, effect.release)
             await self._until_done("store", self._store.registry.record_release, effect.release)
 
     async def _snapshot(self) -> None:

@@ -304,6 +304,11 @@ class Paths:
         return self.root / "artifacts"
 
     @property
+    def keys(self) -> Path:
+        """The key that signs releases, and those that are trusted."""
+        return self.root / "keys"
+
+    @property
     def run(self) -> Path:
         return self.root / "run"
 

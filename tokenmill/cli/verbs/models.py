@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import typer
@@ -11,8 +12,13 @@ from tokenmill.cli.client import connect
 from tokenmill.cli.options import AsJson, Directory, File, locate
 from tokenmill.cli.output import add_rows, examples, print_json, status_text, stdout, table
 from tokenmill.console.text import clock, short_digest, size
+from tokenmill.domain.codec import from_plain
 from tokenmill.domain.errors import CorruptWeightsError, TokenmillError
+from tokenmill.domain.work import Release
+from tokenmill.floor.node import signatures_of
 from tokenmill.store.artifacts import Artifacts
+
+RECORD = tuple(item.name for item in fields(Release))
 
 app = typer.Typer(
     add_completion=False,
@@ -58,7 +64,7 @@ def list_models(directory: Directory = None, file: File = None, as_json: AsJson 
             item["origin"],
             _verdict(item["verdict"]),
             clock(item["created_us"]),
-            ", ".join(item["serving"]) or "-",
+            "recalled" if item["recalled"] else ", ".join(item["serving"]) or "-",
         )
         for item in found["releases"]
     ]
@@ -68,7 +74,7 @@ def list_models(directory: Directory = None, file: File = None, as_json: AsJson 
 
 @app.command("verify", epilog=examples("tokenmill models verify"))
 def verify(directory: Directory = None, file: File = None, as_json: AsJson = False) -> None:
-    """Read all weights and adapters again and compare them with their digests."""
+    """Read all weights and adapters again and compare them with their digests; check every signature."""
     place = locate(directory, file)
     with connect(place) as client:
         found = client.get("/api/models")
@@ -82,6 +88,16 @@ def verify(directory: Directory = None, file: File = None, as_json: AsJson = Fal
             rows.append({"digest": digest, "ok": True, "error": ""})
         except TokenmillError as error:
             rows.append({"digest": digest, "ok": False, "error": str(error)})
+    signatures = signatures_of(place.paths)
+    for item in found["releases"]:
+        if not item["weights"]:
+            continue
+        row = {"digest": f"signature of {item['id']}", "ok": True, "error": ""}
+        try:
+            signatures.verify(from_plain({name: item[name] for name in RECORD}, Release))
+        except TokenmillError as error:
+            row |= {"ok": False, "error": str(error)}
+        rows.append(row)
     if as_json:
         print_json(rows)
     else:
@@ -89,7 +105,7 @@ def verify(directory: Directory = None, file: File = None, as_json: AsJson = Fal
             (row["digest"], status_text("done" if row["ok"] else "failed"), escape(str(row["error"])))
             for row in rows
         ]
-        stdout().print(add_rows(table("Artifact", "Bytes", "Error"), cells, "nothing to verify yet"))
+        stdout().print(add_rows(table("Artifact", "Whole", "Error"), cells, "nothing to verify yet"))
     broken = [row for row in rows if not row["ok"]]
     if broken:
         raise CorruptWeightsError(
