@@ -40,7 +40,7 @@ def busy(mill: Mill) -> Mill:
     mill.tell(ev.JobSubmitted, "running", SPEC)
     mill.tell(ev.JobSubmitted, "stopping", SPEC)
     mill.tell(ev.JobCancelled, "stopping")
-    mill.tell(ev.JobSubmitted, "pending", JobSpec("command", "a", "p", resources=GPU, workers=9))
+    mill.tell(ev.JobSubmitted, "pending", JobSpec("command", "a", "p", resources=GPU, workers=4))
     return mill
 
 

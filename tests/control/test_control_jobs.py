@@ -6,7 +6,7 @@ import pytest
 from control_mill import GPU, SMALL, Mill, chat, factory
 
 from tokenmill.control.core import check
-from tokenmill.control.jobs import PATIENCE_US
+from tokenmill.control.schedule import PATIENCE_US
 from tokenmill.domain import events as ev
 from tokenmill.domain.effects import ChargeWork, StartJob, StopJob
 from tokenmill.domain.errors import ConflictError, NotFoundError, RefusedError
@@ -74,7 +74,7 @@ def test_timeout_stops_then_fails_and_holds_until_gone(floor: Mill) -> None:
 
 def test_cancel_waiting_and_running(floor: Mill) -> None:
     floor.tell(ev.JobSubmitted, "running", SPEC)
-    floor.tell(ev.JobSubmitted, "waiting", replace(SPEC, workers=9))
+    floor.tell(ev.JobSubmitted, "waiting", replace(SPEC, workers=8, resources=replace(GPU, cpu_millis=1)))
     floor.tell(ev.JobCancelled, "waiting")
     assert floor.state.jobs["waiting"].status is JobStatus.CANCELLED
     floor.tell(ev.JobCancelled, "running")
@@ -112,8 +112,19 @@ def test_small_jobs_fill_gaps_until_the_big_one_loses_patience(floor: Mill) -> N
     assert [effect.job for effect in floor.of(StartJob)] == ["big"]
 
 
+def test_what_can_never_fit_is_refused_with_what_would(floor: Mill) -> None:
+    never = replace(SPEC, workers=99, resources=replace(GPU, cpu_millis=1))
+    with pytest.raises(RefusedError, match="can never start") as refused:
+        check(floor.state, ev.JobSubmitted(floor.now, "never", never))
+    assert "at most 8 such workers" in str(refused.value)
+    floor.tell(ev.JobSubmitted, "never", never)
+    assert "never" not in floor.state.jobs
+
+
 def test_what_can_never_fit_holds_up_nobody(floor: Mill) -> None:
-    floor.tell(ev.JobSubmitted, "never", replace(SPEC, workers=99))
+    """A template is not refused, its factory file was: it waits, and the rest goes on."""
+    never = JobTemplate("never", "a", "p", ("true",), replace(GPU, cpu_millis=1), workers=99)
+    floor.apply(factory(jobs=(never,)))
     floor.now += PATIENCE_US + 1
     floor.tell(ev.JobSubmitted, "s", SPEC)
     assert [effect.job for effect in floor.of(StartJob)] == ["s"]
@@ -141,9 +152,10 @@ def test_templates_start_once(floor: Mill) -> None:
 def test_residency_bounds_jobs(mill: Mill) -> None:
     mill.join("us", gpus=1, site="there")
     mill.apply(factory(tenants=(Tenant("a", (Project("p"),), jurisdictions=("EU",)),)))
-    mill.tell(ev.JobSubmitted, "j", SPEC)
-    assert mill.of(StartJob) == []
+    with pytest.raises(RefusedError, match="can never start"):
+        check(mill.state, ev.JobSubmitted(mill.now, "j", SPEC))
     mill.join("eu", gpus=1)
+    mill.tell(ev.JobSubmitted, "j", SPEC)
     assert mill.of(StartJob)[0].nodes == ("eu",)
 
 

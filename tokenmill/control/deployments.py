@@ -246,7 +246,7 @@ def _make_room(draft: Draft, deployment: Deployment, waiting: Replica, now_us: i
         return
     demand = replicas.demand_of(draft, deployment, release)
     leaving = {replica.id for replica in old}
-    if place(draft.rooms_if(lambda lease: lease.owner not in leaving), demand) is not None:
+    if place(draft.fleet_if(lambda lease: lease.owner not in leaving), demand) is not None:
         replicas.retire(draft, old[0], now_us, "it makes room for the changed deployment")
 
 

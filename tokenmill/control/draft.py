@@ -7,7 +7,7 @@ cycles change records through its methods alone, so that no index can be forgott
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from immutables import Map
 
@@ -15,21 +15,24 @@ from tokenmill.control.index import (
     Index,
     Timer,
     given_back,
+    holding,
     id_order,
     index_state,
     job_timer,
     lease_timer,
+    priority_of,
     queue_key,
     queued,
     replica_timer,
     room_of,
+    schedulable,
     taken,
 )
 from tokenmill.control.state import State
 from tokenmill.domain.effects import Effect
 from tokenmill.domain.work import Alias, Job, Lease, Replica, ReplicaStatus, Run
-from tokenmill.policy.place import Room
-from tokenmill.policy.share import NOTHING, Holding
+from tokenmill.policy.fleet import Fleet, Room, fleet_of
+from tokenmill.policy.share import NO_USAGE, NOTHING, Holding, dominant_ppm, used
 
 
 class Draft:
@@ -43,6 +46,7 @@ class Draft:
         "effects",
         "epoch",
         "factory",
+        "fleet",
         "freed",
         "freed_nodes",
         "fresh_jobs",
@@ -57,10 +61,12 @@ class Draft:
         "nodes",
         "open_runs",
         "queues",
+        "ranks",
         "recalls",
         "releases",
         "replicas",
         "replicas_of",
+        "reservations",
         "rooms",
         "runs",
         "scaling",
@@ -70,6 +76,7 @@ class Draft:
         "touched_runs",
         "tunings",
         "unplaced",
+        "usage",
         "version",
     )
 
@@ -100,11 +107,15 @@ class Draft:
         self.keys = state.keys
         self.done = state.done
         self.scaling = state.scaling
+        self.reservations = state.reservations
+        self.usage = state.usage
         self._take_index(state.index)
 
     def _take_index(self, index: Index) -> None:
         self.index = index
         self.rooms: Map[str, Room] = index.rooms
+        self.fleet = index.fleet
+        self.ranks = index.ranks
         self.held: Map[str, Holding] = index.held
         self.leases_of = index.leases_of
         self.replicas_of = index.replicas_of
@@ -135,6 +146,10 @@ class Draft:
             old.lines,
             old.tenants,
             self.rooms,
+            self.fleet,
+            old.idle,
+            old.shapes,
+            self.ranks,
             old.total,
             self.held,
             self.leases_of,
@@ -163,6 +178,8 @@ class Draft:
             self.keys,
             self.done,
             self.scaling,
+            self.reservations,
+            self.usage,
             index,
             self.base.table,
         )
@@ -193,6 +210,12 @@ class Draft:
                 self.queues = self.queues.delete(key)
             else:
                 self.queues = self.queues.set(key, waiting[:at] + waiting[at + 1 :])
+        held = old is not None and holding(old)
+        holds = holding(job)
+        if held != holds:
+            rank = priority_of(job.spec, self.index.tenants)
+            count = self.ranks.get(rank, 0) + (1 if holds else -1)
+            self.ranks = self.ranks.set(rank, count) if count else self.ranks.delete(rank)
         self._move_timer(job_timer(old) if old is not None else None, job_timer(job))
 
     def put_replica(self, replica: Replica) -> None:
@@ -237,54 +260,76 @@ class Draft:
         self.aliases = self.aliases.set(alias.name, alias)
         self.touched_deployments.add(alias.deployment)
 
-    def grant(self, lease: Lease) -> None:
-        """Hold ``lease``'s resources until ``release``."""
+    def grant(self, leases: Sequence[Lease], now_us: int) -> None:
+        """Hold the resources of one owner's leases until ``release``."""
         self.changed = True
-        self.leases = self.leases.set(lease.id, lease)
-        ids = self.leases_of.get(lease.owner, ())
-        self.leases_of = self.leases_of.set(lease.owner, (*ids, lease.id))
-        self.rooms = self.rooms.set(lease.node, taken(self.rooms[lease.node], lease))
-        held = self.held.get(lease.tenant) or NOTHING
-        more = held.plus(lease.cpu_millis, lease.memory_bytes, len(lease.accelerators))
-        self._hold(lease.tenant, more)
-        self._move_timer(None, lease_timer(lease))
+        first = leases[0]
+        changed: dict[str, Room] = {}
+        known, rooms = self.leases, self.rooms
+        cpu_millis = memory_bytes = accelerators = 0
+        for lease in leases:
+            known = known.set(lease.id, lease)
+            changed[lease.node] = taken(changed.get(lease.node) or rooms[lease.node], lease)
+            cpu_millis += lease.cpu_millis
+            memory_bytes += lease.memory_bytes
+            accelerators += len(lease.accelerators)
+        self.leases = known
+        self.leases_of = self.leases_of.set(first.owner, tuple([lease.id for lease in leases]))
+        self._put_rooms(changed)
+        self._hold(first.tenant, cpu_millis, memory_bytes, accelerators, now_us)
+        self._move_timer(None, lease_timer(first))
 
-    def release(self, owner: str) -> tuple[Lease, ...]:
+    def release(self, owner: str, now_us: int) -> tuple[Lease, ...]:
         """Give back all that ``owner`` holds, and say what that was."""
         ids = self.leases_of.get(owner, ())
         if not ids:
             return ()
         self.changed = True
         self.freed = True
-        ended = tuple(self.leases[name] for name in ids)
+        ended = tuple([self.leases[name] for name in ids])
         self.leases_of = self.leases_of.delete(owner)
+        changed: dict[str, Room] = {}
+        cpu_millis = memory_bytes = accelerators = 0
         for lease in ended:
             self.leases = self.leases.delete(lease.id)
-            room = self.rooms.get(lease.node)
+            room = changed.get(lease.node) or self.rooms.get(lease.node)
             if room is not None:
-                if self.freed_nodes is not None:
-                    self.freed_nodes.add(lease.node)
-                back = given_back(room, lease, self.nodes[lease.node].node)
-                self.rooms = self.rooms.set(lease.node, back)
-            held = self.held.get(lease.tenant) or NOTHING
-            less = held.plus(-lease.cpu_millis, -lease.memory_bytes, -len(lease.accelerators))
-            self._hold(lease.tenant, less)
-            self._move_timer(lease_timer(lease), None)
+                changed[lease.node] = given_back(room, lease, self.nodes[lease.node].node)
+            cpu_millis += lease.cpu_millis
+            memory_bytes += lease.memory_bytes
+            accelerators += len(lease.accelerators)
+        if self.freed_nodes is not None:
+            self.freed_nodes.update(changed)
+        self._put_rooms(changed)
+        self._hold(ended[0].tenant, -cpu_millis, -memory_bytes, -accelerators, now_us)
+        self._move_timer(lease_timer(ended[0]), None)
         return ended
 
-    def rooms_if(self, stays: Callable[[Lease], bool]) -> list[Room]:
-        """What every live node would have free if only leases that ``stays`` accepts were held."""
+    def _put_rooms(self, changed: dict[str, Room]) -> None:
+        for node, room in changed.items():
+            self.rooms = self.rooms.set(node, room)
+        self.fleet = self.fleet.with_rooms(changed.values())
+
+    def fleet_if(self, stays: Callable[[Lease], bool]) -> Fleet:
+        """The fleet as it would be if only leases that ``stays`` accepts were held."""
         rooms: dict[str, Room] = {}
         for name, room in self.rooms.items():
             rooms[name] = room_of(self.nodes[name].node, room.jurisdiction)
         for lease in self.leases.values():
             if lease.node in rooms and stays(lease):
                 rooms[lease.node] = taken(rooms[lease.node], lease)
-        return list(rooms.values())
+        return fleet_of(rooms.values(), schedulable(self.factory))
 
-    def _hold(self, tenant: str, holding: Holding) -> None:
-        if holding != NOTHING:
-            self.held = self.held.set(tenant, holding)
+    def _hold(self, tenant: str, cpu_millis: int, memory_bytes: int, accelerators: int, now_us: int) -> None:
+        """The tenant holds that much more, or less; what it held until now goes into its usage over time."""
+        held = self.held.get(tenant) or NOTHING
+        if tenant:
+            known = self.usage.get(tenant) or NO_USAGE
+            if known.at_us != now_us:
+                self.usage = self.usage.set(tenant, used(known, dominant_ppm(held, self.index.total), now_us))
+        more = held.plus(cpu_millis, memory_bytes, accelerators)
+        if more != NOTHING:
+            self.held = self.held.set(tenant, more)
         elif tenant in self.held:
             self.held = self.held.delete(tenant)
 

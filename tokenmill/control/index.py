@@ -13,8 +13,18 @@ from dataclasses import dataclass
 from immutables import Map
 
 from tokenmill.domain.factory import Deployment, Factory, Line, Node, Resources, Tenant
-from tokenmill.domain.work import Job, JobStatus, Lease, NodeState, Replica, ReplicaStatus, Run, Tuning
-from tokenmill.policy.place import Room
+from tokenmill.domain.work import (
+    Job,
+    JobSpec,
+    JobStatus,
+    Lease,
+    NodeState,
+    Replica,
+    ReplicaStatus,
+    Run,
+    Tuning,
+)
+from tokenmill.policy.fleet import Fleet, Room, fleet_of
 from tokenmill.policy.share import NOTHING, Holding
 
 Timer = tuple[int, str, str]  # (at_us, "job" | "lease" | "replica", id)
@@ -30,6 +40,10 @@ class Index:
     lines: Map[str, Line] = Map()
     tenants: Map[str, Tenant] = Map()
     rooms: Map[str, Room] = Map()  # by node
+    fleet: Fleet = Fleet()  # the same rooms, by block
+    idle: Fleet = Fleet()  # as it would be with nothing held and no node lost
+    shapes: tuple[Room, ...] = ()  # one idle node of each kind that there is
+    ranks: Map[int, int] = Map()  # priority -> jobs of that priority that hold something
     total: Holding = Holding()
     held: Map[str, Holding] = Map()  # by tenant
     leases_of: Map[str, tuple[str, ...]] = Map()  # by owner
@@ -79,10 +93,20 @@ def queued(job: Job) -> bool:
 
 
 def queue_key(job: Job, tenants: Map[str, Tenant]) -> QueueKey:
-    """The queue a job waits in. A tenant's priority and the job's own add up."""
+    """The queue a job waits in."""
     spec = job.spec
+    return priority_of(spec, tenants), spec.tenant, spec.resources, spec.workers
+
+
+def priority_of(spec: JobSpec, tenants: Mapping[str, Tenant]) -> int:
+    """A tenant's priority and the job's own add up."""
     tenant = tenants.get(spec.tenant)
-    return (tenant.priority if tenant else 0) + spec.priority, spec.tenant, spec.resources, spec.workers
+    return (tenant.priority if tenant else 0) + spec.priority
+
+
+def holding(job: Job) -> bool:
+    """Whether a job's processes run or may still run."""
+    return job.status in (JobStatus.STARTING, JobStatus.RUNNING, JobStatus.STOPPING)
 
 
 def room_of(node: Node, jurisdiction: str) -> Room:
@@ -96,6 +120,10 @@ def room_of(node: Node, jurisdiction: str) -> Room:
         node.cpu_millis,
         node.memory_bytes,
         node.accelerators,
+        0,
+        node.leaf,
+        node.rail,
+        node.row,
     )
 
 
@@ -103,7 +131,8 @@ def taken(room: Room, lease: Lease) -> Room:
     """The room that is left beside ``lease``."""
     free = room.accelerators
     if lease.accelerators:
-        free = tuple(a for a in free if a.id not in lease.accelerators)
+        gone = lease.accelerators
+        free = () if len(gone) == len(free) else tuple([a for a in free if a.id not in gone])
     return Room(
         room.node,
         room.site,
@@ -113,6 +142,10 @@ def taken(room: Room, lease: Lease) -> Room:
         room.cpu_millis - lease.cpu_millis,
         room.memory_bytes - lease.memory_bytes,
         free,
+        room.leases + 1,
+        room.leaf,
+        room.rail,
+        room.row,
     )
 
 
@@ -121,7 +154,8 @@ def given_back(room: Room, lease: Lease, node: Node) -> Room:
     free = room.accelerators
     if lease.accelerators:
         ids = {a.id for a in free}.union(lease.accelerators)
-        free = tuple(a for a in node.accelerators if a.id in ids)
+        every = node.accelerators
+        free = every if len(ids) == len(every) else tuple([a for a in every if a.id in ids])
     return Room(
         room.node,
         room.site,
@@ -131,6 +165,10 @@ def given_back(room: Room, lease: Lease, node: Node) -> Room:
         room.cpu_millis + lease.cpu_millis,
         room.memory_bytes + lease.memory_bytes,
         free,
+        room.leases - 1,
+        room.leaf,
+        room.rail,
+        room.row,
     )
 
 
@@ -151,7 +189,8 @@ def index_state(
     deployments = (*factory.deployments, *(t.deployment for t in own if not t.dropped))
     lines = (*factory.lines, *(tuning.line for tuning in own))
     tenants = Map({tenant.name: tenant for tenant in factory.tenants})
-    rooms, total = _rooms(factory, nodes)
+    rooms, idle, total = _rooms(factory, nodes)
+    limits = schedulable(factory)
     leases_of: dict[str, tuple[str, ...]] = {}
     held: dict[str, Holding] = {}
     for lease in sorted(leases.values(), key=lambda lease: id_order(lease.id)):
@@ -170,7 +209,11 @@ def index_state(
             if replica.status is ReplicaStatus.PENDING:
                 unplaced[name] = unplaced.get(name, 0) + 1
     queues: dict[QueueKey, list[Waiting]] = {}
+    ranks: dict[int, int] = {}
     for job in jobs.values():
+        if holding(job):
+            rank = priority_of(job.spec, tenants)
+            ranks[rank] = ranks.get(rank, 0) + 1
         if queued(job):
             queues.setdefault(queue_key(job, tenants), []).append((job.submitted_us, job.id))
     return Index(
@@ -178,6 +221,10 @@ def index_state(
         lines=Map({line.name: line for line in lines}),
         tenants=tenants,
         rooms=Map(rooms),
+        fleet=fleet_of(rooms.values(), limits),
+        idle=fleet_of(idle, limits),
+        shapes=_shapes(idle),
+        ranks=Map(ranks),
         total=total,
         held=Map({name: holding for name, holding in held.items() if holding != NOTHING}),
         leases_of=Map(leases_of),
@@ -189,16 +236,35 @@ def index_state(
     )
 
 
-def _rooms(factory: Factory, nodes: Mapping[str, NodeState]) -> tuple[dict[str, Room], Holding]:
+def schedulable(factory: Factory) -> dict[str, int]:
+    """How many nodes of a rack may hold work, where that is bounded."""
+    return {rack.name: rack.schedulable_nodes for rack in factory.racks if rack.schedulable_nodes}
+
+
+def _rooms(factory: Factory, nodes: Mapping[str, NodeState]) -> tuple[dict[str, Room], list[Room], Holding]:
+    """Live nodes with nothing held, all nodes so, and the total of the live ones."""
     law = {site.name: site.jurisdiction for site in factory.sites}
     rooms: dict[str, Room] = {}
-    total = Holding()
+    idle: list[Room] = []
+    cpu_millis = memory_bytes = accelerators = 0
     for state in nodes.values():
         node = state.node
+        room = room_of(node, law.get(node.site, ""))
+        idle.append(room)
         if not state.lost:
-            rooms[node.id] = room_of(node, law.get(node.site, ""))
-            total = total.plus(node.cpu_millis, node.memory_bytes, len(node.accelerators))
-    return rooms, total
+            rooms[node.id] = room
+            cpu_millis += node.cpu_millis
+            memory_bytes += node.memory_bytes
+            accelerators += len(node.accelerators)
+    return rooms, idle, Holding(cpu_millis, memory_bytes, accelerators)
+
+
+def _shapes(idle: Iterable[Room]) -> tuple[Room, ...]:
+    shapes: dict[tuple[object, ...], Room] = {}
+    for room in sorted(idle, key=lambda room: room.node):
+        kinds = tuple(card.kind for card in room.accelerators)
+        shapes.setdefault((room.jurisdiction, room.cpu_millis, room.memory_bytes, kinds), room)
+    return tuple(shapes.values())
 
 
 def _timers(leases: Iterable[Lease], replicas: Iterable[Replica], jobs: Iterable[Job]) -> tuple[Timer, ...]:

@@ -1,9 +1,8 @@
 """A job's life: pending, starting, running, ended; retried with a back-off, timed out, cancelled, placed
 whole.
 
-Jobs wait in one queue per priority, tenant and demand. ``schedule`` lets ``policy.share`` pick whose turn it
-is and ``policy.place`` find room for the whole gang. A job that does not fit is passed over, so that smaller
-ones fill the gaps, until it has waited for ``PATIENCE_US``: then nothing behind it starts before it does.
+A job that was preempted waits again, at once and without having used up an attempt. Who starts when and where
+is ``control.schedule``'s to say.
 """
 
 from __future__ import annotations
@@ -11,24 +10,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tokenmill.control.draft import Draft
-from tokenmill.control.index import HELD_US, QueueKey, job_timer, queue_key
+from tokenmill.control.index import HELD_US, job_timer
 from tokenmill.control.keys import check_tenant
-from tokenmill.control.leases import end_all, grant_all
+from tokenmill.control.leases import end_all
+from tokenmill.control.reservations import drop
 from tokenmill.control.state import State
-from tokenmill.domain.effects import StartJob, StopJob
+from tokenmill.domain.effects import StopJob
 from tokenmill.domain.errors import ConflictError, NotFoundError, RefusedError
 from tokenmill.domain.events import JobCancelled, JobExited, JobStarted, JobSubmitted
 from tokenmill.domain.work import Job, JobResult, JobSpec, JobStatus
-from tokenmill.policy.place import Demand, holds, place
-from tokenmill.policy.share import Head, pick
+from tokenmill.policy.place import Demand, could_hold, explain, largest_gang, place
+from tokenmill.policy.share import line_of
 
 BACKOFF_US = 2_000_000
 BACKOFF_MOST_US = 60_000_000
 GRACE_US = 10_000_000
-PATIENCE_US = 600_000_000
-SCAN_MOST = 256
-"""Queues that may be passed over in one pass; the rest wait for the next one."""
-
 PENDING_MOST = 100_000
 WORKERS_MOST = 100_000
 
@@ -40,7 +36,7 @@ LIVE = (JobStatus.STARTING, JobStatus.RUNNING, JobStatus.STOPPING)
 
 
 def check_submitted(state: State, event: JobSubmitted) -> None:
-    """Raise unless the job is new and its tenant is known. One that no node can hold waits."""
+    """Raise unless the job is new, its tenant is known and the floor, all of it free, could hold it."""
     check_tenant(state, event.spec.tenant, event.spec.project)
     if event.job in state.jobs:
         raise ConflictError(f"job {event.job} exists already", fix="Submit it under another id.")
@@ -52,6 +48,35 @@ def check_submitted(state: State, event: JobSubmitted) -> None:
         )
     if len(state.jobs) >= PENDING_MOST:
         raise RefusedError("too many jobs", (f"limit {PENDING_MOST}",), fix="Wait until some have ended.")
+    _check_fits(state, event.spec)
+
+
+def _check_fits(state: State, spec: JobSpec) -> None:
+    """Raise when not even an idle floor, its lost nodes back, would hold the gang; say what it would hold."""
+    index = state.index
+    tenant = index.tenants.get(spec.tenant)
+    demand = Demand(spec.resources, spec.workers, tenant.jurisdictions if tenant else ())
+    limit = min(
+        (one.limit for one in line_of(spec.tenant, index.tenants) if one.limit is not None), default=None
+    )
+    asked = spec.resources.accelerators * spec.workers
+    if limit is not None and asked > limit:
+        raise RefusedError(
+            f"the job asks for {asked} accelerators, its tenant may hold {limit}",
+            (f"tenant {spec.tenant}: limit {limit}",),
+            fix=f"Ask for at most {limit} accelerators, or raise the tenant's limit.",
+        )
+    if not state.nodes or could_hold(index.shapes, demand) or place(index.idle, demand) is not None:
+        return
+    most = largest_gang(index.idle, demand)
+    fix = f"Ask for at most {most} such workers." if most else "Ask for less per worker."
+    rooms = [room for _, block in sorted(index.idle.blocks.items()) for room in block.rooms]
+    reasons = [f"{node}: {reason}" for node, fits, reason in explain(rooms, demand) if not fits or not most]
+    raise RefusedError(
+        "the job can never start: no floor of these nodes holds it, even with nothing else on them",
+        (*reasons[:20], f"an idle floor holds {most} of {spec.workers} workers"),
+        fix=fix,
+    )
 
 
 def check_cancelled(state: State, event: JobCancelled) -> None:
@@ -95,7 +120,7 @@ def exited(draft: Draft, event: JobExited) -> None:
     job = draft.jobs.get(event.job)
     if job is None or job.attempt != event.attempt or job.status not in LIVE:
         return
-    end_all(draft, job.id, charge_kind(job.spec), charge_model(job.spec), event.usage)
+    end_all(draft, job.id, charge_kind(job.spec), charge_model(job.spec), event.usage, event.at_us)
     complete = event.code == 0 and (event.result is not None or job.spec.kind != "station")
     if job.stop == "cancelled":
         _end(draft, _ended(job, event, JobStatus.CANCELLED, "cancelled"))
@@ -107,6 +132,8 @@ def exited(draft: Draft, event: JobExited) -> None:
     elif job.stop in ("paused", "resumed"):
         ended = _ended(job, event, JobStatus.PENDING, "paused" if job.stop == "paused" else "")
         _hold(draft, ended, HELD_US if job.stop == "paused" else 0)
+    elif job.stop == "preempted":
+        _hold(draft, _ended(job, event, JobStatus.PENDING, job.reason), 0)
     else:
         reason = event.reason or (
             "it left no result" if event.code == 0 else f"it ended with exit code {event.code}"
@@ -159,9 +186,7 @@ def cancel(draft: Draft, job_id: str, now_us: int) -> None:
     """End a job that waits, or stop one that runs; its leases end when its processes have."""
     job = draft.jobs[job_id]
     if job.status is JobStatus.PENDING:
-        if now_us - job.submitted_us > PATIENCE_US:  # It may have held up others, anywhere.
-            draft.freed = True
-            draft.freed_nodes = None
+        drop(draft, job_id)
         ended = replace(job, status=JobStatus.CANCELLED, ended_us=now_us, retry_us=0, reason="cancelled")
         _end(draft, ended)
     elif job.status in LIVE:
@@ -226,76 +251,3 @@ def charge_model(spec: JobSpec) -> str:
     """The model that a station works on, whose price applies; ``*`` for a command."""
     base = spec.params.get("base")
     return str(base.get("model", "*")) if isinstance(base, dict) else "*"
-
-
-def schedule(draft: Draft, now_us: int) -> None:
-    """Start what fits, in the order of ``policy.share``. Jobs of one queue ask alike, so one miss is all."""
-    heads = _hopeful(draft, now_us)
-    weights = {tenant.name: tenant.share for tenant in draft.factory.tenants} if len(heads) > 1 else {}
-    misses = 0
-    while heads and misses < SCAN_MOST:
-        if len(heads) == 1:
-            key, head = next(iter(heads.items()))
-        else:
-            head = pick(heads.values(), draft.held, draft.index.total, weights)
-            key = queue_key(draft.jobs[head.id], draft.index.tenants)
-        demand = _demand(draft, key)
-        if _start(draft, draft.jobs[head.id], demand, now_us):
-            waiting = draft.queues.get(key)
-            if waiting:
-                heads[key] = Head(key[0], key[1], waiting[0][0], waiting[0][1])
-            else:
-                del heads[key]
-            continue
-        if now_us - head.submitted_us > PATIENCE_US and _could_fit(draft, demand):
-            return
-        del heads[key]
-        misses += 1
-
-
-def _hopeful(draft: Draft, now_us: int) -> dict[QueueKey, Head]:
-    """The first job of every queue that could fit now and did not before.
-
-    Without freed room only new jobs can. With it, a queue that did not fit has hope only where a freed node
-    holds at least one of its workers. When a job has lost its patience, or not all queues were tried last
-    time, all are tried.
-    """
-    fresh = draft.fresh_jobs
-    late_us = now_us - PATIENCE_US
-    everything = (draft.freed and draft.freed_nodes is None) or len(draft.queues) > SCAN_MOST
-    if not everything:
-        for waiting in draft.queues.values():
-            if waiting[0][0] < late_us:
-                everything = True
-                break
-    rooms = [draft.rooms[node] for node in sorted(draft.freed_nodes or ()) if node in draft.rooms]
-    heads: dict[QueueKey, Head] = {}
-    for key, waiting in draft.queues.items():
-        submitted_us, job = waiting[0]
-        if everything or job in fresh or any(holds(room, _demand(draft, key)) for room in rooms):
-            heads[key] = Head(key[0], key[1], submitted_us, job)
-    return heads
-
-
-def _demand(draft: Draft, key: QueueKey) -> Demand:
-    tenant = draft.index.tenants.get(key[1])
-    return Demand(key[2], key[3], tenant.jurisdictions if tenant else ())
-
-
-def _start(draft: Draft, job: Job, demand: Demand, now_us: int) -> bool:
-    placement = place(draft.rooms.values(), demand)
-    if placement is None:
-        return False
-    spec = job.spec
-    grant_all(draft, job.id, demand, placement, (spec.tenant, spec.project), now_us)
-    attempt = job.attempt + 1
-    draft.put_job(
-        Job(job.id, spec, JobStatus.STARTING, job.submitted_us, placement.nodes, now_us, 0, attempt)
-    )
-    draft.effects.append(StartJob(job.id, attempt, spec, placement.nodes, placement.accelerators))
-    return True
-
-
-def _could_fit(draft: Draft, demand: Demand) -> bool:
-    """Whether the gang would fit if no other job ran. Replicas stay, so what they hold is not counted."""
-    return place(draft.rooms_if(lambda lease: lease.owner not in draft.jobs), demand) is not None

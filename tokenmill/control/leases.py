@@ -26,28 +26,20 @@ def grant_all(
 ) -> None:
     """Hold one lease per worker of a placement, for ``who`` = (tenant, project), until the owner is gone."""
     need = demand.resources
-    for node, accelerators in zip(placement.nodes, placement.accelerators, strict=True):
-        draft.grant(
-            Lease(
-                id=draft.new_id("l"),
-                node=node,
-                owner=owner,
-                tenant=who[0],
-                project=who[1],
-                cpu_millis=need.cpu_millis,
-                memory_bytes=need.memory_bytes,
-                accelerators=accelerators,
-                since_us=now_us,
-            )
-        )
+    cpu_millis, memory_bytes, (tenant, project) = need.cpu_millis, need.memory_bytes, who
+    leases = [
+        Lease(draft.new_id("l"), node, owner, tenant, project, cpu_millis, memory_bytes, accelerators, now_us)
+        for node, accelerators in zip(placement.nodes, placement.accelerators, strict=True)
+    ]
+    draft.grant(leases, now_us)
 
 
-def end_all(draft: Draft, owner: str, kind: str, model: str, usage: WorkUsage) -> None:
+def end_all(draft: Draft, owner: str, kind: str, model: str, usage: WorkUsage, now_us: int) -> None:
     """The owner's processes are gone: give its leases back and charge what they used, once.
 
     The charge of a gang carries the id of its first lease, since the floor measures a gang as a whole.
     """
-    ended = draft.release(owner)
+    ended = draft.release(owner, now_us)
     if ended:
         first = ended[0]
         draft.effects.append(ChargeWork(first.id, first.tenant, first.project, kind, model, usage))
@@ -75,7 +67,7 @@ def check_requested(state: State, event: LeaseRequested) -> None:
             fix="Ask for a time above zero and at least one core.",
         )
     demand = demand_of(event, state.index.tenants)
-    if place(state.index.rooms.values(), demand) is None:
+    if place(state.index.fleet, demand) is None:
         nodes = explain(state.index.rooms.values(), demand)
         raise RefusedError(
             "no node has room for this lease",
@@ -100,22 +92,25 @@ def check_released(state: State, event: LeaseReleased) -> None:
 def requested(draft: Draft, event: LeaseRequested) -> None:
     """Grant a tenant's lease; ``check_requested`` found room in this very state."""
     demand = demand_of(event, draft.index.tenants)
-    placement = place(draft.rooms.values(), demand)
+    placement = place(draft.fleet, demand)
     if placement is None:
         return
     draft.grant(
-        Lease(
-            id=event.lease,
-            node=placement.nodes[0],
-            owner=event.lease,
-            tenant=event.tenant,
-            project=event.project,
-            cpu_millis=event.cpu_millis,
-            memory_bytes=event.memory_bytes,
-            accelerators=placement.accelerators[0],
-            since_us=event.at_us,
-            until_us=event.at_us + event.duration_us,
-        )
+        (
+            Lease(
+                id=event.lease,
+                node=placement.nodes[0],
+                owner=event.lease,
+                tenant=event.tenant,
+                project=event.project,
+                cpu_millis=event.cpu_millis,
+                memory_bytes=event.memory_bytes,
+                accelerators=placement.accelerators[0],
+                since_us=event.at_us,
+                until_us=event.at_us + event.duration_us,
+            ),
+        ),
+        event.at_us,
     )
 
 
@@ -133,4 +128,4 @@ def expire(draft: Draft, lease_id: str, now_us: int) -> None:
         cpu_us=wall_us * lease.cpu_millis // 1000,
         accelerator_us=wall_us * len(lease.accelerators),
     )
-    end_all(draft, lease_id, "lease", "*", usage)
+    end_all(draft, lease_id, "lease", "*", usage, now_us)

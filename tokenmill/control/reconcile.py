@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from tokenmill.control import deployments, jobs, leases, replicas, retention, runs
 from tokenmill.control.draft import Draft
+from tokenmill.control.schedule import schedule
 from tokenmill.domain.errors import invariant
 
 PASSES_MOST = 1000
@@ -28,10 +29,7 @@ def reconcile(draft: Draft, now_us: int) -> None:
             for name in _take(draft.touched_deployments):
                 deployments.reconcile(draft, name, now_us)
         elif draft.freed or draft.fresh_jobs:
-            jobs.schedule(draft, now_us)
-            draft.freed = False
-            draft.freed_nodes = set()
-            draft.fresh_jobs.clear()
+            schedule(draft, now_us)
         else:
             break
     else:

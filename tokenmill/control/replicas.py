@@ -60,10 +60,10 @@ def exited(draft: Draft, event: ReplicaExited) -> None:
     if replica is None:
         return
     if replica.status is ReplicaStatus.DRAINING:
-        end_all(draft, replica.id, "serve", replica.deployment, event.usage)
+        end_all(draft, replica.id, "serve", replica.deployment, event.usage, event.at_us)
         _stopped(draft, replica, event.at_us, event.reason or replica.reason)
     elif replica.status in (ReplicaStatus.STARTING, ReplicaStatus.READY):
-        end_all(draft, replica.id, "serve", replica.deployment, event.usage)
+        end_all(draft, replica.id, "serve", replica.deployment, event.usage, event.at_us)
         _failed(draft, replica, event)
 
 
@@ -125,7 +125,7 @@ def start(draft: Draft, replica: Replica, now_us: int) -> bool:
     if release is None or spec is None:
         return False
     demand = demand_of(draft, spec, release)
-    placement = place(draft.rooms.values(), demand)
+    placement = place(draft.fleet, demand)
     if placement is None:
         return False
     grant_all(draft, replica.id, demand, placement, ("", ""), now_us)

@@ -28,8 +28,10 @@ from tokenmill.domain.work import (
     Recall,
     Release,
     Replica,
+    Reservation,
     Run,
     Tuning,
+    Usage,
 )
 from tokenmill.policy.scale import ScaleMemory
 
@@ -50,6 +52,8 @@ MAPS: dict[str, type] = {
     "keys": Key,
     "done": JobResult,
     "scaling": ScaleMemory,
+    "reservations": Reservation,
+    "usage": Usage,
 }
 
 

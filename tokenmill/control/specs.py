@@ -45,5 +45,8 @@ def applied(draft: Draft, event: SpecApplied) -> None:
                 priority=template.priority,
                 timeout_us=template.timeout_us,
                 name=template.name,
+                runtime_us=template.runtime_us,
+                min_run_us=template.min_run_us,
+                preemptible=template.preemptible,
             )
             jobs.submit(draft, draft.new_id("j"), spec, event.at_us)

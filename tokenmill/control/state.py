@@ -24,8 +24,10 @@ from tokenmill.domain.work import (
     Recall,
     Release,
     Replica,
+    Reservation,
     Run,
     Tuning,
+    Usage,
 )
 from tokenmill.policy.scale import ScaleMemory
 
@@ -55,6 +57,8 @@ class State:
     keys: Map[str, Key] = Map()
     done: Map[str, JobResult] = Map()  # station input digest -> what it made
     scaling: Map[str, ScaleMemory] = Map()  # deployment -> what its scaling remembers
+    reservations: Map[str, Reservation] = Map()  # by owner
+    usage: Map[str, Usage] = Map()  # by tenant
     index: Index = NO_INDEX
     table: Table = Table(version=0, factory="")
 

@@ -31,6 +31,11 @@ class Node:
     cpu_millis: int = 0
     memory_bytes: int = 0
     accelerators: tuple[Accelerator, ...] = ()
+    leaf: str = ""  # leaf switch, or scalable unit
+    rail: str = ""  # group of leaves that one rail joins
+    row: str = ""
+    idle_mw: int = 0  # milliwatts that it draws with nothing on it; 0 is not known
+    power_mw: int = 0  # milliwatts that it may draw at full load
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,17 @@ class Site:
     jurisdiction: str = ""
     power_cap_mw: int = 0  # milliwatts; 0 is no stated cap
     pue_milli: int = 1000  # power usage effectiveness in thousandths
+    ramp_mw: int = 0  # most that its draw may be raised in a minute; 0 is no limit
+
+
+@dataclass(frozen=True, slots=True)
+class Rack:
+    """Bounds of one rack (and of the NVLink domain in it). Its nodes name it."""
+
+    name: str
+    site: str
+    power_cap_mw: int = 0  # 0 is no stated cap
+    schedulable_nodes: int = 0  # how many of its nodes may hold work, the rest are spares; 0 is all
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +96,10 @@ class Tenant:
     jurisdictions: tuple[str, ...] = ()
     priority: int = 0
     share: int = 1
+    parent: str = ""  # tenant whose bounds hold for the sum of its children
+    guarantee: int = 0  # accelerators: lent to others while idle, taken back when needed
+    reserve: int = 0  # accelerators: kept free for it, lent to nobody
+    limit: int | None = None  # accelerators that it may hold at most, borrowed ones included
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +180,10 @@ class Deployment:
     engine_args: tuple[str, ...] = ()
     url: str = ""  # only for engine "openai": a server that is already running
     canary: CanaryPlan | None = None  # without one a new release takes all traffic when it is ready
+    priority: int = 100  # against jobs: those below give way to its replicas
+    spread: str = "node"  # how far replicas keep apart where they can: node, rack, site or none
+    wait_target_us: int = 2_000_000  # longest wait in the engine's queue that the service aims at
+    idle_after_us: int = 600_000_000  # with replicas 0..N: without a request for so long it goes to zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +222,9 @@ class JobTemplate:
     workers: int = 1  # gang size; starts whole or not at all
     priority: int = 0
     timeout_us: int = 3_600_000_000
+    runtime_us: int = 0  # how long it says that it takes; 0 is as long as its timeout
+    min_run_us: int = 0  # it is not preempted before it has run so long
+    preemptible: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +245,7 @@ class Factory:
     name: str
     sites: tuple[Site, ...] = ()
     nodes: tuple[Node, ...] = ()  # empty means "this machine"
+    racks: tuple[Rack, ...] = ()  # only those that have bounds
     fabrics: tuple[Fabric, ...] = ()
     tenants: tuple[Tenant, ...] = ()
     prices: tuple[Price, ...] = ()

@@ -83,6 +83,29 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class Reservation:
+    """Nodes kept for one job or replica until it starts there. Others may use them only to end before.
+
+    ``kind`` is "backfill" (it waits for work to end by itself) or "preempt" (``victims`` were told to go).
+    """
+
+    owner: str
+    nodes: tuple[str, ...]  # sorted
+    at_us: int  # when it is expected to start
+    kind: str
+    since_us: int
+    victims: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a tenant has held over time: its dominant share in millionths, times microseconds, decaying."""
+
+    integral: int
+    at_us: int
+
+
+@dataclass(frozen=True, slots=True)
 class Replica:
     """One engine process (or remote server) that serves one release for one deployment."""
 
@@ -116,6 +139,9 @@ class JobSpec:
     run: str = ""
     station: str = ""
     name: str = ""
+    runtime_us: int = 0  # how long it says that it takes; 0 is as long as its timeout
+    min_run_us: int = 0
+    preemptible: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +183,8 @@ class Job:
     result: JobResult | None = None
     usage: WorkUsage = WorkUsage()
     reason: str = ""
-    stop: str = ""  # why it is being stopped: cancelled, timed_out or node_lost
+    stop: str = ""  # why it is being stopped: cancelled, timed_out, node_lost or preempted
+    saved_us: int = 0  # when its last checkpoint was made, in this attempt
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,13 @@
 """Where does a gang go? All of its workers at once, or none of them.
 
-Workers that talk to each other are kept close: on one node if it holds them all, else in one NVLink domain,
-one rack, one site, and only then anywhere. Among equals the fullest place that still fits is taken (best
-fit), so that whole nodes stay free for whole-node gangs. Ties end in the node's id. It does not preempt.
+Workers that talk to each other are kept close: on one node if it holds them all, else in one block (NVLink
+domain, else rack), else over the fewest blocks of one rack, leaf, rail, row or site. Over several NVLink
+domains a gang is cut into even slices (they differ by at most one worker): 128 workers are 8 x 16, never 7
+x 18 + 2.
+
+Among equals the fullest place that still fits is taken, so that whole domains stay free for large gangs;
+small and CPU-only work goes where a domain is already broken. Replicas keep apart from their siblings where
+they can. Every ordering ends in an id. It does not preempt: that is ``policy.preempt``.
 """
 
 from __future__ import annotations
@@ -11,30 +16,22 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from tokenmill.domain.factory import Accelerator, Resources
+from tokenmill.policy.fleet import Block, Fleet, Room
 from tokenmill.policy.reside import allowed
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """What is free on one live node."""
-
-    node: str
-    site: str
-    rack: str
-    domain: str
-    jurisdiction: str
-    cpu_millis: int
-    memory_bytes: int
-    accelerators: tuple[Accelerator, ...]  # free ones, by id
-
-
-@dataclass(frozen=True, slots=True)
 class Demand:
-    """What a gang asks: ``resources`` per worker, in one of ``jurisdictions`` (empty: anywhere)."""
+    """What a gang asks: ``resources`` per worker, in one of ``jurisdictions`` (empty: anywhere).
+
+    ``apart`` says how far replicas keep from the nodes in ``siblings``, where they can: node, rack or site.
+    """
 
     resources: Resources
     workers: int = 1
     jurisdictions: tuple[str, ...] = ()
+    apart: str = ""
+    siblings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,41 +42,310 @@ class Placement:
     accelerators: tuple[tuple[str, ...], ...]
 
 
-def place(rooms: Iterable[Room], demand: Demand) -> Placement | None:
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """How many workers a block takes, and how many its best node does. ``block`` is what was counted."""
+
+    block: Block
+    workers: int
+    on_one_node: int
+
+
+Memo = dict[tuple[Resources, tuple[str, ...]], dict[str, Capacity]]
+"""Capacities already counted in one pass. A block that changed is another value, so nothing grows stale."""
+
+
+def place(fleet: Fleet, demand: Demand, memo: Memo | None = None) -> Placement | None:
     """Find room for the whole gang, or ``None``; ``explain`` then says why, node by node."""
-    if demand.workers == 1:
-        best = _best_fit(rooms, demand)
-        return None if best is None else Placement((best.node,), (_take(best, demand.resources, 0),))
-    least = demand.resources.accelerators
-    fits = [
-        (room, count)
-        for room in rooms
-        if len(room.accelerators) >= least and (count := holds(room, demand)) > 0
-    ]
-    if sum(count for _, count in fits) < demand.workers:
+    need = demand.resources
+    if fleet.free < need.accelerators * demand.workers:
         return None
-    return _fill(_closest(fits, demand.workers), demand)
+    if demand.workers == 1:
+        found = _one(fleet, demand)
+        return None if found is None else Placement((found.node,), (_take(found, need, 0),))
+    capacities = [c for c in _capacities(fleet, demand, {} if memo is None else memo) if c.workers]
+    if sum(c.workers for c in capacities) < demand.workers:
+        return None
+    if not need.accelerators:
+        return _scattered(capacities, demand)
+    slices = _slices(capacities, demand.workers)
+    return None if slices is None else _bind(slices, demand)
 
 
-def _best_fit(rooms: Iterable[Room], demand: Demand) -> Room | None:
+# One worker.
+
+
+def _one(fleet: Fleet, demand: Demand) -> Room | None:
+    """The best node for one worker: of the best block that holds it, broken and full ones first."""
+    count = demand.resources.accelerators
+    laws = demand.jurisdictions
+    best: tuple[tuple[int, int, int, int], str] | None = None
+    keys: list[tuple[tuple[int, int, int, int], str]] = []
+    near = _near(fleet, demand)
+    for name, block in fleet.blocks.items():
+        counts = block.free_counts
+        if not counts or counts[-1] < count or (laws and block.rooms[0].jurisdiction not in laws):
+            continue
+        for least in counts:
+            if least >= count:
+                break
+        crowd = near.get(name, 0) if near else 0
+        key = ((crowd, 0 if block.used or not block.free else 1, least, block.free), name)
+        keys.append(key)
+        if best is None or key < best:
+            best = key
+    if best is None:
+        return None
+    found = _in_block(fleet.blocks[best[1]], demand)
+    if found is not None:
+        return found
+    for _, name in sorted(keys):
+        if name != best[1] and (found := _in_block(fleet.blocks[name], demand)) is not None:
+            return found
+    return None
+
+
+def _near(fleet: Fleet, demand: Demand) -> dict[str, int]:
+    """Siblings in each block, when replicas keep apart by rack or site."""
+    near: dict[str, int] = {}
+    if demand.apart not in ("rack", "site") or not demand.siblings:
+        return near
+    held = [fleet.block_of[node] for node in demand.siblings if node in fleet.block_of]
+    for name in held:
+        near[name] = near.get(name, 0) + 1
+    if demand.apart == "site":
+        sites: dict[str, int] = {}
+        for name in held:
+            site = fleet.blocks[name].rooms[0].site
+            sites[site] = sites.get(site, 0) + len(fleet.block_of)
+        for name, block in fleet.blocks.items():
+            if block.rooms and block.rooms[0].site in sites:
+                near[name] = near.get(name, 0) + sites[block.rooms[0].site]
+    return near
+
+
+def _in_block(block: Block, demand: Demand) -> Room | None:
     """The node with the fewest free accelerators, then the least free CPU, that holds one worker."""
     need = demand.resources
     cpu_millis, memory_bytes, count = need.cpu_millis, need.memory_bytes, need.accelerators
-    laws = demand.jurisdictions
+    spare = block.most_nodes > block.used
+    siblings = demand.siblings
     best: Room | None = None
-    for room in rooms:
+    best_key: tuple[int, int, int, str] | None = None
+    for room in block.rooms:
         free = len(room.accelerators)
         if free < count or room.cpu_millis < cpu_millis or room.memory_bytes < memory_bytes:
             continue
-        if (laws and room.jurisdiction not in laws) or (count and len(_matching(room, need)) < count):
+        if not room.leases and not spare:
             continue
-        if best is None or (free, room.cpu_millis, room.node) < (
-            len(best.accelerators),
-            best.cpu_millis,
-            best.node,
-        ):
-            best = room
+        if count and need.accelerator_kind and len(_matching(room, need)) < count:
+            continue
+        crowd = siblings.count(room.node) if siblings else 0
+        key = (crowd, free, room.cpu_millis, room.node)
+        if best_key is None or key < best_key:
+            best, best_key = room, key
     return best
+
+
+# A gang.
+
+
+def _capacities(fleet: Fleet, demand: Demand, memo: Memo) -> list[Capacity]:
+    """What each block takes of the demand's kind of worker, counted again only where it changed."""
+    known = memo.setdefault((demand.resources, demand.jurisdictions), {})
+    count = demand.resources.accelerators
+    found: list[Capacity] = []
+    for name, block in fleet.blocks.items():
+        if block.free < count:
+            continue
+        capacity = known.get(name)
+        if capacity is None or capacity.block is not block:
+            capacity = known[name] = capacity_of(block, demand)
+        found.append(capacity)
+    return found
+
+
+def capacity_of(block: Block, demand: Demand) -> Capacity:
+    """How many workers the block takes: of its whole nodes at most ``block.spare`` count."""
+    workers = best = 0
+    whole: list[int] = []
+    for room in block.rooms:
+        count = holds(room, demand.resources, demand.jurisdictions)
+        if count > best:
+            best = count
+        if room.leases:
+            workers += count
+        elif count:
+            whole.append(count)
+    spare = max(0, block.spare)
+    if len(whole) > spare:
+        whole.sort(reverse=True)
+        whole = whole[:spare]
+    return Capacity(block, workers + sum(whole), best)
+
+
+ANY = 1 << 30
+"""What a node holds of workers that ask for nothing."""
+
+
+def holds(room: Room, need: Resources, jurisdictions: tuple[str, ...] = ()) -> int:
+    """How many such workers this node takes."""
+    count = ANY
+    if need.accelerators:
+        count = len(room.accelerators) // need.accelerators
+        if count and need.accelerator_kind:
+            count = len(_matching(room, need)) // need.accelerators
+    if count and need.cpu_millis:
+        count = min(count, room.cpu_millis // need.cpu_millis)
+    if count and need.memory_bytes:
+        count = min(count, room.memory_bytes // need.memory_bytes)
+    if jurisdictions and room.jurisdiction not in jurisdictions:
+        return 0
+    return max(0, count)
+
+
+Slices = list[tuple[Capacity, int]]
+
+LEVELS: tuple[Callable[[Room], str], ...] = (
+    lambda room: room.rack and f"{room.site}:{room.rack}",
+    lambda room: room.leaf,
+    lambda room: room.rail,
+    lambda room: room.row and f"{room.site}:{room.row}",
+    lambda room: room.site,
+    lambda _: "*",
+)
+
+
+def _slices(capacities: list[Capacity], workers: int) -> Slices | None:
+    """Which blocks take how many workers: one that holds all, else the fewest of the tightest level."""
+    best: tuple[tuple[int, int, int, str], Capacity] | None = None
+    for c in capacities:
+        if c.workers >= workers:
+            nodes = -(-workers // c.on_one_node)
+            key = (nodes, c.workers - workers, 0 if c.block.used else 1, c.block.id)
+            if best is None or key < best[0]:
+                best = (key, c)
+    if best is not None:
+        return [(best[1], workers)]
+    for level in LEVELS:
+        found = _at_level(capacities, workers, level)
+        if found is not None:
+            return found
+    return None
+
+
+def _at_level(capacities: list[Capacity], workers: int, level: Callable[[Room], str]) -> Slices | None:
+    """The group of blocks with one label that takes the gang in the fewest blocks, the tightest first."""
+    groups: dict[str, list[Capacity]] = {}
+    for c in capacities:
+        groups.setdefault(level(c.block.rooms[0]), []).append(c)
+    chosen: tuple[tuple[int, int, str], Slices] | None = None
+    for name, group in groups.items():
+        total = sum(c.workers for c in group)
+        if not name or total < workers:
+            continue
+        found = even(group, workers)
+        if found is not None:
+            rank = (len(found), total - workers, name)
+            if chosen is None or rank < chosen[0]:
+                chosen = (rank, found)
+    return None if chosen is None else chosen[1]
+
+
+def even(group: Sequence[Capacity], workers: int) -> Slices | None:
+    """Cut a gang into even slices over the fewest blocks; the tightest blocks that hold a slice take it.
+
+    Where no NVLink domain is involved, slices may be uneven when even ones do not fit.
+    """
+    group = sorted(group, key=lambda c: (-c.workers, c.block.id))
+    sizes = [c.workers for c in group]
+    held = fewest = 0
+    while held < workers:
+        held += sizes[fewest]
+        fewest += 1
+    for count in range(fewest, min(len(group), workers) + 1):
+        small, more = divmod(workers, count)
+        if sizes[count - 1] < small or (more and sizes[more - 1] < small + 1):
+            continue
+        tight = sorted(group, key=lambda c: (c.workers, 0 if c.block.used else 1, c.block.id))
+        large = [c for c in tight if c.workers > small][:more]
+        taken = {c.block.id: 1 for c in large}
+        rest = [c for c in tight if c.workers >= small and c.block.id not in taken][: count - more]
+        return [(c, small + 1) for c in large] + [(c, small) for c in rest]
+    if any(c.block.is_domain for c in group):
+        return None
+    slices: Slices = []
+    for c in group[:fewest]:
+        slices.append((c, min(c.workers, workers)))
+        workers -= slices[-1][1]
+    return slices
+
+
+def _bind(slices: Slices, demand: Demand) -> Placement:
+    """Name the nodes and accelerators of every slice."""
+    nodes: list[str] = []
+    accelerators: list[tuple[str, ...]] = []
+    for capacity, workers in slices:
+        for room, count in _nodes_of(capacity.block, workers, demand):
+            for worker in range(count):
+                nodes.append(room.node)
+                accelerators.append(_take(room, demand.resources, worker))
+    return Placement(tuple(nodes), tuple(accelerators))
+
+
+def _nodes_of(block: Block, workers: int, demand: Demand) -> list[tuple[Room, int]]:
+    """The nodes of one slice: the tightest one that holds what is left, else the one that holds most."""
+    fits = [(holds(room, demand.resources, demand.jurisdictions), room) for room in block.rooms]
+    fits = [fit for fit in fits if fit[0]]
+    spare = block.spare
+    if spare < sum(1 for _, room in fits if not room.leases):
+        # Spares are kept: of the whole nodes only the first few that hold most may be taken.
+        whole = sorted((f for f in fits if not f[1].leases), key=lambda f: (-f[0], f[1].node))
+        fits = [f for f in fits if f[1].leases] + whole[: max(0, spare)]
+    fits.sort(key=lambda f: (-f[0], len(f[1].accelerators), f[1].cpu_millis, f[1].node))
+    out: list[tuple[Room, int]] = []
+    at = 0
+    while workers:
+        count, room = fits[at]
+        if count > workers:
+            tight = [f for f in fits[at:] if f[0] >= workers]
+            least = min(f[0] for f in tight)
+            room = next(f[1] for f in tight if f[0] == least)
+            count = workers
+        out.append((room, count))
+        workers -= count
+        at += 1
+    return out
+
+
+def _scattered(capacities: list[Capacity], demand: Demand) -> Placement:
+    """A gang without accelerators needs no domain: nodes without any first, then those of broken blocks."""
+    order = sorted(
+        capacities,
+        key=lambda c: (len(c.block.rooms[0].accelerators) > 0 and not c.block.used, c.block.free, c.block.id),
+    )
+    slices: Slices = []
+    left = demand.workers
+    for c in order:
+        count = min(left, c.workers)
+        slices.append((c, count))
+        left -= count
+        if not left:
+            break
+    return _bind(slices, demand)
+
+
+def _matching(room: Room, need: Resources) -> Sequence[Accelerator]:
+    if not need.accelerator_kind:
+        return room.accelerators
+    return [a for a in room.accelerators if a.kind == need.accelerator_kind]
+
+
+def _take(room: Room, need: Resources, worker: int) -> tuple[str, ...]:
+    if not need.accelerators:
+        return ()
+    first = worker * need.accelerators
+    return tuple([a.id for a in _matching(room, need)[first : first + need.accelerators]])
 
 
 def explain(rooms: Iterable[Room], demand: Demand) -> tuple[tuple[str, bool, str], ...]:
@@ -99,74 +365,23 @@ def explain(rooms: Iterable[Room], demand: Demand) -> tuple[tuple[str, bool, str
         if free < need.accelerators:
             kind = need.accelerator_kind or "accelerators"
             wrong.append(f"has {free} free {kind}, {need.accelerators} asked")
-        fits = f"holds {holds(room, demand)} of {demand.workers} workers"
-        out.append((room.node, not wrong, "; ".join(wrong) or fits))
+        count = min(holds(room, need, demand.jurisdictions), demand.workers)
+        out.append((room.node, not wrong, "; ".join(wrong) or f"holds {count} of {demand.workers} workers"))
     return tuple(out)
 
 
-def _matching(room: Room, need: Resources) -> Sequence[Accelerator]:
-    if not need.accelerator_kind:
-        return room.accelerators
-    return [a for a in room.accelerators if a.kind == need.accelerator_kind]
+def could_hold(shapes: Iterable[Room], demand: Demand) -> bool:
+    """Whether one idle node of any of these shapes would hold the whole gang: a quick yes."""
+    return any(holds(room, demand.resources, demand.jurisdictions) >= demand.workers for room in shapes)
 
 
-def holds(room: Room, demand: Demand) -> int:
-    """How many workers this node takes, at most ``demand.workers``."""
-    need = demand.resources
-    count = demand.workers
-    if need.accelerators:
-        fit = len(room.accelerators) // need.accelerators
-        if fit and need.accelerator_kind:
-            fit = len(_matching(room, need)) // need.accelerators
-        count = min(count, fit)
-    if count and need.cpu_millis:
-        count = min(count, room.cpu_millis // need.cpu_millis)
-    if count and need.memory_bytes:
-        count = min(count, room.memory_bytes // need.memory_bytes)
-    if demand.jurisdictions and room.jurisdiction not in demand.jurisdictions:
-        return 0
-    return max(0, count)
-
-
-def _take(room: Room, need: Resources, worker: int) -> tuple[str, ...]:
-    if not need.accelerators:
-        return ()
-    first = worker * need.accelerators
-    return tuple(a.id for a in _matching(room, need)[first : first + need.accelerators])
-
-
-LEVELS: tuple[Callable[[Room], tuple[str, ...]], ...] = (
-    lambda room: (room.node,),
-    # A node without an NVLink domain of its own is not in one with the others that have none.
-    lambda room: (room.domain or room.node,),
-    lambda room: (room.site, room.rack or room.node),
-    lambda room: (room.site,),
-    lambda room: (),
-)
-
-
-def _closest(fits: list[tuple[Room, int]], workers: int) -> list[tuple[Room, int]]:
-    """The tightest group of nodes that holds the gang; the smallest such group, then the first by name."""
-    for level in LEVELS:
-        groups: dict[tuple[str, ...], list[tuple[Room, int]]] = {}
-        for room, count in fits:
-            groups.setdefault(level(room), []).append((room, count))
-        enough = [
-            (sum(count for _, count in group), name)
-            for name, group in groups.items()
-            if sum(count for _, count in group) >= workers
-        ]
-        if enough:
-            return groups[min(enough)[1]]
-    return fits
-
-
-def _fill(group: list[tuple[Room, int]], demand: Demand) -> Placement:
-    """Take the nodes that hold most first, so that the gang spans as few as it can."""
-    nodes: list[str] = []
-    accelerators: list[tuple[str, ...]] = []
-    for room, count in sorted(group, key=lambda fit: (-fit[1], len(fit[0].accelerators), fit[0].node)):
-        for worker in range(min(count, demand.workers - len(nodes))):
-            nodes.append(room.node)
-            accelerators.append(_take(room, demand.resources, worker))
-    return Placement(tuple(nodes), tuple(accelerators))
+def largest_gang(fleet: Fleet, demand: Demand) -> int:
+    """The largest such gang, up to what is asked, that the fleet holds; it looks 128 sizes down."""
+    memo: Memo = {}
+    total = sum(c.workers for c in _capacities(fleet, demand, memo))
+    most = min(total, demand.workers)
+    for workers in range(most, max(0, most - 128), -1):
+        asked = Demand(demand.resources, workers, demand.jurisdictions)
+        if place(fleet, asked, memo) is not None:
+            return workers
+    return 0

@@ -1,14 +1,21 @@
-"""Whose turn is it? Priority first, then the tenant that has least of what it is entitled to.
+"""Whose turn is it, and may it start? Priority first, then the tenant that has least of its share.
 
-A tenant's dominant share is the largest of its shares of CPU, memory and accelerators, divided by its weight
-(dominant resource fairness; Ghodsi et al., NSDI 2011). Equal shares go to the job that waited longest, then
-to the smaller id. It picks one job at a time; the caller places it and asks again with the new holdings.
+A tenant's dominant share is the largest of its shares of CPU, memory and accelerators (dominant resource
+fairness; Ghodsi et al., NSDI 2011). What counts is what it holds now and what it held lately, both divided
+by its weight, so that who waited while others worked comes first. Equal shares go to the job that waited
+longest, then to the smaller id.
+
+Bounds are in accelerators: a guarantee is lent while idle and taken back (``policy.preempt``), a reserve is
+lent to nobody, a limit holds for what is borrowed too. A parent's bounds hold for the sum of its children.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+from tokenmill.domain.factory import Tenant
+from tokenmill.domain.work import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +58,110 @@ def dominant_ppm(held: Holding, total: Holding) -> int:
     return largest
 
 
-def pick(
-    heads: Iterable[Head], held: Mapping[str, Holding], total: Holding, weights: Mapping[str, int]
-) -> Head:
-    """The job whose turn it is. ``weights`` are the tenants' ``share``. Needs at least one head."""
+HALF_LIFE_US = 24 * 3_600_000_000
+"""What a tenant held a day ago counts half as much as what it holds now."""
+
+NO_USAGE = Usage(0, 0)
+
+
+def used(usage: Usage, share_ppm: int, now_us: int) -> Usage:
+    """The usage at ``now_us`` of a tenant that has held ``share_ppm`` since ``usage.at_us``.
+
+    It halves each half-life; within one the decay is taken as linear, so that it is whole numbers only.
+    """
+    span_us = now_us - usage.at_us
+    if span_us <= 0 or not usage.at_us:
+        return Usage(usage.integral, now_us)
+    halved = usage.integral >> min(60, span_us // HALF_LIFE_US)
+    halved -= halved * (span_us % HALF_LIFE_US) // (2 * HALF_LIFE_US)
+    return Usage(halved + share_ppm * min(span_us, HALF_LIFE_US), now_us)
+
+
+def standing_ppm(tenant: str, view: Shares, now_us: int) -> int:
+    """What a tenant holds and held lately, by its weight: who stands lowest goes first."""
+    share = dominant_ppm(view.held.get(tenant, NOTHING), view.total)
+    lately = 0
+    known = view.usage.get(tenant)
+    if known is not None:
+        lately = used(known, share, now_us).integral // HALF_LIFE_US
+    found = view.tenants.get(tenant)
+    return (share + lately) // (max(1, found.share) if found else 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """What sharing looks at: holdings and usage by tenant, the floor's total, and who is entitled to what."""
+
+    held: Mapping[str, Holding]
+    usage: Mapping[str, Usage]
+    total: Holding
+    tenants: Mapping[str, Tenant]
+
+
+def pick(heads: Iterable[Head], view: Shares, now_us: int) -> Head:
+    """The job whose turn it is. Needs at least one head."""
+    standing: dict[str, int] = {}
 
     def rank(head: Head) -> tuple[int, int, int, str]:
-        share = dominant_ppm(held.get(head.tenant, NOTHING), total) // max(1, weights.get(head.tenant, 1))
+        share = standing.get(head.tenant)
+        if share is None:
+            share = standing[head.tenant] = standing_ppm(head.tenant, view, now_us)
         return -head.priority, share, head.submitted_us, head.id
 
     return min(heads, key=rank)
+
+
+def line_of(tenant: str, tenants: Mapping[str, Tenant]) -> tuple[Tenant, ...]:
+    """A tenant and its parents, itself first. A circle, which the spec refuses, ends where it closes."""
+    found: list[Tenant] = []
+    while (known := tenants.get(tenant)) is not None and known not in found:
+        found.append(known)
+        tenant = known.parent
+    return tuple(found)
+
+
+def held_under(tenant: str, view: Shares) -> int:
+    """Accelerators held by a tenant and all below it."""
+    own = view.held.get(tenant, NOTHING).accelerators
+    children = sorted(t.name for t in view.tenants.values() if t.parent == tenant and t.name != tenant)
+    return own + sum(held_under(child, view) for child in children)
+
+
+def bounded(tenants: Mapping[str, Tenant]) -> bool:
+    """Whether any tenant has a bound at all; most factories have none, and then nothing need be counted."""
+    return any(t.reserve or t.limit is not None for t in tenants.values())
+
+
+def refusal(tenant: str, accelerators: int, free: int, view: Shares) -> str:
+    """Why the tenant may not take that many accelerators of ``free`` ones now; empty when it may."""
+    if not accelerators:
+        return ""
+    line = line_of(tenant, view.tenants)
+    for one in line:
+        held = held_under(one.name, view)
+        if one.limit is not None and held + accelerators > one.limit:
+            return f"tenant {one.name} holds {held} of at most {one.limit} accelerators, {accelerators} asked"
+    own = {one.name for one in line}
+    kept = 0
+    for other in view.tenants.values():
+        if other.reserve and other.name not in own:
+            kept += max(0, other.reserve - held_under(other.name, view))
+    if free - accelerators < kept:
+        return f"{kept} of {free} free accelerators are reserved for other tenants, {accelerators} asked"
+    return ""
+
+
+def within_guarantee(tenant: str, accelerators: int, view: Shares) -> bool:
+    """Whether the tenant stays within what is guaranteed to it, or to a parent, with that many more."""
+    return any(
+        one.guarantee and held_under(one.name, view) + accelerators <= one.guarantee
+        for one in line_of(tenant, view.tenants)
+    )
+
+
+def borrowed(tenant: str, view: Shares) -> int:
+    """How many accelerators a tenant holds beyond its guarantee and that of its parents."""
+    line = line_of(tenant, view.tenants)
+    if not line:
+        return view.held.get(tenant, NOTHING).accelerators
+    return min(max(0, held_under(one.name, view) - max(one.guarantee, one.reserve)) for one in line)

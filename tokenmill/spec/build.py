@@ -48,6 +48,10 @@ def tenant(document: docs.TenantDocument) -> nouns.Tenant:
         jurisdictions=tuple(document.jurisdictions),
         priority=document.priority,
         share=document.share,
+        parent=document.parent or "",
+        guarantee=document.guarantee,
+        reserve=document.reserve,
+        limit=document.limit,
     )
 
 
@@ -93,6 +97,10 @@ def deployment(document: docs.DeploymentDocument) -> nouns.Deployment:
         engine_args=tuple(document.engine_args),
         url=document.url or "",
         canary=canary(document.canary) if document.canary is not None else None,
+        priority=document.priority,
+        spread=document.spread,
+        wait_target_us=document.wait_target,
+        idle_after_us=document.idle_after,
     )
 
 
@@ -166,6 +174,9 @@ def job(document: docs.JobDocument) -> nouns.JobTemplate:
         workers=document.workers,
         priority=document.priority,
         timeout_us=document.timeout,
+        runtime_us=document.runtime or 0,
+        min_run_us=document.min_run or 0,
+        preemptible=document.preemptible,
     )
 
 
@@ -181,6 +192,7 @@ def site(document: docs.SiteDocument) -> nouns.Site:
         jurisdiction=document.jurisdiction or "",
         power_cap_mw=document.power_cap or 0,
         pue_milli=document.pue,
+        ramp_mw=document.power_ramp or 0,
     )
 
 
@@ -191,6 +203,23 @@ def fabrics(document: docs.SiteDocument) -> tuple[nouns.Fabric, ...]:
     )
 
 
+def racks(document: docs.SiteDocument) -> tuple[nouns.Rack, ...]:
+    """The bounds of those racks that have any."""
+    return tuple(
+        nouns.Rack(
+            rack_name(document, stated, number), document.name, stated.power_cap or 0, stated.schedulable or 0
+        )
+        for stated in document.racks
+        if (stated.schedulable or stated.power_cap) and stated.type in catalogue().racks
+        for number in range(stated.count)
+    )
+
+
+def rack_name(document: docs.SiteDocument, stated: docs.RackFields, number: int) -> str:
+    """The name of one rack of several, counted from 0."""
+    return f"{document.name}/{stated.name}-{number + 1:03d}"
+
+
 def nodes(document: docs.SiteDocument) -> tuple[nouns.Node, ...]:
     """Every node of the site; unknown types, which ``references`` reports, give none."""
     known = catalogue()
@@ -198,11 +227,11 @@ def nodes(document: docs.SiteDocument) -> tuple[nouns.Node, ...]:
     for racks in document.racks:
         rack_type = known.racks.get(racks.type)
         for number in range(racks.count if rack_type else 0):
-            rack = f"{document.name}/{racks.name}-{number + 1:03d}"
+            rack = rack_name(document, racks, number)
             assert rack_type is not None
             for slot in range(rack_type.nodes):
                 node_id = f"{rack}/node-{slot + 1:02d}"
-                result.append(_typed_node(known.nodes[rack_type.node], node_id, document.name, rack))
+                result.append(_typed_node(known.nodes[rack_type.node], node_id, document.name, rack, racks))
     for stated in [] if isinstance(document.nodes, str) else document.nodes:
         for number in range(stated.count):
             name = stated.name if stated.count == 1 else f"{stated.name}-{number + 1:03d}"
@@ -210,8 +239,14 @@ def nodes(document: docs.SiteDocument) -> tuple[nouns.Node, ...]:
     return tuple(result)
 
 
-def _typed_node(node_type: NodeType, node_id: str, site_name: str, rack: str) -> nouns.Node:
+def _typed_node(
+    node_type: NodeType, node_id: str, site_name: str, rack: str, stated: docs.NodeFields | docs.RackFields
+) -> nouns.Node:
     domain = {"rack": rack, "node": node_id}.get(node_type.nvlink, "")
+    if isinstance(stated, docs.NodeFields) and stated.domain:
+        domain = f"{site_name}/{stated.domain}"
+    gpu = catalogue().accelerators.get(node_type.accelerator)
+    idle_w, max_w = (gpu.idle_w, gpu.max_w) if gpu else (0, 0)
     return nouns.Node(
         id=node_id,
         site=site_name,
@@ -220,6 +255,11 @@ def _typed_node(node_type: NodeType, node_id: str, site_name: str, rack: str) ->
         cpu_millis=node_type.cpu * 1000,
         memory_bytes=node_type.memory_gb * 10**9,
         accelerators=_accelerators(node_id, node_type.accelerator, node_type.accelerators),
+        leaf=stated.leaf or "",
+        rail=stated.rail or "",
+        row=stated.row or "",
+        idle_mw=(node_type.overhead_w + node_type.accelerators * idle_w) * 1000,
+        power_mw=(node_type.overhead_w + node_type.accelerators * max_w) * 1000,
     )
 
 
@@ -228,15 +268,21 @@ def _stated_node(stated: docs.NodeFields, node_id: str, site_name: str) -> nouns
     if stated.type is not None:
         node_type = catalogue().nodes.get(stated.type)
         return (
-            _typed_node(node_type, node_id, site_name, rack) if node_type else nouns.Node(node_id, site_name)
+            _typed_node(node_type, node_id, site_name, rack, stated)
+            if node_type
+            else nouns.Node(node_id, site_name)
         )
     return nouns.Node(
         id=node_id,
         site=site_name,
         rack=rack,
+        domain=f"{site_name}/{stated.domain}" if stated.domain else "",
         cpu_millis=stated.cpu or 0,
         memory_bytes=stated.memory or 0,
         accelerators=_accelerators(node_id, stated.accelerator or "", stated.accelerators or 0),
+        leaf=stated.leaf or "",
+        rail=stated.rail or "",
+        row=stated.row or "",
     )
 
 

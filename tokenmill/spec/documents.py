@@ -6,14 +6,12 @@ What one document says about another is checked in ``references``.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from tokenmill.spec.fields import (
     AliasName,
-    BitRate,
     Context,
     Count,
     Cpu,
@@ -21,16 +19,13 @@ from tokenmill.spec.fields import (
     Digest,
     Duration,
     Jurisdiction,
-    Latency,
     Money,
     Name,
     PerDay,
     PerMinute,
     Positive,
-    Power,
     PriceTarget,
     Priority,
-    Pue,
     Ratio,
     Replicas,
     SecretRef,
@@ -43,43 +38,12 @@ from tokenmill.spec.fields import (
     choice,
     fail,
 )
-
-
-class Strict(BaseModel):
-    """Unknown fields are refused, and nothing is coerced that a field type did not say."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, dict | str) else value
-
-
-def _named(value: Any) -> Any:
-    if not isinstance(value, list):
-        return value
-    return [{"name": item} if isinstance(item, str) else item for item in value]
-
-
-def _also(*shorter: dict[str, Any]) -> Any:
-    """The JSON Schema of a field that may also be written in a shorter form."""
-
-    def widen(schema: dict[str, Any]) -> None:
-        kept = {key: schema.pop(key) for key in ("type", "items", "$ref", "minItems") if key in schema}
-        schema["anyOf"] = [kept, *shorter]
-
-    return widen
-
-
-def _span(value: Any) -> Any:
-    """2, "1..4" or {min, max} to {min, max}."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return {"min": value, "max": value}
-    if isinstance(value, str) and (match := re.fullmatch(r"(\d{1,9})(?:\s*\.\.\s*(\d{1,9}))?", value)):
-        return {"min": int(match[1]), "max": int(match[2] or match[1])}
-    if not isinstance(value, dict):
-        fail(f"{value!r} is not a number of replicas", "a number or a range, for example 2 or 1..4")
-    return value
+from tokenmill.spec.sites import FabricFields as FabricFields
+from tokenmill.spec.sites import NodeFields as NodeFields
+from tokenmill.spec.sites import RackFields as RackFields
+from tokenmill.spec.sites import SiteDocument as SiteDocument
+from tokenmill.spec.strict import Strict as Strict
+from tokenmill.spec.strict import also, listed, named, span
 
 
 class QuotaFields(Strict):
@@ -113,71 +77,16 @@ class ProjectFields(Strict):
     )
 
 
-class RackFields(Strict):
-    """Racks of one type of the catalogue."""
-
-    type: Text = Field(description="Rack type of the catalogue, for example gb300-nvl72.")
-    count: Positive = Field(default=1, description="How many.")
-    name: Name = Field(default="rack", description="First part of the racks' names.")
-
-
-class NodeFields(Strict):
-    """Nodes of one type of the catalogue, or of stated size."""
-
-    name: Name = Field(description="Name; with a count it is the first part of the names.")
-    type: Text | None = Field(default=None, description="Node type of the catalogue, for example hgx-h200.")
-    count: Positive = Field(default=1, description="How many.")
-    rack: Name | None = Field(default=None, description="Rack that they stand in.")
-    cpu: Cpu | None = Field(default=None, description="Cores, where no type is given.")
-    memory: Size | None = Field(default=None, description="Memory, where no type is given.")
-    accelerators: Small | None = Field(
-        default=None, description="Accelerators of each, where no type is given."
-    )
-    accelerator: Text | None = Field(default=None, description="Their type, from the catalogue.")
-
-
-class FabricFields(Strict):
-    """A network that joins the nodes of a site."""
-
-    name: Name = Field(description="Name, unique in the factory.")
-    type: Annotated[str, *choice("nvlink", "infiniband", "ethernet", "wan")] = Field(
-        description="Technology."
-    )
-    bandwidth: BitRate = Field(description="Of one accelerator or node in each direction: 800Gbit/s.")
-    latency: Latency = Field(default=0, description="One way, for example 2us.")
-
-
 class FactoryDocument(Strict):
     """The factory itself. Exactly one document of this kind is needed."""
 
     kind: Literal["factory"]
     name: Name = Field(description="Name of the factory.")
-    extends: Annotated[list[Text], BeforeValidator(_listed)] = Field(
+    extends: Annotated[list[Text], BeforeValidator(listed)] = Field(
         default=[],
         description="Other factory files, relative to this one, that these documents are laid on.",
-        json_schema_extra=_also({"type": "string"}),
+        json_schema_extra=also({"type": "string"}),
     )
-
-
-class SiteDocument(Strict):
-    """A place under one law, with one power cap."""
-
-    kind: Literal["site"]
-    name: Name = Field(description="Name of the site.")
-    jurisdiction: Jurisdiction | None = Field(
-        default=None, description="Law that applies there, for example de."
-    )
-    power_cap: Power | None = Field(default=None, description="Most power that the site may draw.")
-    pue: Pue = Field(default=1000, description="Power of the whole site per power of its computers.")
-    nodes: Literal["this-machine"] | list[NodeFields] = Field(
-        default=[], description="`this-machine`, or a list of nodes."
-    )
-    racks: Annotated[list[RackFields], BeforeValidator(_listed)] = Field(
-        default=[],
-        description="Racks by type: one mapping or a list.",
-        json_schema_extra=_also({"type": "object"}),
-    )
-    fabrics: list[FabricFields] = Field(default=[], description="Networks that join the nodes.")
 
 
 class TenantDocument(Strict):
@@ -185,11 +94,11 @@ class TenantDocument(Strict):
 
     kind: Literal["tenant"]
     name: Name = Field(description="Name of the tenant.")
-    projects: Annotated[list[ProjectFields], BeforeValidator(_named)] = Field(
+    projects: Annotated[list[ProjectFields], BeforeValidator(named)] = Field(
         default=[ProjectFields(name="default")],
         min_length=1,
         description="Projects, or only their names; when none is written there is one named `default`.",
-        json_schema_extra=_also({"type": "array", "items": {"type": "string"}}),
+        json_schema_extra=also({"type": "array", "items": {"type": "string"}}),
     )
     quota: QuotaFields = Field(default=QuotaFields(), description="Bounds of the whole tenant.")
     jurisdictions: list[Jurisdiction] = Field(
@@ -197,6 +106,16 @@ class TenantDocument(Strict):
     )
     priority: Priority = Field(default=0, description="Higher goes first.")
     share: Positive = Field(default=1, description="Weight when tenants compete.")
+    parent: Name | None = Field(
+        default=None, description="Tenant whose limit and guarantee hold for the sum of its children."
+    )
+    guarantee: Count = Field(
+        default=0, description="Accelerators that are lent to others while idle and taken back when needed."
+    )
+    reserve: Count = Field(default=0, description="Accelerators that are kept free for it, lent to nobody.")
+    limit: Count | None = Field(
+        default=None, description="Accelerators that it may hold at most, borrowed ones included."
+    )
 
 
 class PriceDocument(Strict):
@@ -291,10 +210,10 @@ class DeploymentDocument(Strict):
     engine: Annotated[str, *choice("embedded", "vllm", "sglang", "openai")] = Field(
         default="embedded", description="Program that serves it; `openai` is a server that already runs."
     )
-    replicas: Annotated[ReplicaRange, BeforeValidator(_span)] = Field(
+    replicas: Annotated[ReplicaRange, BeforeValidator(span)] = Field(
         default=ReplicaRange(min=1, max=1),
         description="How many: 2, or a range 1..4 to scale in.",
-        json_schema_extra=_also({"type": "integer"}, {"type": "string", "pattern": r"^\d+(\s*\.\.\s*\d+)?$"}),
+        json_schema_extra=also({"type": "integer"}, {"type": "string", "pattern": r"^\d+(\s*\.\.\s*\d+)?$"}),
     )
     context: Context = Field(default=2048, description="Tokens of one request, prompt and answer.")
     slots: Positive = Field(default=4, description="Requests that one replica decodes together.")
@@ -306,6 +225,18 @@ class DeploymentDocument(Strict):
     url: Url | None = Field(default=None, description="Only with engine `openai`: where it answers.")
     canary: CanaryFields | None = Field(
         default=None, description="How a new release takes over; without it, all at once when it is ready."
+    )
+    priority: Priority = Field(
+        default=100, description="Against jobs: those of a lower priority give way to its replicas."
+    )
+    spread: Annotated[str, *choice("node", "rack", "site", "none")] = Field(
+        default="node", description="How far its replicas keep apart where they can."
+    )
+    wait_target: Duration = Field(
+        default=2_000_000, description="Longest wait before the first token that scaling aims at."
+    )
+    idle_after: Duration = Field(
+        default=600_000_000, description="With `replicas: 0..N`: without a request for so long it goes to 0."
     )
 
 
@@ -361,6 +292,13 @@ class JobDocument(Strict):
     )
     priority: Priority = Field(default=0, description="Higher goes first.")
     timeout: Duration = Field(default=3_600_000_000, description="Longest time of one attempt.")
+    runtime: Duration | None = Field(
+        default=None, description="How long it takes; short work may use room that is kept for a large gang."
+    )
+    min_run: Duration | None = Field(
+        default=None, description="It is not preempted before it has run so long."
+    )
+    preemptible: bool = Field(default=True, description="Whether it may be told to go for others.")
 
 
 class PeerDocument(Strict):

@@ -16,6 +16,7 @@ from tokenmill.domain import factory as nouns
 from tokenmill.domain.errors import Problem, SpecError
 from tokenmill.spec import build
 from tokenmill.spec import documents as docs
+from tokenmill.spec.entitlements import check_entitlements
 from tokenmill.spec.references import check_fit, check_references
 from tokenmill.spec.source import MAX_FILE_BYTES, Document, Found, Place, read_documents
 from tokenmill.spec.validate import Entry, identity, validate
@@ -49,7 +50,7 @@ def load(
     found += _factory_problems(layer, reading, paths)
     models = [entry.model for entry in entries if entry.model is not None]
     if not any(one.problem.field.startswith("site ") for one in found):
-        found += check_fit(entries, _nodes(models))
+        found += check_fit(entries, _nodes(models)) + check_entitlements(entries, _nodes(models))
     if found:
         found.sort(key=lambda one: one.place)
         raise SpecError(tuple(dict.fromkeys(_placed(one) for one in found)))
@@ -215,6 +216,7 @@ def _factory(models: Sequence[Any]) -> nouns.Factory:
         name=document.name,
         sites=every(docs.SiteDocument, build.site),
         nodes=_nodes(models),
+        racks=tuple(rack for site in sites for rack in build.racks(site)),
         fabrics=tuple(fabric for site in sites for fabric in build.fabrics(site)),
         tenants=every(docs.TenantDocument, build.tenant),
         prices=every(docs.PriceDocument, build.price),

@@ -129,6 +129,10 @@ def _site(site: docs.SiteDocument, entry: Entry, index: Index) -> list[Found]:
     for number, rack in enumerate(site.racks):
         total += rack.count * known.racks[rack.type].nodes if rack.type in known.racks else 0
         found += _in_catalogue(entry, ("racks", number, "type"), "rack type", rack.type, known.racks)
+        size = known.racks[rack.type].nodes if rack.type in known.racks else rack.schedulable
+        if rack.schedulable and size and rack.schedulable > size:
+            path: FieldPath = ("racks", number, "schedulable")
+            found.append(entry.found(path, f"a {rack.type} has {size} nodes", f"at most {size}"))
     if not isinstance(site.nodes, str):
         for number, node in enumerate(site.nodes):
             total += node.count
@@ -182,7 +186,9 @@ def _tenant(tenant: docs.TenantDocument, entry: Entry, index: Index) -> list[Fou
             path: FieldPath = ("projects", number, "name")
             found.append(entry.found(path, f"two projects are named {project.name!r}", "each name once"))
         seen.add(project.name)
-    return found
+    return found + (
+        [] if tenant.parent is None else index.missing(entry, ("parent",), "tenant", tenant.parent)
+    )
 
 
 def _price(price: docs.PriceDocument, entry: Entry, index: Index) -> list[Found]:
