@@ -215,23 +215,23 @@ def test_time_ends_training_with_a_usable_adapter(small: Path, tmp_path: Path) -
 def test_short_memory_halves_the_micro_batch(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trl import SFTTrainer
+    from transformers import Trainer
 
-    real = SFTTrainer.training_step
+    real = Trainer.training_step
 
     def small_memory(self: Any, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
         if inputs["input_ids"].shape[0] > 2:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
         return real(self, model, inputs, *rest, **more)
 
-    monkeypatch.setattr(SFTTrainer, "training_step", small_memory)
+    monkeypatch.setattr(Trainer, "training_step", small_memory)
     rows = write_rows(tmp_path / "rows.jsonl", 16)
     request = TrainRequest(small, rows, tmp_path / "adapter", tmp_path / "work", batch=8)
     said: list[str] = []
     outcome = train(request, lambda p: said.append(p.message))
     assert (outcome.micro_batch, outcome.steps) == (2, 2)
     assert any("memory was short" in text for text in said)
-    monkeypatch.setattr(SFTTrainer, "training_step", lambda *_: (_ for _ in ()).throw(MemoryError))
+    monkeypatch.setattr(Trainer, "training_step", lambda *_: (_ for _ in ()).throw(MemoryError))
     with pytest.raises(ResourceError, match="one row"):
         train(replace(request, seed=5))
 

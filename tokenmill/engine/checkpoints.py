@@ -20,12 +20,15 @@ from typing import Any
 from transformers import TrainerCallback
 
 from tokenmill.domain.errors import EngineError
+from tokenmill.engine.gang import Gang
 from tokenmill.engine.tuning import Progress, TrainOutcome, TrainRequest
 
 MARK = "tokenmill.json"
 WARMUP = 0.05  # share of the work
 LAST_SHARE = 0.05  # of the learning rate, at the end
 CURVE_POINTS = 200
+VALIDATIONS = 10  # of one training, where patience asks for them and nobody says how often
+BETTER = 1e-4  # by which a loss must fall to count as better
 
 
 def folder(request: TrainRequest) -> Path:
@@ -40,23 +43,38 @@ def mark_of(request: TrainRequest, precision: str) -> str:
         path = request.base_dir / name
         digest.update(path.read_bytes() if path.is_file() else b"")
     settings = [request.rank, request.alpha, request.epochs, request.batch, request.lr, request.seed]
-    digest.update(json.dumps([*settings, request.max_tokens, precision]).encode())
+    more = [request.method, request.learn, request.beta, request.validate_every, request.patience]
+    digest.update(json.dumps([*settings, *more, request.max_tokens, precision]).encode())
     return digest.hexdigest()
 
 
 class Watch:
-    """Follows one training over its attempts. ``lengths`` are tokens of each row, in training order."""
+    """Follows one training over its attempts. ``lengths`` are tokens of each row, in training order.
+
+    In a gang every rank has one; the first rank's clock counts for all, and it alone writes and reports.
+    """
 
     def __init__(
-        self, request: TrainRequest, report: Callable[[Progress], None], mark: str, lengths: Sequence[int]
+        self,
+        request: TrainRequest,
+        report: Callable[[Progress], None],
+        mark: str,
+        lengths: Sequence[int],
+        gang: Gang,
     ) -> None:
         self.request = request
         self.report = report
         self.mark = mark
+        self.gang = gang
         self.total = math.ceil(len(lengths) / request.batch)
         self._tokens_until = [0, *accumulate(lengths)]
+        self._squares_until = [0, *accumulate(s * s for s in lengths)]
         self.validation_before: float | None = None
         self.validation_after: float | None = None
+        self.best: tuple[int, float] = (0, math.inf)  # step and loss
+        self.improve: Callable[[], None] = lambda: None  # keeps the weights of the best validation
+        self.mfu_of: Callable[[int, int, float], float] = lambda tokens, squares, seconds: 0.0
+        self._worse = 0  # validations since the best one
         self.resumed_from = 0
         self.step = 0
         self.curve: list[tuple[int, float]] = []
@@ -75,15 +93,27 @@ class Watch:
         """The last whole checkpoint of this very training, whose account is taken over; or None.
 
         What else lies there, of other settings or cut off by a kill, is removed: the trainer keeps only the
-        checkpoint with the highest step, and would delete ours in its favour.
+        checkpoint with the highest step, and would delete ours in its favour. The first rank chooses.
         """
-        found = sorted(
-            folder(self.request).glob("checkpoint-*"), key=lambda p: int(p.name[11:]), reverse=True
-        )
+        where = folder(self.request)
+        self.step, self.curve, self.best, self._worse = 0, [], (0, math.inf), 0
+        found = sorted(where.glob("checkpoint-*"), key=lambda p: int(p.name[11:]), reverse=True)
         chosen = next((path for path in found if self._take_over(path / MARK)), None)
-        for path in found:
-            if path != chosen:
-                shutil.rmtree(path)
+        (step,) = self.gang.agree([float(chosen.name[11:]) if chosen else -1.0])
+        if step < 0:
+            chosen = None
+        elif chosen is None or chosen.name[11:] != f"{step:.0f}":
+            chosen = where / f"checkpoint-{step:.0f}"
+            if not self._take_over(chosen / MARK):
+                raise EngineError(
+                    f"worker {self.gang.rank} does not see the checkpoint of the first one",
+                    expected="a work directory that all workers of the gang share",
+                    where=str(chosen),
+                )
+        if self.gang.first:
+            for path in found:
+                if path != chosen:
+                    shutil.rmtree(path)
         return chosen
 
     def _take_over(self, path: Path) -> bool:
@@ -94,6 +124,9 @@ class Watch:
         self._before_s = float(kept["seconds"]) if mine else 0.0
         self.curve = [(int(s), float(v)) for s, v in kept["curve"]] if mine else []
         self.validation_before = kept["validation_before"] if mine else self.validation_before
+        best = kept["best"] if mine else None
+        self.best = (int(best[0]), float(best[1])) if best else (0, math.inf)
+        self._worse = int(kept["worse"]) if mine else 0
         return mine
 
     def begin(self, now_s: float) -> None:
@@ -108,13 +141,16 @@ class Watch:
         """Share of the learning rate: a short linear rise, then a linear fall until work or time ends."""
         done = step / max(1, self.total)
         if self.request.max_seconds and self._start_s:
-            done = max(done, self.seconds(time.monotonic()) / self.request.max_seconds)
+            done = max(done, self.seconds(self._end_s) / self.request.max_seconds)
         if done < WARMUP:
             return max(step, 1) / max(1.0, WARMUP * self.total) if step < WARMUP * self.total else 1.0
         return max(LAST_SHARE, 1.0 - (done - WARMUP) / (1.0 - WARMUP) * (1.0 - LAST_SHARE))
 
     def stepped(self, step: int, loss: float, now_s: float) -> tuple[bool, bool]:
-        """Take note of a step. Returns whether to save a checkpoint, and whether to stop."""
+        """Take note of a step. Returns whether to save a checkpoint, and whether to stop.
+
+        ``loss`` and ``now_s`` are the same on every rank.
+        """
         if not math.isfinite(loss):
             raise EngineError(
                 f"training diverged at step {step}: the loss is {loss}", fix="Lower the learning rate."
@@ -129,6 +165,25 @@ class Watch:
         due = now_s - self._saved_s >= self.request.save_every_s
         return due and step < self.total, late
 
+    def validate_due(self, step: int) -> bool:
+        """Whether the validation rows are to be looked at after ``step``."""
+        if not self.request.patience or self.request.validation_jsonl is None:
+            return False
+        every = self.request.validate_every or max(1, self.total // VALIDATIONS)
+        return step % every == 0 or step >= self.total
+
+    def validated(self, loss: float) -> bool:
+        """Take note of a validation in the middle. Returns whether patience is at its end."""
+        if loss < self.best[1] - BETTER:
+            self.best, self._worse = (self.step, loss), 0
+            self.improve()
+            return False
+        self._worse += 1
+        if self._worse >= self.request.patience and self.step < self.total:
+            self.stopped_by = "patience"
+            return True
+        return False
+
     def saved(self, checkpoint: Path, now_s: float) -> None:
         """Mark a checkpoint as whole."""
         self._saved_s = now_s
@@ -138,6 +193,8 @@ class Watch:
             "seconds": self.seconds(now_s),
             "curve": self.curve,
             "validation_before": self.validation_before,
+            "best": list(self.best) if self.best[0] else None,
+            "worse": self._worse,
         }
         part = checkpoint / (MARK + ".part")
         with part.open("w", encoding="utf-8") as file:
@@ -155,8 +212,13 @@ class Watch:
         """Tokens of all rows that were trained until ``step``."""
         return self._tokens_until[min(step * self.request.batch, len(self._tokens_until) - 1)]
 
+    def utilisation(self) -> float:
+        """MFU of the steps of all attempts together."""
+        last = min(self.step * self.request.batch, len(self._tokens_until) - 1)
+        return self.mfu_of(self._tokens_until[last], self._squares_until[last], self.seconds(self._end_s))
+
     def outcome(self, rows: int, skipped: dict[str, int], precision: str, micro: int) -> TrainOutcome:
-        """The account of the whole training."""
+        """The account of the whole training; what only the device knows is added by the trainer."""
         seconds = self.seconds(self._end_s)
         every = max(1, math.ceil(len(self.curve) / CURVE_POINTS))
         return TrainOutcome(
@@ -175,9 +237,15 @@ class Watch:
             precision=precision,
             micro_batch=micro,
             stopped_by=self.stopped_by,
+            method=self.request.method,
+            workers=self.gang.world,
+            best_step=self.best[0] if self.best[0] != self.step else 0,
+            mfu=self.utilisation(),
         )
 
     def _tell(self, now_s: float) -> None:
+        if not self.gang.first:
+            return
         spent = self.seconds(now_s)
         eta = spent / max(1, self.step) * (self.total - self.step)
         if self.request.max_seconds:
@@ -185,7 +253,8 @@ class Watch:
         tokens = self.tokens(self.step)
         loss = self.curve[-1][1] if self.curve else math.nan
         rate = tokens / max(spent, 1e-9)
-        self.report(Progress(self.step, self.total, "steps", self._message, loss, tokens, rate, eta))
+        used = self.utilisation()
+        self.report(Progress(self.step, self.total, "steps", self._message, loss, tokens, rate, eta, used))
 
 
 class _Callback(TrainerCallback):  # type: ignore[misc]
@@ -195,10 +264,25 @@ class _Callback(TrainerCallback):  # type: ignore[misc]
         self.watch = watch
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if "loss" in (logs or {}):
-            save, stop = self.watch.stepped(state.global_step, float(logs["loss"]), time.monotonic())
-            control.should_save = control.should_save or save
-            control.should_training_stop = control.should_training_stop or stop
+        if "loss" not in (logs or {}):
+            return
+        watch = self.watch
+        loss, now_s = watch.gang.agree([float(logs["loss"]), time.monotonic()])
+        save, stop = watch.stepped(state.global_step, loss, now_s)
+        control.should_save = control.should_save or save
+        control.should_evaluate = watch.validate_due(state.global_step)
+        control.should_training_stop = control.should_training_stop or stop
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
+        if (
+            state.global_step
+            and "eval_loss" in (metrics or {})
+            and self.watch.validate_due(state.global_step)
+        ):
+            (loss,) = self.watch.gang.agree([float(metrics["eval_loss"])])
+            if self.watch.validated(loss):
+                control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.watch.saved(Path(args.output_dir) / f"checkpoint-{state.global_step}", time.monotonic())
+        if self.watch.gang.first:
+            self.watch.saved(Path(args.output_dir) / f"checkpoint-{state.global_step}", time.monotonic())

@@ -23,18 +23,26 @@ EXPECTED = '{"messages": [..., {"role": "assistant", "content": "..."}]}'
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """``input_ids`` of prompt and completion; only the last ``learnt`` of them are learnt."""
+    """``input_ids`` of a conversation, in (given, learnt, given, learnt ...) pieces of ``lengths``."""
 
     input_ids: tuple[int, ...]
-    learnt: int
+    lengths: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def learnt(self) -> int:
+        """How many of the tokens are learnt."""
+        return sum(self.lengths[1::2])
 
     def row(self) -> dict[str, list[int]]:
         """What the trainer reads: ids and labels of the same length."""
-        prompt = len(self.input_ids) - self.learnt
-        return {
-            "input_ids": list(self.input_ids),
-            "labels": [IGNORED] * prompt + list(self.input_ids[prompt:]),
-        }
+        labels: list[int] = []
+        for at, length in enumerate(self.lengths):
+            labels += self.input_ids[len(labels) : len(labels) + length] if at % 2 else [IGNORED] * length
+        return {"input_ids": list(self.input_ids), "labels": labels}
 
 
 def read_rows(path: Path) -> list[list[dict[str, str]]]:
@@ -48,25 +56,45 @@ def read_rows(path: Path) -> list[list[dict[str, str]]]:
 
 
 def tokenize(
-    rows: Sequence[Sequence[dict[str, str]]], tokenizer: Any, max_tokens: int
+    rows: Sequence[Sequence[dict[str, str]]], tokenizer: Any, max_tokens: int, learn: str = "last"
 ) -> tuple[list[Example], dict[str, int]]:
     """Examples in the order of ``rows``, and how many rows were left out, by reason.
 
-    Prompt and completion are tokenised apart, as they are when the engine serves: it reads the prompt as a
-    whole and then produces the completion token by token.
+    What is given and what is learnt are tokenised apart, as they are when the engine serves: it reads the
+    prompt as a whole and then produces the completion token by token. ``learn`` is last or all: which of the
+    assistant's messages are learnt. Where a template rewrites earlier turns, only the last one can be.
     """
     examples: list[Example] = []
     skipped: Counter[str] = Counter()
     for start in range(0, len(rows), TOKENIZE_ROWS):
-        texts = [_texts(messages, tokenizer) for messages in rows[start : start + TOKENIZE_ROWS]]
-        prompts = tokenizer([p for p, _ in texts], add_special_tokens=False)["input_ids"]
-        completions = tokenizer([c for _, c in texts], add_special_tokens=False)["input_ids"]
-        for prompt, completion in zip(prompts, completions, strict=True):
-            if len(prompt) + len(completion) > max_tokens:
+        pieces = [_pieces(messages, tokenizer, learn) for messages in rows[start : start + TOKENIZE_ROWS]]
+        flat = [text for row in pieces for text in row]
+        ids = iter(tokenizer(flat, add_special_tokens=False)["input_ids"])
+        for row in pieces:
+            parts = [next(ids) for _ in row]
+            whole = tuple(token for part in parts for token in part)
+            if len(whole) > max_tokens:
                 skipped["longer than max_tokens"] += 1
             else:
-                examples.append(Example((*prompt, *completion), len(completion)))
+                examples.append(Example(whole, tuple(len(part) for part in parts)))
     return examples, dict(skipped)
+
+
+def _pieces(messages: Sequence[dict[str, str]], tokenizer: Any, learn: str) -> list[str]:
+    """The conversation's text in pieces that are given and learnt in turn."""
+    if learn != "all":
+        return list(_texts(messages, tokenizer))
+    pieces: list[str] = []
+    done = ""
+    for at, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        prompt, completion = _texts(messages[: at + 1], tokenizer)
+        if not prompt.startswith(done):
+            return list(_texts(messages, tokenizer))
+        pieces += [prompt[len(done) :], completion]
+        done = prompt + completion
+    return pieces
 
 
 def order(lengths: Sequence[int], batch: int, epochs: float, seed: int) -> list[int]:
