@@ -1,0 +1,376 @@
+"""One replica with continuous batching, advanced from event to event: no iteration is gone through singly.
+
+Between two arrivals or ends the batch does not change and its cache grows by the same amount every
+iteration, so n iterations take ``n a + b n (n - 1) / 2`` and are one step here. The sequences that decode
+are in a heap by the absolute number of their last step: one push and one pop per request, nothing per
+token. ``naive`` does the same one iteration at a time, and tests hold both to 1e-9 s.
+"""
+
+from __future__ import annotations
+
+import math
+
+from tokenmill.twin.compiling import compiled, inlined
+from tokenmill.twin.floor_arrays import (
+    END_TO_END,
+    EVENTS,
+    FINISHED,
+    GOOD,
+    HIT,
+    OUTPUT,
+    PREEMPTED,
+    PREFILLED,
+    RECOMPUTED,
+    TPOT,
+    TTFT,
+    UNIT,
+    Array,
+    Floor,
+)
+from tokenmill.twin.histogram_kernel import bin_of
+from tokenmill.twin.prefix_kernel import insert, lookup, trim
+from tokenmill.twin.quota_kernel import give_back
+
+SHIFT = 20
+SLOT_MASK = (1 << SHIFT) - 1
+
+
+@compiled
+def advance(floor: Floor, r: int, until: float) -> None:
+    """Go on to the first end of an iteration at or after ``until``, or until nothing is left to do."""
+    state = floor.replicas[r]
+    engine = floor.engines[state["engine"]]
+    while state["now"] < until:
+        if engine["preempt"] and state["batch"] > 0:
+            _make_room(floor, r, state, engine)
+        if _admits(floor, r, state, engine):
+            _prefill(floor, r, state, engine)
+        elif state["batch"] > 0:
+            _decode(floor, r, state, engine, until)
+        else:
+            if until < 1e15:
+                state["now"] = until
+            return
+        floor.counts[EVENTS] += 1
+
+
+@inlined
+def _blocks(tokens: int, engine: Array) -> int:
+    return int((tokens + engine["block"] - 1) // engine["block"])
+
+
+@inlined
+def _need(slot: Array, engine: Array) -> int:
+    """Blocks that a request takes on admission: all it can ever have, or its prompt and one token."""
+    if engine["preempt"]:
+        return _blocks(slot["input"] + slot["made"] + 1, engine)
+    return _blocks(slot["input"] + slot["output"], engine)
+
+
+@inlined
+def _steps(slot: Array, engine: Array) -> int:
+    """Decoding iterations after the prefill, which makes one token itself."""
+    return int(((slot["output"] - slot["made"] - 1) * UNIT + engine["gain"] - 1) // engine["gain"])
+
+
+@inlined
+def _admits(floor: Floor, r: int, state: Array, engine: Array) -> bool:
+    """Whether the next iteration prefills."""
+    if state["head"] == state["tail"] or state["alone"]:
+        return False
+    if state["progress"] > 0:
+        return True
+    return _fits(floor, r, state, engine, floor.queue[r, state["head"] % floor.queue.shape[1]], 0)
+
+
+@inlined
+def _fits(floor: Floor, r: int, state: Array, engine: Array, s: int, begun: int) -> bool:
+    if state["batch"] + begun >= engine["sequences"]:
+        return False
+    growth = 0
+    if engine["preempt"]:
+        growth = _growth(floor, r, state, engine, 1) if engine["mixed"] else 0
+    return bool(state["blocks"] + growth + _need(floor.slots[r, s], engine) <= engine["capacity"])
+
+
+@inlined
+def _prefill(floor: Floor, r: int, state: Array, engine: Array) -> None:
+    """One iteration that prefills as much as the budget allows, and decodes the batch where both mix."""
+    tokens = state["batch"] * engine["width"] if engine["mixed"] else 0
+    room = max(1, engine["budget"] - tokens)
+    first = state["head"]
+    begun = 0
+    pairs = 0.0
+    size = floor.queue.shape[1]
+    while room > 0 and state["head"] != state["tail"]:
+        s = floor.queue[r, state["head"] % size]
+        slot = floor.slots[r, s]
+        if state["progress"] == 0:
+            if not _fits(floor, r, state, engine, s, begun):
+                break
+            _admit(floor, r, state, engine, slot)
+        prompt = slot["input"] + slot["made"]
+        chunk = min(room, prompt - state["progress"])
+        pairs += chunk * (state["progress"] + 0.5 * chunk)
+        tokens += chunk
+        room -= chunk
+        state["progress"] += chunk
+        floor.counts[PREFILLED] += chunk
+        if state["progress"] < prompt:
+            break
+        state["progress"] = 0
+        state["head"] += 1
+        begun += 1
+    _prefilled(floor, r, state, engine, tokens, pairs)
+    for i in range(begun):
+        _begin(floor, r, state, engine, floor.queue[r, (first + i) % size])
+
+
+@inlined
+def _admit(floor: Floor, r: int, state: Array, engine: Array, slot: Array) -> None:
+    """Take the blocks of a prompt, and begin after what the prefix cache holds of it."""
+    state["blocks"] += _need(slot, engine)
+    if engine["prefix"]:
+        hits = lookup(floor, r, slot) * floor.unit_tokens
+        trim(floor, r, _spare_units(floor, state, engine))
+        state["progress"] = min(hits, slot["input"] + slot["made"] - 1)
+        floor.counts[HIT] += state["progress"]
+        if slot["made"] == 0:
+            slot["hits"] = state["progress"]
+
+
+@inlined
+def _spare_units(floor: Floor, state: Array, engine: Array) -> int:
+    return int((engine["capacity"] - state["blocks"]) * engine["block"] // floor.unit_tokens)
+
+
+@inlined
+def _prefilled(floor: Floor, r: int, state: Array, engine: Array, tokens: int, pairs: float) -> None:
+    """Let the time and energy of a prefilling iteration pass, and end the sequences whose last step it
+    was."""
+    curve = floor.curves[state["engine"], tokens]
+    seconds = curve[0] + engine["pair_s"] * pairs
+    joules = curve[1] + engine["pair_j"] * pairs
+    if engine["mixed"]:
+        seconds += engine["cached_s"] * state["cached"]
+        joules += engine["cached_j"] * state["cached"]
+        if engine["preempt"]:
+            state["blocks"] += _growth(floor, r, state, engine, 1)
+        state["step"] += 1
+        state["cached"] += state["batch"] * engine["gain"]
+    state["now"] += seconds
+    state["busy"] += seconds
+    state["joules"] += joules
+    _finish(floor, r, state, engine)
+
+
+@inlined
+def _decode(floor: Floor, r: int, state: Array, engine: Array, until: float) -> None:
+    """As many decoding iterations as nothing interrupts: an end, a full cache, or somebody who looks."""
+    steps = (floor.heap[r, 0] >> SHIFT) - state["step"]
+    if engine["preempt"]:
+        steps = 1 if state["alone"] else _steps_that_fit(floor, r, state, engine, steps)
+    curve = floor.curves[state["engine"], state["batch"] * engine["width"]]
+    won = state["batch"] * engine["gain"]
+    first = curve[0] + engine["cached_s"] * state["cached"]
+    slope = engine["cached_s"] * won
+    left = until - state["now"]
+    seconds = steps * first + slope * (0.5 * steps * (steps - 1))
+    if seconds > left:
+        steps = min(steps, _steps_for(first, slope, left))
+        seconds = steps * first + slope * (0.5 * steps * (steps - 1))
+    if engine["preempt"]:
+        state["blocks"] += _growth(floor, r, state, engine, steps)
+    joules = curve[1] + engine["cached_j"] * state["cached"]
+    state["joules"] += steps * joules + engine["cached_j"] * won * (0.5 * steps * (steps - 1))
+    state["now"] += seconds
+    state["busy"] += seconds
+    state["step"] += steps
+    state["cached"] += won * steps
+    state["alone"] = 0
+    _finish(floor, r, state, engine)
+
+
+@inlined
+def _steps_for(first: float, slope: float, seconds: float) -> int:
+    """The fewest iterations that last at least ``seconds``, and at least one."""
+    if slope <= 0.0:
+        steps = math.ceil(seconds / first)
+    else:
+        middle = first - 0.5 * slope
+        steps = math.ceil((math.sqrt(middle * middle + 2.0 * slope * seconds) - middle) / slope)
+    steps = max(1, steps)
+    # The root is rounded; the sum is what counts.
+    while steps > 1 and (steps - 1) * first + slope * (0.5 * (steps - 1) * (steps - 2)) >= seconds:
+        steps -= 1
+    while steps * first + slope * (0.5 * steps * (steps - 1)) < seconds:
+        steps += 1
+    return steps
+
+
+@inlined
+def _finish(floor: Floor, r: int, state: Array, engine: Array) -> None:
+    """End the sequences whose last step this was."""
+    while state["batch"] > 0 and (floor.heap[r, 0] >> SHIFT) == state["step"]:
+        s = floor.heap[r, 0] & SLOT_MASK
+        slot = floor.slots[r, s]
+        state["batch"] -= 1
+        _sift_down(floor.heap[r], state["batch"], floor.heap[r, state["batch"]])
+        state["cached"] -= (slot["input"] + slot["made"] + 1) * UNIT + _steps(slot, engine) * engine["gain"]
+        if engine["preempt"]:
+            floor.phases[r, (slot["input"] + slot["output"] - state["step"]) % engine["block"]] -= 1
+        state["blocks"] -= _blocks(slot["input"] + slot["output"], engine)
+        _end(floor, r, state, s, slot)
+
+
+@inlined
+def _begin(floor: Floor, r: int, state: Array, engine: Array, s: int) -> None:
+    """A prompt is done: its first token is out, and it decodes from the next iteration on."""
+    slot = floor.slots[r, s]
+    now = state["now"]
+    if engine["prefix"]:
+        insert(floor, r, slot, _spare_units(floor, state, engine))
+    if slot["made"] == 0:
+        slot["first"] = now
+        floor.histograms[slot["alias"], TTFT, bin_of(now - slot["arrival"])] += 1
+    steps = _steps(slot, engine)
+    if steps == 0:
+        state["blocks"] -= _need(slot, engine)
+        _end(floor, r, state, s, slot)
+        return
+    if engine["preempt"]:
+        length = slot["input"] + slot["made"] + 1
+        floor.phases[r, (length - state["step"]) % engine["block"]] += 1
+    state["order"] += 1
+    slot["order"] = state["order"]
+    state["cached"] += (slot["input"] + slot["made"] + 1) * UNIT
+    _sift_up(floor.heap[r], state["batch"], ((state["step"] + steps) << SHIFT) | s)
+    state["batch"] += 1
+
+
+@inlined
+def _end(floor: Floor, r: int, state: Array, s: int, slot: Array) -> None:
+    """Count a finished request and give its slot back."""
+    now = state["now"]
+    alias = slot["alias"]
+    ttft = slot["first"] - slot["arrival"]
+    tpot = 0.0
+    if slot["output"] > 1:
+        tpot = (now - slot["first"]) / (slot["output"] - 1)
+        floor.histograms[alias, TPOT, bin_of(tpot)] += 1
+    floor.histograms[alias, END_TO_END, bin_of(now - slot["arrival"])] += 1
+    floor.counts[FINISHED] += 1
+    floor.counts[OUTPUT] += slot["output"]
+    if ttft <= floor.targets[alias, 0] and tpot <= floor.targets[alias, 1]:
+        floor.counts[GOOD] += 1
+    if slot["id"] >= 0 and floor.log.shape[0] > 0:
+        floor.log[slot["id"], 0] = slot["first"]
+        floor.log[slot["id"], 1] = now
+        floor.log[slot["id"], 2] = r
+    if floor.quotas.shape[0] > 0:
+        give_back(floor.meters[slot["tenant"]])
+    floor.free[r, state["free"]] = s
+    state["free"] += 1
+
+
+@inlined
+def _sift_up(heap: Array, count: int, value: int) -> None:
+    """Add a value to a heap of ``count``."""
+    at = count
+    while at > 0:
+        parent = (at - 1) >> 1
+        if heap[parent] <= value:
+            break
+        heap[at] = heap[parent]
+        at = parent
+    heap[at] = value
+
+
+@inlined
+def _sift_down(heap: Array, count: int, value: int) -> None:
+    """Put ``value`` where the least of a heap was taken, ``count`` being what is left."""
+    at = 0
+    while True:
+        child = 2 * at + 1
+        if child >= count:
+            break
+        if child + 1 < count and heap[child + 1] < heap[child]:
+            child += 1
+        if heap[child] >= value:
+            break
+        heap[at] = heap[child]
+        at = child
+    heap[at] = value
+
+
+@inlined
+def _growth(floor: Floor, r: int, state: Array, engine: Array, steps: int) -> int:
+    """Blocks that ``steps`` decoding iterations take. A sequence takes one when its last is full."""
+    block = engine["block"]
+    taken = (steps // block) * state["batch"]
+    for i in range(steps % block):
+        taken += floor.phases[r, -(state["step"] + i) % block]
+    return int(taken)
+
+
+@inlined
+def _steps_that_fit(floor: Floor, r: int, state: Array, engine: Array, most: int) -> int:
+    """How many of ``most`` decoding iterations the free blocks allow; ``_make_room`` has seen to one."""
+    block = engine["block"]
+    free = engine["capacity"] - state["blocks"]
+    if state["batch"] * ((most + block - 1) // block) <= free:
+        return most
+    steps = (free // state["batch"]) * block
+    free %= state["batch"]
+    while steps < most:
+        free -= floor.phases[r, -(state["step"] + steps) % block]
+        if free < 0:
+            break
+        steps += 1
+    return int(min(steps, most))
+
+
+@compiled
+def _make_room(floor: Floor, r: int, state: Array, engine: Array) -> None:
+    """Throw out what began last until the next iteration's blocks fit: first a half-done prompt."""
+    while state["blocks"] + _growth(floor, r, state, engine, 1) > engine["capacity"]:
+        floor.counts[PREEMPTED] += 1
+        state["alone"] = 1
+        if state["progress"] > 0:
+            waiting = floor.slots[r, floor.queue[r, state["head"] % floor.queue.shape[1]]]
+            floor.counts[RECOMPUTED] += state["progress"]
+            state["blocks"] -= _need(waiting, engine)
+            state["progress"] = 0
+        else:
+            _throw_out(floor, r, state, engine)
+
+
+@inlined
+def _throw_out(floor: Floor, r: int, state: Array, engine: Array) -> None:
+    """Put the youngest sequence back at the head of the queue; what it has made is prefilled again later."""
+    heap = floor.heap[r]
+    youngest = 0
+    for at in range(1, state["batch"]):
+        if (
+            floor.slots[r, heap[at] & SLOT_MASK]["order"]
+            > floor.slots[r, heap[youngest] & SLOT_MASK]["order"]
+        ):
+            youngest = at
+    s = heap[youngest] & SLOT_MASK
+    slot = floor.slots[r, s]
+    length = slot["input"] + slot["output"] - ((heap[youngest] >> SHIFT) - state["step"])
+    floor.phases[r, (length - state["step"]) % engine["block"]] -= 1
+    state["blocks"] -= _blocks(length, engine)
+    state["cached"] -= length * UNIT
+    slot["made"] = length - slot["input"]
+    floor.counts[RECOMPUTED] += length
+    state["batch"] -= 1
+    last = heap[state["batch"]]
+    if youngest < state["batch"]:
+        at = youngest
+        while at > 0:  # to the top and down again: rare, and right whichever way it has to go
+            heap[at] = heap[(at - 1) >> 1]
+            at = (at - 1) >> 1
+        _sift_down(heap, state["batch"], last)
+    state["head"] -= 1
+    floor.queue[r, state["head"] % floor.queue.shape[1]] = s
