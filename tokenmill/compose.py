@@ -97,8 +97,6 @@ def build_controller(paths: Paths, settings: Settings, factory_file: Path) -> Co
     paths.root.chmod(0o700)  # prompts, keys' digests and the socket are the factory user's alone
     store = open_store(paths.database_url(settings))
     floor = make_floor(paths, settings, factory_file.parent)
-    signatures = signatures_of(paths)
-    signatures.ensure_key()
     runtime = Runtime(
         store,
         floor,
@@ -110,7 +108,8 @@ def build_controller(paths: Paths, settings: Settings, factory_file: Path) -> Co
             queue_events=settings.queue_events,
             leader_ttl_us=settings.leader_ttl_us,
             snapshot_every=settings.snapshot_every,
-            sign=signatures.sign,
+            openlineage=settings.openlineage,
+            sign=signatures_of(paths).sign,
         ),
     )
     started_us = now_us()

@@ -154,6 +154,7 @@ def test_rollback(factory: Any) -> None:
     factory("cancel", "run-000002", "-y", code=5)
     factory("cancel", "job-9", "-y", code=4)
     factory("runs", "pause", "run-000002", code=5)
+    factory("trace", "req-nope", code=4)
 
 
 def test_jobs(factory: Any) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 from console_bed import Bed, now_us
 from test_console_files import secret_of
 
 from tokenmill.domain.ledger import Outcome, Settlement
+from tokenmill.store.artifacts import Artifacts
 
 
 def two_releases(served: Bed) -> tuple[str, str]:
@@ -87,3 +90,46 @@ def test_pause_resume_and_rerun(served: Bed) -> None:
     assert client.post(f"/api/runs/{name}/resume").json() == {"run": name, "paused": False}
     assert client.post(f"/api/runs/{name}/cancel").status_code == 200
     assert client.post("/api/runs", json={"line": "desk", "parent": name}).status_code in (400, 404)
+
+
+def test_trace_goes_from_an_answer_to_its_rows(served: Bed) -> None:
+    run = served.run()
+    release = served.runtime.state.releases[run["release"]]
+    tree = served.paths.root / "tree"
+    tree.mkdir()
+    artifacts = Artifacts(served.paths.artifacts)
+    rows = [
+        {"n": n, "line": n, "digest": "ab", "messages": [{"role": "user", "content": f"q{n}"}]}
+        for n in (1, 2)
+    ]
+    (served.paths.root / "rows").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train = artifacts.put_file(served.paths.root / "rows")
+    manifest = {
+        "data": {"source": {"name": "t.jsonl"}, "artifacts": {"train": train}},
+        "code": {"version": "1"},
+    }
+    (tree / "manifest.json").write_text(json.dumps(manifest))
+    served.store.ledger.settle([settled("req-1", release.id)], [], "", 0)
+    (served.paths.artifacts / "sha256" / release.digest[7:9]).mkdir(parents=True, exist_ok=True)
+    tree.rename(served.paths.artifacts / "sha256" / release.digest[7:9] / release.digest[7:])
+    for name in ("req-1", "chatcmpl-req-1"):
+        found = served.client.get(f"/api/trace/{name}", params={"rows": 1, "offset": 1}).json()
+        assert found["answer"]["request"] == "req-1"
+        assert found["release"]["id"] == release.id
+        assert found["run"]["id"] == run["id"]
+        assert found["run"]["stations"][2]["name"] == "tune"
+        assert found["data"]["rows"] == rows[1:]
+        assert found["evaluation"]["verdict"]["passed"] is True
+        assert found["code"] == {"version": "1"}
+        assert found["energy"]["run_mj"] > 0
+        assert found["missing"] == []
+    assert served.client.get("/api/trace/req-nope").status_code == 404
+
+
+def test_trace_of_imported_weights_says_what_there_is(served: Bed) -> None:
+    served.store.ledger.settle([settled("req-1", "import-smollm2")], [], "", 0)
+    found = served.client.get("/api/trace/req-1").json()
+    assert found["release"]["origin"] == "import"
+    assert found["run"] is None
+    served.store.ledger.settle([settled("req-2", "rel-gone")], [], "", 0)
+    assert "rel-gone" in served.client.get("/api/trace/req-2").json()["missing"][0]

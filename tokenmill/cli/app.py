@@ -42,6 +42,7 @@ VERBS: dict[str, Verb] = {
     "logs": Verb("Show the log of the controller, the gateway, a replica, a job or a run.", LOOK),
     "events": Verb("Show what happened, from the journal.", LOOK),
     "why": Verb("Explain why something is as it is.", LOOK),
+    "trace": Verb("Go from an answer back to the release, run and rows that made it.", LOOK),
     "usage": Verb("Show tokens, energy and money by tenant, project, key, model or day.", LOOK),
     "run": Verb("Run a line: data in, released model out.", MAKE),
     "runs": Verb("List, show, pause, resume or cancel runs.", MAKE),

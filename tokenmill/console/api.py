@@ -30,6 +30,7 @@ from tokenmill.console.requests import Endpoint, answer, query_number, read_obje
 from tokenmill.console.run_view import run_row, run_view
 from tokenmill.console.tenant.api import make_tenant_app
 from tokenmill.console.tenant.batch_runner import BatchRunner
+from tokenmill.console.trace import ROWS_MOST, trace
 from tokenmill.control.why import why
 from tokenmill.domain.codec import to_plain
 from tokenmill.domain.errors import NotFoundError, RefusedError, TokenmillError, UsageError
@@ -100,6 +101,7 @@ class Api:
             ("GET", "/api/status", self.status),
             ("GET", "/api/processes", self.process_list),
             ("GET", "/api/why/{id:path}", self.explain),
+            ("GET", "/api/trace/{id}", self.trace),
             ("GET", "/api/logs/{id}", self.logs),
             ("GET", "/api/keys", self.keys),
             ("POST", "/api/keys", self.create_key),
@@ -146,6 +148,12 @@ class Api:
 
     async def explain(self, request: Request) -> Response:
         return answer(why(self.context.state, request.path_params["id"], self.context.now_us()))
+
+    async def trace(self, request: Request) -> Response:
+        rows = query_number(request, "rows", 0, ROWS_MOST)
+        offset = query_number(request, "offset", 0)
+        name = request.path_params["id"]
+        return answer(await run_in_threadpool(trace, self.context, name, rows, offset))
 
     async def logs(self, request: Request) -> Response:
         name = log_name(self.context.state, request.path_params["id"])

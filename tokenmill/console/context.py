@@ -21,6 +21,7 @@ from tokenmill.control.state import State
 from tokenmill.domain.events import Event
 from tokenmill.domain.factory import Factory
 from tokenmill.domain.ledger import Posting, Settlement
+from tokenmill.domain.work import Release
 from tokenmill.spec.settings import Paths, Settings
 from tokenmill.store.tenancy import BatchRecords, FileRecords
 from tokenmill.twin.rehearse import rehearse_plain
@@ -75,12 +76,19 @@ class LedgerPort(Protocol):
     def feedback(self, request: str) -> bool | None: ...
 
 
+class RegistryPort(Protocol):
+    def release(self, name: str) -> Release | None: ...
+
+
 class StorePort(Protocol):
     @property
     def journal(self) -> JournalPort: ...
 
     @property
     def ledger(self) -> LedgerPort: ...
+
+    @property
+    def registry(self) -> RegistryPort: ...
 
     @property
     def files(self) -> FileRecords: ...

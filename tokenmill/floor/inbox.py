@@ -20,6 +20,7 @@ class RuntimeOptions:
     leader_ttl_us: int = 10_000_000
     snapshot_every: int = 2_000
     ingest_every_us: int = 500_000
+    openlineage: str = ""  # where events about runs go: file:PATH or a URL
     sign: Callable[[Release], None] | None = None  # bless a release before it is recorded
 
 

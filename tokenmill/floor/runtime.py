@@ -27,6 +27,7 @@ from tokenmill.domain.events import ControllerStarted, Event, NodeJoined, NodeLo
 from tokenmill.floor.books import Books
 from tokenmill.floor.inbox import Item, RuntimeOptions, first_of
 from tokenmill.floor.load import LoadWatch, OutcomeWatch
+from tokenmill.floor.openlineage import LineageSink
 from tokenmill.floor.ports import Clock, Floor
 from tokenmill.store.opening import Store
 
@@ -59,6 +60,7 @@ class Runtime:
         self._floor = floor
         self._books = books
         self._load_watch = load_watch
+        self._lineage = LineageSink(options.openlineage)
         self._outcome_watch = OutcomeWatch(load_watch.file)
         self._now_us = now_us
         self._options = options
@@ -84,6 +86,8 @@ class Runtime:
             **self._books.stats,
             "queue": self._queue.qsize(),
             "seq": self.seq,
+            "lineage_lost": self._lineage.lost,
+            "lineage_problem": self._lineage.problem,
             "troubles": dict(sorted(self.troubles.items())),
             "energy_source": account.source(),
             "watts": account.watts(),
@@ -135,6 +139,7 @@ class Runtime:
                         ("timers", self._wake()),
                         ("ledger", self._ingest()),
                         ("load", self._watch_load()),
+                        ("lineage", self._lineage.send_forever()),
                     )
                 ]
                 await self._begin(first)
@@ -212,6 +217,7 @@ class Runtime:
         state, changed, effects = self._step(batch)
         if changed:
             await self._append(changed)
+        self._lineage.observe(self.state, state, self._now_us())
         self.state = state
         for item in batch:
             item.tell()

@@ -56,6 +56,7 @@ class Settings:
     floor: str = ""
     node_grace_us: int = 10_000_000
     trust_network: str = "no"
+    openlineage: str = ""
     cpu_active_watts_per_core: float = 10.0
     cpu_idle_watts: float = 5.0
 
@@ -204,6 +205,12 @@ SETTINGS: tuple[Setting, ...] = (
         "no",
         "Whether engines of other machines may listen on the network between the nodes, without encryption.",
         choices=("no", "yes"),
+    ),
+    Setting(
+        "openlineage",
+        "text",
+        "",
+        "Where OpenLineage events about runs go: `file:PATH`, or an http or https address; empty is nowhere.",
     ),
     Setting(
         "cpu_active_watts_per_core",

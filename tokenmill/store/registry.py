@@ -56,6 +56,13 @@ class Registry:
             rows = connection.execute(select(recalls).order_by(recalls.c.at_us, recalls.c.release)).all()
         return [Recall(row.release, row.at_us, row.by, row.reason) for row in rows]
 
+    def release(self, name: str) -> Release | None:
+        """One release, or nothing."""
+        wanted = select(releases.c.body).where(releases.c.id == name)
+        with self._database.read() as connection:
+            body = connection.execute(wanted).scalar()
+        return _decode(body) if body is not None else None
+
     def releases(self) -> list[Release]:
         """All releases, oldest first."""
         order = (releases.c.created_us, releases.c.id)
