@@ -47,14 +47,24 @@ class Asked:
     max_output: int | None  # None: not stated
 
 
-def read_body(endpoint: str, body: bytes) -> Asked:
-    """Parse and check. Raises ``ApiError`` 400 that names the parameter."""
+def parse_object(body: bytes) -> dict[str, Any]:
+    """The body as a JSON object. Raises ``ApiError`` 400."""
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise bad_request(f"We could not parse the JSON body of your request: {error}.", code=None) from None
     if not isinstance(document, dict):
         raise bad_request("The body must be a JSON object.", code=None)
+    return document
+
+
+def read_body(endpoint: str, body: bytes) -> Asked:
+    """Parse and check. Raises ``ApiError`` 400 that names the parameter."""
+    return asked_of(endpoint, parse_object(body))
+
+
+def asked_of(endpoint: str, document: dict[str, Any], *, wants_usage: bool = False) -> Asked:
+    """Check a document. ``wants_usage`` is for those who need the usage event whatever the client said."""
     alias = document.get("model")
     if not isinstance(alias, str) or not alias:
         raise bad_request("You must provide a model parameter.", "model", "missing_required_parameter")
@@ -79,7 +89,7 @@ def read_body(endpoint: str, body: bytes) -> Asked:
         alias=alias,
         document=document,
         stream=stream and endpoint != EMBEDDINGS,
-        wants_usage=bool(options and options.get("include_usage")),
+        wants_usage=wants_usage or bool(options and options.get("include_usage")),
         input_estimate=estimate_input(document),
         max_output=None if limit is None else limit * count,
     )

@@ -10,17 +10,25 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Protocol
 
+from tokenmill.control.requests import TokenUsage
+from tokenmill.domain.ledger import Settlement
 from tokenmill.gateway.client import ClientConnection, Responder
 from tokenmill.gateway.errors import ApiError
 from tokenmill.gateway.idempotency import Entry, Replays
 from tokenmill.gateway.message import HttpRequest
+from tokenmill.gateway.outlet import Surface
 
 COLLECTED_BYTES = 64 * 1024 * 1024
 EVENTS = b"text/event-stream; charset=utf-8"
 
 
-class Dialect(Protocol):
-    """Turns the engine's answer into another wire format. One object per request."""
+class Dialect(Surface, Protocol):
+    """Reads another wire format and turns the engine's answer into it. One object per request.
+
+    ``billed`` is set when the request has been settled, before what comes last is turned.
+    """
+
+    billed: TokenUsage
 
     def whole(self, body: bytes) -> bytes:
         """An answer that is no stream. Raises ``ApiError`` when the engine's cannot be understood."""
@@ -37,6 +45,8 @@ class Dialect(Protocol):
 
 class Work(Responder, Protocol):
     """The exchange behind a bridge."""
+
+    settlement: Settlement | None
 
     def begin(self) -> bool:
         """False when the client has its answer already."""
@@ -105,6 +115,7 @@ class Bridge:
         content_type: bytes = b"application/json",
     ) -> None:
         if self._dialect is not None:
+            self._tell_bill()
             if status < 400:
                 try:
                     body = self._dialect.whole(body)
@@ -141,7 +152,11 @@ class Bridge:
         elif self._dialect is None:
             self._put(data)
         else:
-            self._put(self._dialect.feed(data))
+            self._tell_bill()
+            try:
+                self._put(self._dialect.feed(data))
+            except ApiError as error:
+                self._put(self._dialect.feed(error.event))
 
     def finish(self, keep_alive: bool) -> None:
         if not self._streams:
@@ -157,6 +172,7 @@ class Bridge:
             self.respond(self.inner, self._status, body, headers=headers)
             return
         if self._dialect is not None:
+            self._tell_bill()
             self._put(self._dialect.end())
         # A stream that ends its connection has broken off; that is no answer to give again.
         self._end_entry(well=keep_alive)
@@ -169,6 +185,13 @@ class Bridge:
         self._end_entry(well=False)
         if self._connection is not None:
             self._connection.abort()
+
+    def _tell_bill(self) -> None:
+        settled = self._work.settlement if self._work is not None else None
+        if settled is not None and self._dialect is not None:
+            self._dialect.billed = TokenUsage(
+                settled.input_tokens, settled.cached_tokens, settled.output_tokens, settled.reasoning_tokens
+            )
 
     def _put(self, data: bytes) -> None:
         if not data:

@@ -67,6 +67,7 @@ class Gateway:
         self.secrets = Secrets()
         self.proof = Proof(options.state.with_name(PROOF_FILE))
         self.replays = Replays()
+        self.tokenizing = 0
         self.connections: set[ClientConnection] = set()
         self.exchanges: set[OpenRequest] = set()
         self.tasks: set[asyncio.Task[None]] = set()

@@ -59,6 +59,7 @@ class Exchange:
         self.model = ""  # the alias once it is admitted: safe as a metric's label
         self.hopped = bool(http.header(HOP))  # a peer sent it here: answer it here
         self.settled = False
+        self.settlement: Settlement | None = None
         self.settling = False  # the end is decided; tokens are being counted
         self.hide_usage = True
         self.response_id = ""  # what the answer calls itself, so that it can be traced
@@ -194,6 +195,7 @@ class Exchange:
 
     def _settle(self, settlement: Settlement, code: str = "") -> None:
         self.settled = True
+        self.settlement = settlement
         gateway = self.gateway
         if self.response_id:
             settlement = replace(settlement, response=self.response_id)

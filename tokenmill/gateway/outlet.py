@@ -6,7 +6,6 @@ another wire format or keeps it for a client that asks again; the exchange knows
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,16 +40,29 @@ class Outlet(Protocol):
         """An answer in pieces cannot be completed, and has no other way to say so."""
 
 
-@dataclass(frozen=True, slots=True)
-class Surface:
+class Surface(Protocol):
     """One model endpoint: what its requests are settled as, which endpoint of the engine serves them, and how
-    a body is read (``ApiError`` when it is wrong)."""
+    a body is read."""
 
-    name: str
-    endpoint: str
-    read: Callable[[bytes], Asked]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def endpoint(self) -> str: ...
+
+    def read(self, body: bytes) -> Asked:
+        """Check a body. Raises ``ApiError`` when it is wrong."""
 
 
-def plain(endpoint: str) -> Surface:
+@dataclass(frozen=True, slots=True)
+class Plain:
     """An endpoint that the engine has itself."""
-    return Surface(endpoint, endpoint, lambda body: read_body(endpoint, body))
+
+    endpoint: str
+
+    @property
+    def name(self) -> str:
+        return self.endpoint
+
+    def read(self, body: bytes) -> Asked:
+        return read_body(self.endpoint, body)

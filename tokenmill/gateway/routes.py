@@ -6,14 +6,19 @@ the console and the admin API go to the controller; all else is an OpenAI error 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import orjson
 
 from tokenmill import __version__
 from tokenmill.domain.table import KeyEntry
 from tokenmill.gateway.body import CHAT, COMPLETIONS, EMBEDDINGS
-from tokenmill.gateway.bridge import Bridge, replay
+from tokenmill.gateway.bridge import Bridge, Dialect, replay
 from tokenmill.gateway.caller import idle_slot
 from tokenmill.gateway.client import ClientConnection, Responder
+from tokenmill.gateway.dialects.messages import Messages
+from tokenmill.gateway.dialects.rerank import Rerank, Score
+from tokenmill.gateway.dialects.responses import Responses
 from tokenmill.gateway.edge import Gateway
 from tokenmill.gateway.errors import ApiError, invalid_key, unavailable, unknown_model, unknown_path
 from tokenmill.gateway.exchange import Exchange
@@ -22,14 +27,28 @@ from tokenmill.gateway.health import gauges, readiness
 from tokenmill.gateway.identity import identify
 from tokenmill.gateway.message import HttpRequest
 from tokenmill.gateway.options import is_loopback
-from tokenmill.gateway.outlet import Surface, plain
+from tokenmill.gateway.outlet import Plain, Surface
 from tokenmill.gateway.table import model_object
+from tokenmill.gateway.tokenizing import Answer, Tokenizing, count_tokens, detokenize, tokenize
 
 SURFACES = {
-    "/chat/completions": plain(CHAT),
-    "/completions": plain(COMPLETIONS),
-    "/embeddings": plain(EMBEDDINGS),
+    "/chat/completions": Plain(CHAT),
+    "/completions": Plain(COMPLETIONS),
+    "/embeddings": Plain(EMBEDDINGS),
 }
+DIALECTS: dict[str, Callable[[], Dialect]] = {
+    "/responses": Responses,
+    "/messages": Messages,
+    "/rerank": Rerank,
+    "/v2/rerank": Rerank,  # where Cohere's client asks
+    "/score": Score,
+}
+TOKENIZERS: dict[str, Answer] = {
+    "/tokenize": tokenize,
+    "/detokenize": detokenize,
+    "/messages/count_tokens": count_tokens,
+}
+ANTHROPIC = "/messages"
 CONSOLE = frozenset(("/", "/login", "/logout", "/console", "/static", "/api", "/favicon.ico"))
 CONSOLE_TREES = ("/console/", "/static/", "/api/")
 TENANT_TREES = ("files", "batches", "fine_tuning", "feedback")
@@ -42,7 +61,13 @@ def dispatch(gateway: Gateway, connection: ClientConnection, request: HttpReques
     short = path[3:] if path.startswith("/v1/") else path
     surface = SURFACES.get(short)
     if surface is not None:
-        return _model_request(gateway, connection, request, surface)
+        return _model_request(gateway, connection, request, surface, None)
+    make = DIALECTS.get(short)
+    if make is not None:
+        dialect = make()
+        return _model_request(gateway, connection, request, dialect, dialect)
+    if short in TOKENIZERS:
+        return _tokenizing(gateway, connection, request, short)
     if short[1:].partition("/")[0] in TENANT_TREES:
         return _tenant_request(gateway, connection, request)
     if short == "/models" or short.startswith("/models/"):
@@ -57,29 +82,58 @@ def dispatch(gateway: Gateway, connection: ClientConnection, request: HttpReques
 
 
 def _model_request(
-    gateway: Gateway, connection: ClientConnection, request: HttpRequest, surface: Surface
+    gateway: Gateway,
+    connection: ClientConnection,
+    request: HttpRequest,
+    surface: Surface,
+    dialect: Dialect | None,
 ) -> Responder | None:
     request_id = gateway.request_id()
     caller = gateway.caller(dict(request.headers))
     try:
         if caller is None:
             raise invalid_key()
-        if request.method != "POST":
-            raise ApiError(405, "method_not_allowed", f"Use POST for {request.path}, not {request.method}.")
+        _post_only(request)
         if caller.batch:
             _yield(gateway, request)
         entry = gateway.replays.begin(caller.key, request, request_id, gateway.loop.time())
     except ApiError as error:
-        _error(connection, request, error, request_id)
+        _error(connection, request, error, request_id, dialect)
         return None
-    if entry is None:
+    if entry is None and dialect is None:
         exchange = Exchange(gateway, connection, request, surface, caller.key, request_id)
         return exchange if exchange.begin() else None
-    if not entry.open:
+    if entry is not None and not entry.open:
         replay(connection, request, entry)
         return None
-    bridge = Bridge(connection, request, gateway.replays, entry=entry)
+    more = b"request-id: %b\r\n" % request_id.encode() if isinstance(dialect, Messages) else b""
+    bridge = Bridge(connection, request, gateway.replays, dialect=dialect, entry=entry, headers=more)
     return bridge.begin(Exchange(gateway, bridge, bridge.inner, surface, caller.key, request_id))
+
+
+def _tokenizing(
+    gateway: Gateway, connection: ClientConnection, request: HttpRequest, short: str
+) -> Responder | None:
+    request_id = gateway.request_id()
+    caller = gateway.caller(dict(request.headers))
+    anthropic = short.startswith(ANTHROPIC)
+    try:
+        if caller is None:
+            raise invalid_key()
+        _post_only(request)
+    except ApiError as error:
+        _error(connection, request, error, request_id, Messages() if anthropic else None)
+        return None
+    work = Tokenizing(
+        gateway, connection, request, caller.key, request_id, TOKENIZERS[short], anthropic=anthropic
+    )
+    work.begin()
+    return work
+
+
+def _post_only(request: HttpRequest) -> None:
+    if request.method != "POST":
+        raise ApiError(405, "method_not_allowed", f"Use POST for {request.path}, not {request.method}.")
 
 
 def _yield(gateway: Gateway, request: HttpRequest) -> None:
@@ -164,6 +218,13 @@ def _json(connection: ClientConnection, request: HttpRequest, body: bytes, reque
     connection.respond(request, 200, body, headers=b"x-request-id: %b\r\n" % request_id.encode())
 
 
-def _error(connection: ClientConnection, request: HttpRequest, error: ApiError, request_id: str) -> None:
+def _error(
+    connection: ClientConnection,
+    request: HttpRequest,
+    error: ApiError,
+    request_id: str,
+    dialect: Dialect | None = None,
+) -> None:
+    body = error.body if dialect is None else dialect.error(error.status, error.body)
     headers = b"x-request-id: %b\r\n%b" % (request_id.encode(), error.headers)
-    connection.respond(request, error.status, error.body, headers=headers)
+    connection.respond(request, error.status, body, headers=headers)
