@@ -32,5 +32,9 @@ format: ## let the tools have their way with white space
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+sim: ## live a hundred thousand seeded worlds through (hours); SEEDS=0..300 for fewer
+	@$(PYTHON) .ci/setup.py dev
+	$(BIN)/tokenmill sim --seeds $(or $(SEEDS),0..100000) --workers $(shell nproc)
+
 clean: ## remove what the commands above made
 	rm -rf .venv demo-factory

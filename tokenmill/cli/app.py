@@ -60,6 +60,7 @@ VERBS: dict[str, Verb] = {
     "doctor": Verb("Check this machine and the installation.", CARE),
     "store": Verb("Look at, migrate or copy the store.", CARE),
     "ledger": Verb("Verify the ledger against the gateways' spools.", CARE),
+    "sim": Verb("Try to break the control core in seeded worlds with faults.", CARE),
     "schema": Verb("Print the JSON Schema of factory.yaml.", CARE),
 }
 

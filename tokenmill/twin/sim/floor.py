@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
+import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from tokenmill.control.state import State
 from tokenmill.domain import effects as fx
@@ -12,10 +14,21 @@ from tokenmill.domain.codec import digest_of
 from tokenmill.domain.factory import Node
 from tokenmill.domain.work import Imported, JobResult, JobSpec, WorkUsage
 
-if TYPE_CHECKING:
-    from sim_world import World
-
 SECOND = 1_000_000
+
+
+class Host(Protocol):
+    """What a floor asks of the world that it is in."""
+
+    rng: random.Random
+    faults: bool
+    frailty: float
+
+    def post(self, event: ev.Event, seconds: float) -> None: ...
+
+    def later(self, seconds: float, what: Any) -> None: ...
+
+    def result(self, spec: JobSpec) -> JobResult: ...
 
 
 def sha(text: str) -> str:
@@ -40,19 +53,19 @@ class Process:
 class Floor:
     """Carries out effects; keeps the truth. Reports go into ``world.mail``."""
 
-    world: World
+    world: Host
     processes: dict[tuple[str, int], Process] = field(default_factory=dict)
     down: set[str] = field(default_factory=set)
     nodes: dict[str, Node] = field(default_factory=dict)
     started_twice: int = 0
 
     def carry_out(self, effect: fx.Effect) -> None:
-        name = type(effect).__name__
+        name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(effect).__name__).lower()
         handler = getattr(self, f"do_{name}", None)
         if handler is not None:
             handler(effect)
 
-    def do_ImportModel(self, effect: fx.ImportModel) -> None:
+    def do_import_model(self, effect: fx.ImportModel) -> None:
         rng = self.world.rng
         model = effect.model
         error = "the source does not answer" if rng.random() < 0.1 and self.world.faults else ""
@@ -60,7 +73,7 @@ class Floor:
         found = Imported(model.name, digest, 1, "gguf", error, model.source)
         self.world.post(ev.ModelImported(0, found), rng.uniform(0.1, 5))
 
-    def do_StartReplica(self, effect: fx.StartReplica) -> None:
+    def do_start_replica(self, effect: fx.StartReplica) -> None:
         self._start(
             Process(effect.replica, 0, (effect.node,), (effect.accelerators,)),
             lambda p: self._replica_begun(p),
@@ -77,7 +90,7 @@ class Floor:
         process.ready = True
         self.world.post(ev.ReplicaReady(0, process.id), rng.uniform(0.3, 4))
 
-    def do_StartJob(self, effect: fx.StartJob) -> None:
+    def do_start_job(self, effect: fx.StartJob) -> None:
         assert len(effect.nodes) == effect.spec.workers
         self._start(
             Process(effect.job, effect.attempt, effect.nodes, effect.accelerators),
@@ -118,10 +131,10 @@ class Floor:
         else:
             self.world.post(ev.JobStarted(0, process.id, process.attempt), 0.05)
 
-    def do_StopReplica(self, effect: fx.StopReplica) -> None:
+    def do_stop_replica(self, effect: fx.StopReplica) -> None:
         self._stop(effect.replica, 0)
 
-    def do_StopJob(self, effect: fx.StopJob) -> None:
+    def do_stop_job(self, effect: fx.StopJob) -> None:
         attempts = [attempt for name, attempt in self.processes if name == effect.job]
         self._stop(effect.job, max(attempts, default=1))
 

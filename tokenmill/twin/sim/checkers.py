@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from tokenmill.control.index import index_state
 from tokenmill.control.snapshot import dump, load
@@ -12,18 +12,24 @@ from tokenmill.control.why import why
 from tokenmill.domain import effects as fx
 from tokenmill.domain import events as ev
 from tokenmill.domain.work import Alias, JobStatus, ReplicaStatus, RunStatus
-
-if TYPE_CHECKING:
-    from sim_world import World
+from tokenmill.twin.sim.floor import Floor
 
 HOLDING = (ReplicaStatus.STARTING, ReplicaStatus.READY, ReplicaStatus.DRAINING)
 LIVE = (JobStatus.STARTING, JobStatus.RUNNING, JobStatus.STOPPING)
 
 
+class Watched(Protocol):
+    """The world that is watched."""
+
+    floor: Floor
+    state: State
+    now: int
+
+
 class Checkers:
     """Watches one world. ``charges`` is what the ledger got, ``groups`` every lease group there ever was."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: Watched) -> None:
         self.world = world
         self.charges: dict[str, fx.ChargeWork] = {}
         self.groups: dict[str, str] = {}  # first lease of an owner's group -> owner
