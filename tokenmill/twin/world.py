@@ -92,7 +92,7 @@ class World:
                 return settled is None
             at_us, _, event, process = heapq.heappop(self._queue)
             self.now_us = at_us
-            if process and process not in self._alive:
+            if process and (process not in self._alive or self._is_stale(event)):
                 continue
             if isinstance(event, events.ReplicaExited | events.JobExited):
                 self._alive.pop(process, None)
@@ -102,16 +102,24 @@ class World:
             if isinstance(event, events.NodeJoined):
                 self._report_lost(event.node.id)
 
+    def _is_stale(self, event: events.Event) -> bool:
+        """Whether it is about an earlier attempt of a job that was started again."""
+        if not isinstance(event, events.JobExited):
+            return False
+        job = self.state.jobs.get(event.job)
+        return job is not None and job.attempt != event.attempt
+
     def inject(self, faults: Iterable[Fault], start_us: int = 0) -> None:
         """Lose nodes, by name, and let each join again after its repair."""
         for fault in faults:
-            known = self.state.nodes.get(fault.component)
-            if known is None:
-                continue
-            lost_us = start_us + fault.at_us + self.timings.detect_us
-            self.at(lost_us, events.NodeLost(lost_us, fault.component, fault.kind))
-            back_us = lost_us + fault.repair_us
-            self.at(back_us, events.NodeJoined(back_us, known.node))
+            for node in fault.nodes or (fault.component,):
+                known = self.state.nodes.get(node)
+                if known is None:
+                    continue
+                lost_us = start_us + fault.at_us + self.timings.detect_us
+                self.at(lost_us, events.NodeLost(lost_us, node, fault.kind))
+                back_us = lost_us + fault.repair_us
+                self.at(back_us, events.NodeJoined(back_us, known.node))
 
     def carry_out(self, effect: effects.Effect) -> None:
         """What a floor does for an effect: the events that will follow, in virtual time."""

@@ -1,0 +1,287 @@
+"""A whole factory over time: the live control plane at epochs, the compiled floor between them.
+
+At every epoch the control core (``control.step``, in ``FactoryWorld``) hears what became of jobs, nodes
+and load and decides as it would live: how many replicas, where they and the jobs' gangs go, who is
+preempted. Between two epochs its last table routes the requests, as a gateway does. Serving and training
+share the floor and its power.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tokenmill.control.state import EMPTY
+from tokenmill.domain import events
+from tokenmill.domain.errors import DataError
+from tokenmill.domain.factory import Factory
+from tokenmill.domain.work import JobSpec, Replica, ReplicaStatus
+from tokenmill.twin import floor_arrays as fa
+from tokenmill.twin.demand import Demand, merged
+from tokenmill.twin.factory_world import FactoryWorld
+from tokenmill.twin.faults import Fault
+from tokenmill.twin.fleet import Fleet
+from tokenmill.twin.floor_arrays import Array
+from tokenmill.twin.step_table import StepTable
+from tokenmill.twin.training import Training
+from tokenmill.twin.world import Timings
+
+SETTLE_US = 3_600_000_000
+SERVING = (ReplicaStatus.READY, ReplicaStatus.DRAINING)
+CAP_MARGIN = 0.9
+"""Clocks go up again below this part of the power cap, and down above the cap itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class DayJob:
+    """A training job: when it is submitted, what it asks, and its work."""
+
+    id: str
+    at_s: float
+    spec: JobSpec
+    training: Training
+
+
+@dataclass(frozen=True, slots=True)
+class Power:
+    """Watts that the step tables do not know. ``cap_w`` is of the site, PUE included; 0 is no cap."""
+
+    node_idle_w: float = 600.0
+    training_w: float = 1_000.0  # of one accelerator that trains
+    pue: float = 1.2
+    cap_w: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Minute:
+    """One row of the series; rates are means over the minute, the rest is as at its end."""
+
+    at_s: float
+    requests_per_s: float
+    output_per_s: float
+    refused_per_s: float
+    watts: float
+    in_flight: int
+    ready: int
+    wanted: int
+    training_accelerators: int
+    jobs_waiting: int
+    nodes_lost: int
+    clock: int
+
+
+@dataclass(slots=True)
+class FactoryDay:
+    """``tables`` are one engine at falling clocks; every deployment of ``factory`` is served by it.
+
+    ``demands`` go to the deployments in order, by ``Demand.alias``. ``factory`` names its nodes.
+    """
+
+    factory: Factory
+    tables: Sequence[StepTable]
+    demands: Sequence[Demand]
+    jobs: Sequence[DayJob] = ()
+    faults: Sequence[Fault] = ()
+    power: Power = Power()
+    seed: int = 1
+    epoch_s: float = 10.0
+    router: str = "two-choices"
+    timings: Timings = Timings(load_us=60_000_000, import_us=1_000_000)
+    world: FactoryWorld = field(init=False)
+    fleet: Fleet = field(init=False)
+    series: list[Minute] = field(default_factory=list)
+    broken: int = 0
+    joules: float = 0.0
+    _numbers: dict[str, int] = field(default_factory=dict)  # replica -> its number in the fleet
+    _free: list[int] = field(default_factory=list)
+    _again: list[Array] = field(default_factory=list)
+    _seen: tuple[int, int] = (-1, -1)
+    _clock: int = 0
+    _start_us: int = 0
+    _watts: float = 0.0
+    _used: float = 0.0
+    _refused: int = 0
+
+    def __post_init__(self) -> None:
+        """Bring the factory up: its replicas are ready when the day begins."""
+        aliases = len(self.factory.deployments)
+        if not aliases or max(demand.alias for demand in self.demands) >= aliases:
+            raise DataError("traffic for a deployment that is not there", expected=f"0 to {aliases - 1}")
+        most = sum(max(d.replicas, d.max_replicas) for d in self.factory.deployments)
+        numbers = most + most // 4 + 8  # drained ones finish while others start
+        self.fleet = Fleet(self.tables, [0] * numbers, [self.router] * aliases)
+        self._free = list(range(numbers - 1, -1, -1))
+        self.world = world = FactoryWorld(EMPTY, self.timings, busy=self._is_busy)
+        world.training = {job.id: job.training for job in self.jobs}
+        world.send(events.ControllerStarted(0, 1))
+        for node in self.factory.nodes:
+            world.send(events.NodeJoined(0, node))
+        world.send(events.SpecApplied(0, 0, self.factory, "rehearsal"))
+        least = sum(d.replicas for d in self.factory.deployments)
+        world.run(SETTLE_US, lambda state: _ready(state.replicas.values()) >= least)
+        world.log.clear()
+        self._start_us = world.now_us
+        for job in self.jobs:
+            at_us = self._us(job.at_s)
+            world.at(at_us, events.JobSubmitted(at_us, job.id, job.spec))
+        world.inject(self.faults, self._start_us)
+
+    def run(self, seconds: float, progress: Callable[[float], None] = lambda _: None) -> None:
+        """Go through ``seconds``. ``progress`` hears the time reached after every epoch."""
+        at_s = 0.0
+        base = self._totals()
+        while at_s < seconds:
+            end_s = min(at_s + self.epoch_s, seconds)
+            self.world.run(self._us(at_s))
+            self.world.end_drained()
+            self._follow(at_s)
+            self._serve(at_s, end_s)
+            self._meter(at_s, end_s)
+            self._report(end_s)
+            if int(end_s // 60) > int(at_s // 60):
+                base = self._minute(end_s, base)
+            at_s = end_s
+            progress(at_s)
+        self.fleet.check()
+
+    def digest(self) -> str:
+        """Of everything that came out; the same for the same seed."""
+        floor = self.fleet.floor
+        parts = (floor.counts.tobytes(), floor.histograms.tobytes(), floor.replicas.tobytes())
+        whole = b"".join(parts) + repr((self.series, self.world.log, self.broken, self.joules)).encode()
+        return hashlib.sha256(whole).hexdigest()
+
+    def accelerators(self) -> int:
+        """Accelerators that training jobs hold now."""
+        jobs = self.world.state.jobs
+        specs = [jobs[name].spec for name in self.world.running() if name in jobs]
+        return sum(spec.workers * spec.resources.accelerators for spec in specs)
+
+    def _us(self, at_s: float) -> int:
+        return self._start_us + round(at_s * 1e6)
+
+    def _is_busy(self, replica: str) -> bool:
+        number = self._numbers.get(replica)
+        return number is not None and bool(self.fleet.outstanding()[number] > 0)
+
+    def _follow(self, at_s: float) -> None:
+        """Let the floor be what the control plane made of it."""
+        world = self.world
+        for name in world.lost:
+            if name in self._numbers:
+                self._drop(name, at_s)
+        world.lost.clear()
+        seen = (world.steps, len(world.draining))
+        if seen == self._seen:
+            return
+        self._seen = seen
+        replicas = world.state.replicas
+        for name in sorted(set(self._numbers) - set(replicas)):
+            self._drop(name, at_s)
+        pools: dict[str, list[int]] = {d.name: [] for d in self.factory.deployments}
+        for name, replica in sorted(replicas.items()):
+            if (
+                replica.status is ReplicaStatus.READY
+                and name not in self._numbers
+                and name not in world.draining
+            ):
+                number = self._free.pop()
+                self._numbers[name] = number
+                state = self.fleet.floor.replicas[number]
+                state["now"], state["engine"] = max(float(state["now"]), at_s), self._clock
+            if replica.status is ReplicaStatus.READY and name in self._numbers:
+                pools[replica.deployment].append(self._numbers[name])
+            elif replica.status not in SERVING and name in self._numbers:
+                self._drop(name, at_s)
+        for alias, deployment in enumerate(self.factory.deployments):
+            self.fleet.pool(alias, sorted(pools[deployment.name]))
+
+    def _drop(self, name: str, at_s: float) -> None:
+        """A replica is gone: what waited goes elsewhere, what had begun to answer is broken."""
+        number = self._numbers.pop(name)
+        again, broken = self.fleet.fail(number, at_s)
+        self._again.append(again)
+        self.broken += broken
+        self._free.append(number)
+
+    def _serve(self, at_s: float, end_s: float) -> None:
+        windows = [demand.window(self.seed, at_s, end_s) for demand in self.demands]
+        again = [part for part in self._again if len(part)]
+        if again:
+            back = np.concatenate(again)
+            self._again = []
+            back["at"] = at_s
+            back["draw"], back["draw2"] = windows[0]["draw"][: len(back)].max(initial=1), 12345
+            windows.insert(0, back)
+        self.fleet.send(merged(windows))
+        self.fleet.advance(end_s)
+
+    def _meter(self, at_s: float, end_s: float) -> None:
+        """Energy of the epoch, and the clock of the next one."""
+        used = self.fleet.joules()
+        serving = sorted(self._numbers.values())
+        idle = float(self.fleet.idle_w()[serving].sum()) if serving else 0.0
+        lost = sum(known.lost for known in self.world.state.nodes.values())
+        held = {lease.node for lease in self.world.state.leases.values()}
+        empty = max(0, len(self.factory.nodes) - lost - len(held)) * self.power.node_idle_w
+        training = self.accelerators() * self.power.training_w
+        span = end_s - at_s
+        self._watts = ((used - self._used) / span + idle + empty + training) * self.power.pue
+        self._used = used
+        self.joules += self._watts * span
+        level = self._clock
+        if self.power.cap_w and self._watts > self.power.cap_w:
+            level = min(level + 1, len(self.tables) - 1)
+        elif self._watts < CAP_MARGIN * self.power.cap_w:
+            level = max(level - 1, 0)
+        if level != self._clock:
+            self._clock = level
+            self.fleet.floor.replicas["engine"][:] = level
+
+    def _report(self, end_s: float) -> None:
+        """Tell the control plane the load of each deployment, as the gateway does."""
+        outstanding = self.fleet.outstanding()
+        refused = self.fleet.count(fa.REFUSED)
+        for alias, deployment in enumerate(self.factory.deployments):
+            pool = self.fleet.pools[alias, : self.fleet.sizes[alias]]
+            load = int(outstanding[pool].sum())
+            turned = refused - self._refused if alias == 0 else 0
+            self.world.now_us = max(self.world.now_us, self._us(end_s))
+            self.world.send(events.LoadReported(self._us(end_s), deployment.name, load, turned))
+        self._refused = refused
+
+    def _totals(self) -> tuple[int, int, int, float, float]:
+        count = self.fleet.count
+        return (count(fa.TAKEN), count(fa.OUTPUT), count(fa.REFUSED), self.joules, 0.0)
+
+    def _minute(
+        self, end_s: float, base: tuple[int, int, int, float, float]
+    ) -> tuple[int, int, int, float, float]:
+        now = (*self._totals()[:4], end_s)
+        span = now[4] - base[4]
+        state = self.world.state
+        jobs = state.jobs.values()
+        self.series.append(
+            Minute(
+                at_s=end_s,
+                requests_per_s=(now[0] - base[0]) / span,
+                output_per_s=(now[1] - base[1]) / span,
+                refused_per_s=(now[2] - base[2]) / span,
+                watts=(now[3] - base[3]) / span,
+                in_flight=int(self.fleet.outstanding().sum()),
+                ready=int(self.fleet.sizes.sum()),
+                wanted=sum(memory.wanted for _, memory in sorted(state.scaling.items())),
+                training_accelerators=self.accelerators(),
+                jobs_waiting=sum(job.status == "pending" for job in jobs),
+                nodes_lost=sum(known.lost for known in state.nodes.values()),
+                clock=self._clock,
+            )
+        )
+        return now
+
+
+def _ready(replicas: Iterable[Replica]) -> int:
+    return sum(replica.status is ReplicaStatus.READY for replica in replicas)
