@@ -18,6 +18,12 @@ from tokenmill.domain.stations import (
     station_problems,
 )
 
+NEEDED: dict[str, dict[str, Any]] = {
+    "intake": {"path": "x"},
+    "command": {"command": ["true"]},
+    "python": {"entry": "mine:run"},
+}
+
 
 def test_what_is_not_written_has_its_default() -> None:
     assert station_params("intake", {"path": "a.csv"}) == IntakeParams(path="a.csv")
@@ -46,8 +52,14 @@ def test_what_is_not_written_has_its_default() -> None:
         ("tune", {"rank": True}, "rank", "a whole number"),
         ("tune", {"rank": 1.5}, "rank", "a whole number"),
         ("tune", {"lr": float("nan")}, "lr", "a number"),
-        ("tune", {"rang": 4}, "rang", "one of method, rank"),
+        ("tune", {"rang": 4}, "rang", "rank"),
         ("gate", {"against": "nobody"}, "against", "one of base, champion, both"),
+        ("gate", {"bounds": ["latency is good"]}, "bounds", "NAME >= NUMBER"),
+        ("evaluate", {"metric": "regex"}, "pattern", "for the metric regex"),
+        ("evaluate", {"metric": "regex", "pattern": "("}, "pattern", "one"),
+        ("evaluate", {"also": ["beauty"]}, "also", "one of exact_match"),
+        ("python", {"entry": "mine"}, "entry", "module:function"),
+        ("python", {"entry": "mine:run", "settings": "[]"}, "settings", "{...}"),
         ("sell", {}, "kind", "one of intake"),
     ],
 )
@@ -73,4 +85,4 @@ def test_every_parameter_is_documented_and_its_default_fits() -> None:
             assert field.metadata["doc"].endswith("."), (kind, field.name)
             if field.default is not dataclasses.MISSING and not dataclasses.is_dataclass(field.default):
                 defaults[field.name] = field.default
-        assert station_problems(kind, {"path": "x", **defaults} if kind == "intake" else defaults) == ()
+        assert station_problems(kind, {**NEEDED.get(kind, {}), **defaults}) == ()

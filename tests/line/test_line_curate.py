@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,11 @@ from tokenmill.domain.errors import DataError
 from tokenmill.domain.stations import CurateParams, SplitParams, station_params
 from tokenmill.line.curate import curate, split_for
 from tokenmill.line.curated import Curated
-from tokenmill.line.duplicates import near_pairs
+from tokenmill.line.duplicates import HASHES, RECALL, bands_for, near_pairs
 from tokenmill.line.job import StationJob
 from tokenmill.line.process import run_station
 from tokenmill.line.redact import redacted
-from tokenmill.line.rows import Row, normalised, read_rows, row_of
+from tokenmill.line.rows import Row, RowFile, normalised, read_rows, row_of, write_jsonl
 
 ALL_TRAIN = SplitParams(1.0, 0.0, 0.0)
 
@@ -231,3 +234,100 @@ def test_redaction_finds_addresses_telephones_and_cards_only() -> None:
     assert result.splits["train"][0].prompt == "I am [EMAIL], help"
     assert result.redactions == {"email": 1}
     assert curate(said, CurateParams(split=ALL_TRAIN)).splits["train"][0].prompt == "I am x@y.org, help"
+
+
+def near_texts(count: int) -> list[str]:
+    """Texts in threes: one, the same with a word changed, and the same with a third of it changed."""
+    import random
+
+    draw = random.Random(5)
+    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(3, 9))) for _ in range(3000)]
+    texts = []
+    for _ in range(count):
+        text = draw.choices(words, k=40)
+        once, often = list(text), list(text)
+        once[draw.randrange(40)] = draw.choice(words)
+        for at in draw.sample(range(40), 13):
+            often[at] = draw.choice(words)
+        texts += [" ".join(text), " ".join(once), " ".join(often)]
+    return texts
+
+
+def test_hashed_pairs_are_all_true_and_nearly_all_of_them() -> None:
+    texts = near_texts(400)
+    exact = set(near_pairs(texts, 0.85))
+    hashed = set(near_pairs(texts, 0.85, exact_shingles=0))
+    assert len(exact) >= 350
+    assert hashed <= exact
+    assert len(hashed) >= 0.99 * len(exact)
+
+
+def test_bands_keep_what_they_promise() -> None:
+    for similarity in (0.5, 0.7, 0.85, 0.95):
+        bands, rows = bands_for(similarity)
+        assert bands * rows <= HASHES
+        assert 1 - (1 - similarity**rows) ** bands >= RECALL
+
+
+def test_many_copies_of_one_text_cost_little() -> None:
+    texts = ["the very same long text about a card that was lost " + str(i % 2) for i in range(3000)]
+    met = {later for _, later, _ in near_pairs(texts, 0.85, exact_shingles=0)}
+    assert met == set(range(1, 3000))
+
+
+def test_other_languages_are_dropped_when_it_is_plain_that_they_are() -> None:
+    rows = [
+        row(1, "Wie kann ich meine gestohlene Karte so schnell wie möglich sperren lassen?"),
+        row(2, "How can I block my stolen card as quickly as possible, please?"),
+        row(3, "top up"),
+    ]
+    result = curate(rows, CurateParams(split=ALL_TRAIN, languages=("en",)))
+    assert outcome(result) == {1: "other language", 2: "train", 3: "train"}
+    with pytest.raises(DataError, match="no language 'xx'"):
+        curate(rows, CurateParams(languages=("xx",)))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("IBAN DE89 3704 0044 0532 0130 00 please", "IBAN [IBAN] please"),
+        ("IBAN DE88 3704 0044 0532 0130 00 please", None),
+        ("from 192.168.1.20 and 2001:db8:0:0:0:0:0:1.", "from [IP] and [IP]."),
+        ("version 1.2.3.400", "version 1.2.3.400"),
+        ("SSN 536-90-4399", "SSN [SSN]"),
+    ],
+)
+def test_more_personal_data_of_fixed_form(text: str, expected: str | None) -> None:
+    found = redacted(text)[0]
+    assert found == expected if expected else "[IBAN]" not in found
+
+
+def test_a_file_of_rows_is_read_lazily(tmp_path: Path) -> None:
+    rows = [row(n, f"prompt number {n}") for n in range(1, 200)]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    with closing(RowFile(tmp_path / "rows.jsonl")) as lazy:
+        assert len(lazy) == 199
+        assert lazy[7] == rows[7]
+        assert lazy[3:5] == rows[3:5]
+        result = curate(lazy, CurateParams(near_duplicates="keep"))
+        assert sum(len(split) for split in result.splits.values()) == 199
+
+
+@pytest.mark.live  # a process of its own, whose memory can be measured
+def test_memory_does_not_grow_with_the_length_of_rows(tmp_path: Path) -> None:
+    script = (
+        "import resource, sys; from tokenmill.line.rows import RowFile;"
+        "from tokenmill.line.curate import curate;"
+        "from tokenmill.domain.stations import CurateParams;"
+        "curate(RowFile(__import__('pathlib').Path(sys.argv[1])), CurateParams(near_duplicates='keep',"
+        "max_prompt_characters=10**6, max_tokens=10**6));"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    peaks = []
+    for size in (100, 20_000):
+        path = tmp_path / f"{size}.jsonl"
+        write_jsonl(path, (row(n, f"{n} " + "x y " * (size // 4)) for n in range(4000)))
+        out = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, check=True)
+        peaks.append(int(out.stdout) * 1024)
+    assert path.stat().st_size > 80_000_000
+    assert peaks[1] - peaks[0] < 30_000_000

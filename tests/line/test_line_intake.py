@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenmill.domain.errors import DataError
+from tokenmill.domain.errors import DataError, ResourceError
 from tokenmill.domain.stations import IntakeParams
 from tokenmill.line.files import Source
 from tokenmill.line.intake import read_source
@@ -180,3 +180,138 @@ def test_no_line_is_ever_lost(
     if form == "jsonl":
         content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
         assert source.records == sum(1 for line in content.split(b"\n") if line.strip())
+
+
+def chat_row(**more: Any) -> dict[str, Any]:
+    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    return {"messages": said, **more}
+
+
+def test_tools_and_calls_become_text_that_can_be_learnt(tmp_path: Path) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "find", "arguments": '{"city": "Rome"}'}}
+    row = {
+        "messages": [
+            {"role": "system", "content": "Help."},
+            {"role": "user", "content": [{"type": "text", "text": "Hotels in Rome?"}]},
+            {"role": "assistant", "content": None, "tool_calls": [call], "weight": 0},
+            {"role": "tool", "tool_call_id": "c1", "content": "[]"},
+            {"role": "assistant", "content": "None."},
+        ],
+        "tools": [{"type": "function", "function": {"name": "find", "parameters": {}}}],
+    }
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row))
+    (found,) = read(path)[1]
+    assert isinstance(found, Row)
+    assert [m["role"] for m in found.messages] == ["system", "user", "assistant", "tool", "assistant"]
+    assert found.messages[0]["content"].startswith("Help.\n\nYou can call")
+    assert '<tools>\n{"name": "find", "parameters": {}}\n</tools>' in found.messages[0]["content"]
+    expected = '<tool_call>{"name": "find", "arguments": {"city": "Rome"}}</tool_call>'
+    assert found.messages[2] == {"role": "assistant", "content": expected, "weight": "0"}
+    assert not found.columns
+
+
+def test_preference_rows_keep_the_worse_answer(tmp_path: Path) -> None:
+    def pair(better: str, worse: str) -> str:
+        sides = {
+            "preferred_output": [{"role": "assistant", "content": better}],
+            "non_preferred_output": [{"role": "assistant", "content": worse}],
+        }
+        return json.dumps({"input": {"messages": [{"role": "user", "content": "q"}]}, **sides})
+
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{pair('good', 'bad')}\n{pair('same', 'same')}\n")
+    first, second = read(path)[1]
+    assert isinstance(first, Row)
+    assert (first.completion, first.rejected) == ("good", "bad")
+    assert isinstance(second, Refused)
+    assert "are equal" in second.reason
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0] has no role out of"),
+        (
+            {"messages": [{"role": "assistant", "content": " "}, *chat_row()["messages"]]},
+            "messages[0] is an empty turn of the assistant",
+        ),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "type 'image_url'"),
+        (
+            {"messages": [chat_row()["messages"][0], {"role": "assistant", "content": "a", "weight": 0}]},
+            "has weight 0",
+        ),
+        (
+            {"messages": [chat_row()["messages"][0], {"role": "assistant", "tool_calls": [{}]}]},
+            "tool_calls[0] names no function",
+        ),
+        ({"tools": {}} | {"tools": [1]}, "'tools' is not a list of functions"),
+    ],
+)
+def test_a_bad_conversation_says_where(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(chat_row(**change)))
+    (found,) = read(path)[1]
+    assert isinstance(found, Refused)
+    assert reason in found.reason
+
+
+def test_a_second_row_of_the_same_id_is_quarantined(tmp_path: Path, job_of: JobOf) -> None:
+    rows = [chat_row(key=name) for name in ("a", "b", "a", "c")] + [chat_row()]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    job = job_of("intake", {"path": "rows.jsonl", "id": "key", "max_broken_fraction": 0.5})
+    result = run_intake(job)
+    assert (result.metrics["rows"], result.metrics["quarantined"]) == (3, 2)
+    assert result.metrics["first_reasons"] == [
+        "line 3: key 'a' is that of row 1 already",
+        "line 5: has no 'key' to name it",
+    ]
+
+
+def test_parquet_a_folder_and_an_uploaded_file(tmp_path: Path, job_of: JobOf) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    folder = tmp_path / "in"
+    folder.mkdir()
+    table = pa.table({"text": [f"t{i}" for i in range(3000)], "label": ["x"] * 3000})
+    pq.write_table(table, folder / "a.parquet")
+    (folder / "b.csv").write_text("text,label\nlast,y\n,\n")
+    (folder / ".hidden.csv").write_text("not data")
+    (folder / "notes.md").write_text("not data either")
+    job = job_of("intake", {"path": "in", "prompt": "{text}", "completion": "{label}"})
+    result = run_intake(job)
+    assert (result.metrics["files"], result.metrics["rows"], result.metrics["quarantined"]) == (2, 3002, 0)
+    numbers = [row.n for row in read_rows(job.artifacts.path(result.outputs["rows"]))]
+    assert numbers == list(range(1, 3003))
+    digest = job.artifacts.put_file(folder / "a.parquet")
+    job = job_of("intake", {"path": f"artifact:{digest}", "prompt": "{text}", "completion": "{label}"})
+    assert run_intake(job).metrics["rows"] == 3000
+    (folder / "a.parquet").write_bytes((folder / "a.parquet").read_bytes()[:500])
+    with pytest.raises(DataError, match="Parquet file is broken"):
+        run_intake(job_of("intake", {"path": "in/*.parquet", "prompt": "{text}", "completion": "{label}"}))
+
+
+def test_a_remote_store_is_read_through_fsspec(job_of: JobOf) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    for name, text in (("one.jsonl", "q1"), ("two.jsonl", "q2")):
+        row = chat_row()
+        row["messages"][0]["content"] = text
+        memory.pipe(f"/data/{name}", json.dumps(row).encode())
+    job = job_of("intake", {"path": "memory://data"})
+    result = run_intake(job)
+    assert [r.prompt for r in read_rows(job.artifacts.path(result.outputs["rows"]))] == ["q1", "q2"]
+    assert not (job.work / "fetched").exists()
+    with pytest.raises(DataError, match="cannot be read"):
+        run_intake(job_of("intake", {"path": "memory://data/three.jsonl"}))
+    with pytest.raises(DataError, match="no file system is known"):
+        run_intake(job_of("intake", {"path": "gopher://data/three.jsonl"}))
+    with pytest.raises(ResourceError, match="more bytes than max_bytes"):
+        run_intake(job_of("intake", {"path": "memory://data", "max_bytes": 100}))
+
+
+def test_a_wide_encoding_is_named(tmp_path: Path, job_of: JobOf) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(json.dumps(chat_row()).encode("utf-16"))
+    with pytest.raises(DataError, match="begins like UTF-16"):
+        run_intake(job_of("intake", {"path": "rows.jsonl"}))

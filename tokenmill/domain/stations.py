@@ -1,172 +1,53 @@
-"""What may be written under a station in a line: one typed, documented dataclass per kind.
+"""What may be written under a station in a line, checked and built from plain values.
 
-``spec`` validates factory files with these, ``line`` reads its parameters through them and the reference page
-is made from them. It does not open files or look whether a path exists.
+``spec`` validates factory files with this and ``line`` reads its parameters through it; what each kind has
+is in ``domain.station_params``. It does not open files or look whether a path exists.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, get_args, get_origin, get_type_hints
 
+from tokenmill.domain.bounds import parse_bound
 from tokenmill.domain.errors import DataError, Problem
+from tokenmill.domain.station_params import (
+    FREE_KINDS,
+    METRICS,
+    STATION_KINDS,
+    CommandParams,
+    CurateParams,
+    EvaluateParams,
+    GateParams,
+    IntakeParams,
+    PackParams,
+    PythonParams,
+    SplitParams,
+    StationParams,
+    TuneParams,
+)
 
-
-def _param(
-    default: Any = dataclasses.MISSING,
-    *,
-    doc: str,
-    least: float | None = None,
-    most: float | None = None,
-    choices: tuple[str, ...] = (),
-) -> Any:
-    """One parameter: its default (none means that it must be written), what it does and its bounds."""
-    metadata = {"doc": doc, "least": least, "most": most, "choices": choices}
-    return field(default=default, metadata=metadata)
-
-
-@dataclass(frozen=True, slots=True)
-class IntakeParams:
-    """Reads one data file into normalised rows. Templates use the file's columns: ``"{subject}: {text}"``."""
-
-    path: str = _param(doc="Data file, relative to the factory file; .gz is read as it is.")
-    format: str = _param("auto", doc="File format; auto goes by the name.", choices=("auto", "jsonl", "csv"))
-    prompt: str = _param("", doc="Template of the user's text, for rows of plain columns.")
-    completion: str = _param("", doc="Template of the wanted answer, for rows of plain columns.")
-    system: str = _param("", doc="System text of every row which brings none.")
-    encoding: str = _param("utf-8", doc="Text encoding of the file.", choices=("utf-8", "latin-1", "cp1252"))
-    delimiter: str = _param(",", doc="Column separator of a CSV file, one character.")
-    max_rows: int = _param(1_000_000, doc="Refuse files with more rows.", least=1, most=100_000_000)
-    max_bytes: int = _param(1 << 30, doc="Refuse files with more bytes (unpacked).", least=1, most=1 << 40)
-    max_row_bytes: int = _param(1 << 20, doc="Quarantine longer rows.", least=16, most=1 << 28)
-    max_broken_fraction: float = _param(
-        0.05, doc="Fail when a larger part of the rows is broken.", least=0.0, most=1.0
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class SplitParams:
-    """Parts of the groups that go to each split. They sum to 1."""
-
-    train: float = _param(0.8, doc="Part for training.", least=0.0, most=1.0)
-    validation: float = _param(0.05, doc="Part for watching the loss while training.", least=0.0, most=1.0)
-    test: float = _param(0.15, doc="Part held out for the gate.", least=0.0, most=1.0)
-
-
-@dataclass(frozen=True, slots=True)
-class CurateParams:
-    """Drops what would spoil training or the judgement, says why for each row, and splits without leaks."""
-
-    answer: str = _param(
-        "text",
-        doc="What a completion must be: any text, a JSON object or a label.",
-        choices=("text", "json", "label"),
-    )
-    fields: tuple[str, ...] = _param((), doc="Keys that a JSON completion must have, all and no other.")
-    labels: tuple[str, ...] = _param((), doc="Labels that are allowed; empty allows any.")
-    min_prompt_characters: int = _param(1, doc="Drop shorter prompts.", least=0)
-    max_prompt_characters: int = _param(32_768, doc="Drop longer prompts.", least=1)
-    max_completion_characters: int = _param(32_768, doc="Drop longer completions.", least=1)
-    max_tokens: int = _param(1024, doc="Drop rows estimated at more tokens, prompt and completion.", least=8)
-    near_duplicates: str = _param(
-        "drop", doc="What to do with near duplicates.", choices=("drop", "group", "keep")
-    )
-    near_duplicate_similarity: float = _param(
-        0.85,
-        doc="Jaccard similarity of word shingles from which two prompts are near duplicates.",
-        least=0.5,
-        most=1.0,
-    )
-    conflicts: str = _param(
-        "drop", doc="What to do with equal prompts whose completions differ.", choices=("drop", "keep")
-    )
-    group_by: str = _param("", doc="Column whose equal values stay in one split; empty groups by prompt.")
-    split_by: str = _param("", doc="Column that names each row's split (train, validation, test).")
-    split: SplitParams = _param(SplitParams(), doc="Parts for each split where no column names it.")
-    test_path: str = _param(
-        "", doc="Held-out file, read as intake reads its own; train rows equal to it are dropped."
-    )
-    redact_pii: bool = _param(
-        False, doc="Replace e-mail addresses, telephone and card numbers by placeholders."
-    )
-    max_rows: int = _param(
-        0, doc="Keep at most this many training rows, chosen by seed; 0 keeps all.", least=0
-    )
-    seed: int = _param(0, doc="Seed of the split and of the choice of rows.", least=0)
-
-
-@dataclass(frozen=True, slots=True)
-class TuneParams:
-    """Trains a LoRA adapter on the line's base model."""
-
-    method: str = _param("lora", doc="How to tune.", choices=("lora",))
-    rank: int = _param(16, doc="Rank of the adapter.", least=1, most=512)
-    alpha: int = _param(
-        32, doc="Scale of the adapter; its output is multiplied by alpha / rank.", least=1, most=1024
-    )
-    epochs: float = _param(1.0, doc="Passes over the training rows.", least=0.001, most=1000)
-    max_seconds: int = _param(0, doc="Stop training after this many seconds; 0 is no limit.", least=0)
-    batch: int = _param(16, doc="Rows per optimiser step.", least=1, most=4096)
-    lr: float = _param(5e-4, doc="Peak learning rate.", least=1e-8, most=1.0)
-    max_tokens: int = _param(256, doc="Leave out and count rows with more tokens.", least=8, most=1_048_576)
-    checkpoint_seconds: int = _param(20, doc="Time between checkpoints.", least=1, most=86_400)
-    threads: int = _param(0, doc="CPU threads; 0 uses what the job may use.", least=0, most=1024)
-    seed: int = _param(0, doc="Seed of initial adapter weights and of the row order.", least=0)
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluateParams:
-    """Asks base, champion and candidate the same held-out questions through the serving engine."""
-
-    metric: str = _param(
-        "exact_match",
-        doc="How an answer is judged.",
-        choices=("exact_match", "json_fields", "classification"),
-    )
-    max_items: int = _param(200, doc="Held-out rows that are asked, chosen by seed.", least=1, most=1_000_000)
-    max_tokens: int = _param(64, doc="Longest answer, in tokens.", least=1, most=32_768)
-    slots: int = _param(8, doc="Requests decoded together.", least=1, most=256)
-    threads: int = _param(0, doc="CPU threads; 0 uses what the job may use.", least=0, most=1024)
-    seed: int = _param(0, doc="Seed of the choice of rows and of the bootstrap.", least=0)
-
-
-@dataclass(frozen=True, slots=True)
-class GateParams:
-    """Decides whether the candidate may be released. Control reads these; no job runs."""
-
-    against: str = _param("both", doc="Whom the candidate must beat.", choices=("base", "champion", "both"))
-    min_items: int = _param(50, doc="Fewer judged items than this is a no.", least=1)
-    alpha: float = _param(0.05, doc="Significance level of the paired test.", least=0.0001, most=0.5)
-    min_difference_milli: int = _param(
-        0,
-        doc="Thousandths of accuracy by which the candidate must at least be better.",
-        least=-1000,
-        most=1000,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class PackParams:
-    """Puts the release together: manifest, bill of materials, provenance, model card, evidence."""
-
-    title: str = _param("", doc="Title of the model card; empty uses the line's name.")
-    license: str = _param("", doc="SPDX licence expression of the adapter; empty states none.")
-    notes: str = _param("", doc="Text for the model card: intended use and limits.")
-
-
-StationParams = IntakeParams | CurateParams | TuneParams | EvaluateParams | GateParams | PackParams
-
-STATION_KINDS: dict[str, type] = {
-    "intake": IntakeParams,
-    "curate": CurateParams,
-    "tune": TuneParams,
-    "evaluate": EvaluateParams,
-    "gate": GateParams,
-    "pack": PackParams,
-}
+__all__ = [
+    "FREE_KINDS",
+    "METRICS",
+    "STATION_KINDS",
+    "CommandParams",
+    "CurateParams",
+    "EvaluateParams",
+    "GateParams",
+    "IntakeParams",
+    "PackParams",
+    "PythonParams",
+    "SplitParams",
+    "StationParams",
+    "TuneParams",
+    "station_params",
+    "station_problems",
+]
 
 
 def station_problems(kind: str, params: Mapping[str, Any]) -> tuple[Problem, ...]:
@@ -254,6 +135,16 @@ def _whole_problems(params_type: type, params: Mapping[str, Any], prefix: str) -
             return [Problem("is missing", field=prefix + missing, expected="both templates, or neither")]
         if len(params.get("delimiter", ",")) != 1:
             return [Problem("is not one character", field=f"{prefix}delimiter", expected="one character")]
+    if params_type is EvaluateParams:
+        return _evaluate_problems(params, prefix)
+    if params_type is GateParams:
+        return [
+            Problem(str(error), field=f"{prefix}bounds", expected="`NAME >= NUMBER` or `NAME <= 1.5 x base`")
+            for text in params.get("bounds", ())
+            for error in _bound_errors(text)
+        ]
+    if params_type is PythonParams:
+        return _python_problems(params, prefix)
     if params_type is SplitParams:
         whole = _build(SplitParams, params)
         total = whole.train + whole.validation + whole.test
@@ -263,6 +154,49 @@ def _whole_problems(params_type: type, params: Mapping[str, Any], prefix: str) -
                     f"the parts sum to {total:g}", field=prefix.rstrip("."), expected="parts that sum to 1"
                 )
             ]
+    return []
+
+
+def _bound_errors(text: str) -> list[ValueError]:
+    try:
+        parse_bound(text)
+    except ValueError as error:
+        return [error]
+    return []
+
+
+NEEDED_BY = {"regex": "pattern", "json_schema": "json_schema", "judge": "judge_model", "lm_eval": "tasks"}
+
+
+def _evaluate_problems(params: Mapping[str, Any], prefix: str) -> list[Problem]:
+    metrics = [params.get("metric", "exact_match"), *params.get("also", ())]
+    unknown = [name for name in metrics if name not in METRICS]
+    if unknown:
+        expected = "one of " + ", ".join(METRICS)
+        return [Problem(f"{unknown[0]!r} is not a metric", field=f"{prefix}also", expected=expected)]
+    missing = [(m, NEEDED_BY[m]) for m in metrics if m in NEEDED_BY and not params.get(NEEDED_BY[m])]
+    if missing:
+        metric, name = missing[0]
+        return [Problem("is missing", field=prefix + name, expected=f"it, for the metric {metric}")]
+    if params.get("pattern"):
+        try:
+            re.compile(params["pattern"])
+        except re.error as error:
+            return [Problem(f"no regular expression: {error}", field=f"{prefix}pattern", expected="one")]
+    return []
+
+
+def _python_problems(params: Mapping[str, Any], prefix: str) -> list[Problem]:
+    module, _, name = str(params.get("entry", "")).partition(":")
+    if not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        return [Problem("names no function", field=f"{prefix}entry", expected="module:function")]
+    if params.get("settings"):
+        try:
+            good = isinstance(json.loads(params["settings"]), dict)
+        except ValueError:
+            good = False
+        if not good:
+            return [Problem("is no JSON object", field=f"{prefix}settings", expected="{...}")]
     return []
 
 

@@ -87,7 +87,7 @@ def lora_to_gguf(adapter: Path, base_dir: Path, into: Path) -> Path:
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", alpha)
-    for name, tensor in _tensors(adapter / "adapter_model.safetensors"):
+    for name, tensor in tensors_of(adapter / "adapter_model.safetensors"):
         module, side = _lora_module(name)
         target = names.get_name(module)
         if target is None:
@@ -136,7 +136,7 @@ def bert_to_gguf(directory: Path, into: Path) -> Path:
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     _add_word_pieces(gguf, writer, directory, config)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.BERT, int(config["num_hidden_layers"]))
-    for name, tensor in _tensors(directory / "model.safetensors"):
+    for name, tensor in tensors_of(directory / "model.safetensors"):
         if name.endswith("position_ids") or "pooler." in name:
             continue
         target = names.get_name(name.removeprefix("bert."), try_suffixes=(".weight", ".bias"))
@@ -221,7 +221,7 @@ def _lora_module(name: str) -> tuple[str, str]:
     return module, rest[0].lower()
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, Any]]:
+def tensors_of(path: Path) -> Iterator[tuple[str, Any]]:
     """Names and f32 arrays of a safetensors file, one at a time, in order of name."""
     environment.prepare()  # torch reads them, since NumPy has no bf16
     try:

@@ -44,6 +44,7 @@ def card_of(
         "dropped": len(result.dropped),
         "dropped_by_reason": dict(result.reasons.most_common()),
         "conflicts": {"prompts": len(result.conflicts), "shown": result.conflicts[:MAX_CONFLICTS]},
+        "languages": dict(result.languages.most_common()) or None,
         "redacted": dict(sorted(result.redactions.items())) if params.redact_pii else None,
         "splits": {name: _split(rows, outputs[name], params) for name, rows in result.splits.items()},
         "settings": to_plain(params),

@@ -6,26 +6,28 @@ Every row that comes in goes to exactly one of train, validation, test or the qu
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import closing
 
 from tokenmill.domain.errors import DataError
 from tokenmill.domain.stations import CurateParams, IntakeParams, SplitParams, station_params
 from tokenmill.domain.work import JobResult
-from tokenmill.line.answers import AnswerError, parse_object
 from tokenmill.line.card import card_of, write_card
-from tokenmill.line.curated import SPLITS, Curated
+from tokenmill.line.curated import SPLITS, Curated, Picked
 from tokenmill.line.duplicates import Groups, near_pairs
+from tokenmill.line.faults import fault_of
 from tokenmill.line.files import Source
 from tokenmill.line.intake import read_source
 from tokenmill.line.job import StationJob
-from tokenmill.line.redact import redacted_row
+from tokenmill.line.kept import Kept, Prepared, Prompts, key_of
+from tokenmill.line.language import UNKNOWN, classifier
 from tokenmill.line.rows import (
     Refused,
     Row,
-    estimated_tokens,
+    RowFile,
     in_group,
     normalised,
-    read_rows,
     write_jsonl,
 )
 
@@ -37,10 +39,14 @@ def run(job: StationJob) -> JobResult:
     """Curate the rows of the intake station. Raises ``DataError`` when a split would be empty."""
     params = job.params
     assert isinstance(params, CurateParams)
-    rows = list(read_rows(job.input_path("rows")))
+    with closing(RowFile(job.input_path("rows"))) as rows:
+        return _run(job, params, rows)
+
+
+def _run(job: StationJob, params: CurateParams, rows: RowFile) -> JobResult:
     held_out = _held_out(job, params)
     job.report(0, len(rows) + 1, "rows", "curating")
-    result = curate(rows, params, held_out)
+    result = curate(rows, params, held_out, lambda n: job.report(n, len(rows) + 1, "rows", "checking"))
     _check_splits(result, params)
     job.report(len(rows), len(rows) + 1, "rows", "writing")
     outputs = {}
@@ -64,24 +70,36 @@ def run(job: StationJob) -> JobResult:
     return JobResult(outputs=outputs, metrics=metrics, evidence={"counts": metrics})
 
 
-def curate(rows: Sequence[Row], params: CurateParams, held_out: Sequence[Row] = ()) -> Curated:
+def curate(
+    rows: Sequence[Row],
+    params: CurateParams,
+    held_out: Sequence[Row] = (),
+    say: Callable[[int], None] = lambda _: None,
+) -> Curated:
     """Check, clean and split ``rows``; ``held_out`` rows (of a file of their own) all go to test.
 
-    ``rows_in`` of the result counts both, and equals what was kept and dropped together.
+    ``rows_in`` of the result counts both, and equals what was kept and dropped together. ``rows`` may be read
+    lazily: it is gone through four times, and only short keys of a row are held.
     """
     result = Curated(rows_in=len(rows) + len(held_out))
-    tests = _without_repeats(_checked(held_out, params, result), result)
-    own = _without_repeats(_checked(rows, params, result), result)
-    own = _without_conflicts(own, params, result)
-    everything = [*tests, *own]
-    groups = _grouped(everything, params)
-    near = _near_duplicates(everything, groups, params)
+    prepared = Prepared(held_out, rows, params)
+    kept = _checked(prepared, len(held_out), params, result, say)
+    kept = kept.without(_repeats(kept, prepared, result))
+    kept = kept.without(_conflicts(kept, prepared, params, result))
+    groups = _grouped(kept, prepared, params)
+    near = _near_duplicates(kept, prepared, groups, params)
     wanted = [
-        "test" if at < len(tests) else _split_of(row, groups.name(at), params, bool(tests))
-        for at, row in enumerate(everything)
+        "test" if at < kept.held else _split_of(prepared, place, groups.name(at).hex(), params, kept.held > 0)
+        for at, place in enumerate(kept.places)
     ]
-    _split(everything, groups, near, wanted, result)
-    _cap(params, result)
+    chosen = _split(kept, prepared, groups, near, wanted, result)
+    chosen["train"] = _capped(chosen["train"], kept, prepared, params, result)
+    names = {kept.places[at]: groups.name(at).hex() for split in chosen.values() for at in split}
+
+    def make(place: int) -> Row:
+        return in_group(prepared[place], names[place])
+
+    result.splits = {name: Picked(make, [kept.places[at] for at in ats]) for name, ats in chosen.items()}
     return result
 
 
@@ -107,121 +125,109 @@ def _held_out(job: StationJob, params: CurateParams) -> list[Row]:
     return rows
 
 
-def _checked(rows: Sequence[Row], params: CurateParams, result: Curated) -> list[Row]:
-    kept = []
-    for given in rows:
-        row = given
-        if params.redact_pii:
-            row, found = redacted_row(row)
-            result.redactions += found
-        kind, detail = _fault(row, params)
+def _checked(
+    rows: Prepared, held: int, params: CurateParams, result: Curated, say: Callable[[int], None]
+) -> Kept:
+    """The rows that are good by themselves."""
+    told = classifier(params.languages) if params.languages else None
+    kept = Kept()
+    for at in range(len(rows)):
+        row, found = rows.pair(at)
+        result.redactions += found
+        kind, detail = fault_of(row, params)
+        if not kind and told is not None:
+            language = told(row.prompt)
+            result.languages[language] += 1
+            if language not in (*params.languages, UNKNOWN):
+                kind, detail = "other language", language
         if kind:
             result.drop(row, kind, detail)
-        else:
-            kept.append(row)
+            continue
+        kept.places.append(at)
+        kept.prompts.append(key_of(normalised(row.prompt)))
+        kept.answers.append(key_of(f"{row.completion.strip()}\x00{row.rejected.strip()}"))
+        kept.held += at < held
+        if at % 1000 == 0:
+            say(at)
     return kept
 
 
-def _fault(row: Row, params: CurateParams) -> tuple[str, str]:
-    """Kind and detail of what is wrong with ``row`` alone; two empty texts when nothing is."""
-    prompt, completion = row.prompt, row.completion
-    if not prompt.strip() or not completion.strip():
-        return ("empty completion" if prompt.strip() else "empty prompt"), ""
-    if len(prompt) < params.min_prompt_characters:
-        return "prompt too short", f"{len(prompt)} characters"
-    if len(prompt) > params.max_prompt_characters:
-        return "prompt too long", f"{len(prompt):,} characters"
-    if len(completion) > params.max_completion_characters:
-        return "completion too long", f"{len(completion):,} characters"
-    if (tokens := estimated_tokens(row)) > params.max_tokens:
-        return "too many tokens", f"about {tokens:,}"
-    return _answer_fault(completion, params)
-
-
-def _answer_fault(completion: str, params: CurateParams) -> tuple[str, str]:
-    if params.answer == "json":
-        try:
-            answer = parse_object(completion)
-        except AnswerError as error:
-            return "completion is not a JSON object", str(error)
-        if params.fields and set(answer) != set(params.fields):
-            return "completion has other fields", ", ".join(sorted(answer)) or "none"
-    if params.labels and completion.strip() not in params.labels:
-        return "label not allowed", completion.strip()[:80]
-    return "", ""
-
-
-def _without_repeats(rows: Sequence[Row], result: Curated) -> list[Row]:
-    first: dict[tuple[str, str], int] = {}
-    kept = []
-    for row in rows:
-        key = (normalised(row.prompt), row.completion.strip())
-        if key in first:
-            result.drop(row, "exact duplicate", f"of row {first[key]}")
-        else:
-            first[key] = row.n
-            kept.append(row)
-    return kept
-
-
-def _without_conflicts(rows: Sequence[Row], params: CurateParams, result: Curated) -> list[Row]:
-    by_prompt: dict[str, list[Row]] = {}
-    for row in rows:
-        by_prompt.setdefault(normalised(row.prompt), []).append(row)
+def _repeats(kept: Kept, rows: Prepared, result: Curated) -> set[int]:
+    """Indexes of rows that were there before. Held-out rows and others are compared among themselves."""
+    first: dict[tuple[bool, bytes, bytes], int] = {}
     bad: set[int] = set()
-    for same in by_prompt.values():
-        if len(same) > 1:
-            numbers = [row.n for row in same]
-            result.conflicts.append(
-                {
-                    "rows": numbers,
-                    "prompt": same[0].prompt[:200],
-                    "answers": [r.completion[:200] for r in same],
-                }
-            )
-            bad.update(numbers)
+    for at, place in enumerate(kept.places):
+        key = (at < kept.held, kept.prompts[at], kept.answers[at])
+        earlier = first.setdefault(key, place)
+        if earlier != place:
+            result.drop(rows[place], "exact duplicate", f"of row {rows[earlier].n}")
+            bad.add(at)
+    return bad
+
+
+def _conflicts(kept: Kept, rows: Prepared, params: CurateParams, result: Curated) -> set[int]:
+    """Indexes of rows whose prompt has another answer elsewhere. A held-out file is left as it is."""
+    counts = Counter(kept.prompts[kept.held :])
+    by_prompt: dict[bytes, list[int]] = {}
+    for at in range(kept.held, len(kept.places)):
+        if counts[kept.prompts[at]] > 1:
+            by_prompt.setdefault(kept.prompts[at], []).append(at)
+    bad: set[int] = set()
+    for ats in by_prompt.values():
+        same = [rows[kept.places[at]] for at in ats]
+        answers = [row.completion[:200] for row in same]
+        result.conflicts.append(
+            {"rows": [row.n for row in same], "prompt": same[0].prompt[:200], "answers": answers}
+        )
+        bad.update(ats)
     if params.conflicts == "keep":
-        return list(rows)
-    for row in rows:
-        if row.n in bad:
-            result.drop(row, "conflicting answers", "the same prompt has another answer elsewhere")
-    return [row for row in rows if row.n not in bad]
+        return set()
+    for at in sorted(bad):
+        detail = "the same prompt has another answer elsewhere"
+        result.drop(rows[kept.places[at]], "conflicting answers", detail)
+    return bad
 
 
-def _grouped(rows: Sequence[Row], params: CurateParams) -> Groups:
+def _grouped(kept: Kept, rows: Prepared, params: CurateParams) -> Groups:
     """Rows that must not be parted: equal group column, and equal prompts in any case."""
-    for row in rows if params.group_by else ():
-        if row.columns.get(params.group_by) is None:
+    if not params.group_by:
+        return Groups(kept.prompts)
+    keys = []
+    for place in kept.places:
+        row = rows[place]
+        value = row.columns.get(params.group_by)
+        if value is None:
             raise DataError(
                 f"row {row.n} (line {row.line}) has no column {params.group_by!r} to group by",
                 expected=f"the column in every row; this one has {sorted(row.columns) or 'none'}",
                 fix="Correct group_by of the curate station, or add the column.",
             )
-    prompts = [normalised(row.prompt) for row in rows]
-    groups = Groups([str(row.columns[params.group_by]) for row in rows] if params.group_by else prompts)
-    first: dict[str, int] = {}
-    for at, prompt in enumerate(prompts):
+        keys.append(key_of(str(value)))
+    groups = Groups(keys)
+    first: dict[bytes, int] = {}
+    for at, prompt in enumerate(kept.prompts):
         groups.join(first.setdefault(prompt, at), at)
     return groups
 
 
-def _near_duplicates(rows: Sequence[Row], groups: Groups, params: CurateParams) -> dict[int, int]:
-    """Later row -> earlier row that says nearly the same, same answer. Joins the groups of all pairs."""
+def _near_duplicates(kept: Kept, rows: Prepared, groups: Groups, params: CurateParams) -> dict[int, int]:
+    """Later index -> earlier index that says nearly the same, same answer. Joins the groups of all pairs."""
     if params.near_duplicates == "keep":
         return {}
-    prompts = [normalised(row.prompt) for row in rows]
     near: dict[int, int] = {}
+    prompts = Prompts(rows, kept.places)
     for earlier, later, _ in near_pairs(prompts, params.near_duplicate_similarity):
         groups.join(earlier, later)
-        same_answer = rows[earlier].completion.strip() == rows[later].completion.strip()
+        same_answer = kept.answers[earlier] == kept.answers[later]
         if same_answer and earlier not in near and params.near_duplicates == "drop":
             near.setdefault(later, earlier)
     return near
 
 
-def _split_of(row: Row, group: str, params: CurateParams, own_test: bool) -> str:
-    """Which split ``row`` is meant for: what its column says, else by the hash of its group."""
+def _split_of(rows: Prepared, place: int, group: str, params: CurateParams, own_test: bool) -> str:
+    """Which split a row is meant for: what its column says, else by the hash of its group."""
     if params.split_by:
+        row = rows[place]
         said = str(row.columns.get(params.split_by, "")).strip().lower()
         if said not in SPLIT_NAMES:
             raise DataError(
@@ -245,45 +251,45 @@ def split_for(group: str, split: SplitParams, seed: int, own_test: bool = False)
 
 
 def _split(
-    rows: Sequence[Row],
+    kept: Kept,
+    rows: Prepared,
     groups: Groups,
     near: dict[int, int],
     wanted: Sequence[str],
     result: Curated,
-) -> None:
-    """Put rows into splits. Where a group would cross, its held-out rows stay and the others are dropped."""
-    order = ("test", "validation", "train")
+) -> dict[str, list[int]]:
+    """Indexes by split. Where a group would cross, its held-out rows stay and the others are dropped."""
     owner: dict[int, str] = {}
-    for name in order:
+    for name in ("test", "validation", "train"):
         for at, split in enumerate(wanted):
             if split == name:
                 owner.setdefault(groups.find(at), name)
-    for at, row in enumerate(rows):
+    chosen: dict[str, list[int]] = {name: [] for name in SPLITS}
+    for at, place in enumerate(kept.places):
         held_by = owner[groups.find(at)]
         earlier = near.get(at)
         if held_by != wanted[at]:
-            result.drop(row, "leaks into held-out rows", f"its group is in {held_by}")
+            result.drop(rows[place], "leaks into held-out rows", f"its group is in {held_by}")
         elif earlier is not None and wanted[earlier] == held_by:
-            result.drop(row, "near duplicate", f"of row {rows[earlier].n}")
+            result.drop(rows[place], "near duplicate", f"of row {rows[kept.places[earlier]].n}")
         else:
-            result.splits[held_by].append(in_group(row, _group_name(groups.name(at))))
+            chosen[held_by].append(at)
+    return chosen
 
 
-def _group_name(key: str) -> str:
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-def _cap(params: CurateParams, result: Curated) -> None:
-    train = result.splits["train"]
+def _capped(train: list[int], kept: Kept, rows: Prepared, params: CurateParams, result: Curated) -> list[int]:
+    """At most ``max_rows`` of ``train``, chosen by a hash that does not depend on their order."""
     if not params.max_rows or len(train) <= params.max_rows:
-        return
-    drawn = sorted(
-        train, key=lambda r: (hashlib.sha256(f"{params.seed}:{r.digest}".encode()).hexdigest(), r.n)
-    )
-    chosen = {row.n for row in drawn[: params.max_rows]}
-    for row in drawn[params.max_rows :]:
-        result.drop(row, "beyond max_rows")
-    result.splits["train"] = [row for row in train if row.n in chosen]
+        return train
+
+    def drawn(at: int) -> tuple[str, int]:
+        row = rows[kept.places[at]]
+        return hashlib.sha256(f"{params.seed}:{row.digest}".encode()).hexdigest(), row.n
+
+    ordered = sorted(train, key=drawn)
+    for at in ordered[params.max_rows :]:
+        result.drop(rows[kept.places[at]], "beyond max_rows")
+    return sorted(ordered[: params.max_rows])
 
 
 def _check_splits(result: Curated, params: CurateParams) -> None:

@@ -18,11 +18,14 @@ from typing import IO, Any, cast
 
 import orjson
 
-from tokenmill.domain.errors import DataError
+from tokenmill.domain.errors import DataError, MissingExtraError
 from tokenmill.domain.stations import IntakeParams
 from tokenmill.line.rows import Refused
 
 BOM = b"\xef\xbb\xbf"
+WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
+PARQUET_LEAST_BYTES = 64
+PARQUET_ROWS = 1024  # read together
 RAW_CHARACTERS = 2000
 RECORD_LINES = 1000  # of one CSV record; a quote that never closes is found out after so many
 
@@ -47,17 +50,28 @@ class Source:
     records: int = 0
     header: tuple[str, ...] = ()
     sha: Any = field(default_factory=hashlib.sha256)
+    bytes_before: int = 0  # of the files before this one
 
     @property
     def format(self) -> str:
         if self.params.format != "auto":
             return self.params.format
         name = self.path.name.lower().removesuffix(".gz")
-        return "csv" if name.endswith((".csv", ".tsv")) else "jsonl"
+        if name.endswith((".csv", ".tsv")):
+            return "csv"
+        return "parquet" if name.endswith(".parquet") or _is_parquet(self.path) else "jsonl"
+
+    def go_on_from(self, before: Source) -> None:
+        """Count rows and bytes on from the file before."""
+        self.records = before.records
+        self.bytes_before = before.bytes_before + before.bytes_read
 
     def read(self) -> Iterator[Record | Refused]:
         """Every record in file order. Raises ``DataError`` when the file as a whole cannot be read."""
         try:
+            if self.format == "parquet":
+                yield from parquet_records(self)
+                return
             with self._open() as file:
                 yield from (_csv if self.format == "csv" else _jsonl)(self, file)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -93,7 +107,7 @@ class Source:
                 self.sha.update(rest)
                 size += len(rest)
             self.bytes_read += size
-            if self.bytes_read > self.params.max_bytes:
+            if self.bytes_before + self.bytes_read > self.params.max_bytes:
                 raise DataError(
                     f"the file has more than {self.params.max_bytes:,} bytes",
                     where=f"{self.path}:{self.line}",
@@ -115,6 +129,55 @@ class Source:
                 fix="Raise max_rows of the intake station, or use a smaller file.",
             )
         return self.records
+
+
+def parquet_records(source: Source) -> Iterator[Record | Refused]:
+    """Rows of a Parquet file, a bounded number at a time; ``line`` is the row's number in its file."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise MissingExtraError(
+            "reading Parquet needs pyarrow", fix="pip install 'tokenmill[parquet]'"
+        ) from error
+    if not source.path.is_file():
+        raise DataError("there is no such data file", where=str(source.path), expected="a Parquet file")
+    with source.path.open("rb") as whole:
+        source.sha = hashlib.file_digest(whole, "sha256")
+    source.bytes_read = source.path.stat().st_size
+    try:
+        with pq.ParquetFile(source.path) as file:
+            source.header = tuple(file.schema_arrow.names)
+            for batch in file.iter_batches(PARQUET_ROWS):
+                for values in batch.to_pylist():
+                    source.line += 1
+                    yield _parquet_record(source, values)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"the Parquet file is broken after row {source.line:,}: {error}",
+            where=f"{source.path}:{source.line}",
+            expected="a whole Parquet file",
+        ) from error
+
+
+def _parquet_record(source: Source, values: dict[str, Any]) -> Record | Refused:
+    n = source.next_record()
+    encoded = orjson.dumps(values, default=str, option=orjson.OPT_NON_STR_KEYS)
+    if len(encoded) > source.params.max_row_bytes:
+        reason = f"row is longer than {source.params.max_row_bytes:,} bytes"
+        return Refused(n, source.line, reason, _shown(encoded))
+    return Record(n, source.line, orjson.loads(encoded))
+
+
+def _is_parquet(path: Path) -> bool:
+    """Whether a file without a telling name has Parquet's mark at both ends, as an uploaded one may."""
+    try:
+        with path.open("rb") as file:
+            first = file.read(4)
+            file.seek(-4, 2)
+            return first == file.read(4) == b"PAR1" and path.stat().st_size > PARQUET_LEAST_BYTES
+    except OSError:
+        return False
 
 
 def _jsonl(source: Source, file: IO[bytes]) -> Iterator[Record | Refused]:
@@ -224,7 +287,9 @@ def _quotes(error: Exception) -> str:
 
 def _encoding_reason(source: Source, offset: int, error: UnicodeDecodeError) -> str:
     at = offset + error.start + (len(BOM) if offset == 0 and source.bom else 0)
-    return f"byte {at} of the file is not {source.params.encoding}: {error.reason}"
+    wide = at == 0 and error.object.startswith(WIDE_BOMS)
+    hint = " (it begins like UTF-16; iconv -f UTF-16 -t UTF-8 converts it)" if wide else ""
+    return f"byte {at} of the file is not {source.params.encoding}: {error.reason}{hint}"
 
 
 def _shown(raw: bytes) -> str:

@@ -1,11 +1,13 @@
-"""Intake: one data file becomes rows. What cannot be read is quarantined with line and reason, never lost.
+"""Intake: data files become rows. What cannot be read is quarantined with line and reason, never lost.
 
 Drops nothing that can be read: whether a row is any good is curate's business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,9 +16,11 @@ import msgspec
 from tokenmill.domain.errors import DataError
 from tokenmill.domain.stations import IntakeParams
 from tokenmill.domain.work import JobResult
+from tokenmill.line.conversation import BrokenRowError, chat, conversation
 from tokenmill.line.files import RAW_CHARACTERS, Record, Source
 from tokenmill.line.job import StationJob
-from tokenmill.line.rows import ROLES, Refused, Row, row_of, write_jsonl
+from tokenmill.line.rows import Refused, Row, row_of, write_jsonl
+from tokenmill.line.sources import local_files
 from tokenmill.line.template import columns_of, fill
 
 SHOWN_REASONS = 5
@@ -24,15 +28,23 @@ COLUMN_CHARACTERS = 1000  # of one extra column that travels with a row
 
 
 def run(job: StationJob) -> JobResult:
-    """Read the file that ``path`` names. Raises ``DataError`` when too much of it is broken."""
+    """Read what ``path`` names. Raises ``DataError`` when too much of it is broken."""
     params = job.params
     assert isinstance(params, IntakeParams)
-    source = Source(job.factory_dir / params.path, params)
+    paths = local_files(
+        params.path,
+        job.factory_dir,
+        job.artifacts,
+        job.work / "fetched",
+        params.max_bytes,
+        lambda message: job.report(0, 1, "files", message),
+    )
+    sources = [Source(path, params) for path in paths]
     first: list[Refused] = []
     rows_path, quarantine_path = job.work / "rows.jsonl", job.work / "quarantine.jsonl"
 
     def rows(quarantine: IO[bytes]) -> Iterator[Row]:
-        for item in read_source(source):
+        for source, item in read_sources(sources):
             if isinstance(item, Row):
                 yield item
             else:
@@ -43,25 +55,69 @@ def run(job: StationJob) -> JobResult:
 
     with quarantine_path.open("wb") as quarantine:
         kept = write_jsonl(rows_path, rows(quarantine))
-    refused = source.records - kept
-    _check_broken(source, refused, first)
-    job.report(source.records, source.records, "rows", f"{kept} rows, {refused} quarantined")
+    records = sources[-1].records
+    refused = records - kept
+    _check_broken(sources, params.path, refused, first)
+    job.report(records, records, "rows", f"{kept} rows, {refused} quarantined")
+    shutil.rmtree(job.work / "fetched", ignore_errors=True)
+    sha = digest_of_files(sources)
     return JobResult(
         outputs={
             "rows": job.artifacts.put_file(rows_path, move=True),
             "intake_quarantine": job.artifacts.put_file(quarantine_path, move=True),
         },
         metrics={
-            "rows_in": source.records,
+            "files": len(sources),
+            "rows_in": records,
             "rows": kept,
             "quarantined": refused,
-            "blank_lines": source.blank_lines,
-            "bytes": source.bytes_read,
-            "sha": f"sha256:{source.sha.hexdigest()}",
+            "blank_lines": sum(source.blank_lines for source in sources),
+            "bytes": sum(source.bytes_read for source in sources),
+            "sha": sha,
             "first_reasons": [f"line {r.line}: {r.reason}" for r in first],
         },
-        evidence={"source": {"name": Path(params.path).name, "sha": f"sha256:{source.sha.hexdigest()}"}},
+        evidence={"source": {"name": Path(params.path).name, "sha": sha}},
     )
+
+
+def digest_of_files(sources: Sequence[Source]) -> str:
+    """The digest of one file's bytes; of several, that of their digests in order."""
+    if len(sources) == 1:
+        return f"sha256:{sources[0].sha.hexdigest()}"
+    whole = hashlib.sha256("".join(source.sha.hexdigest() for source in sources).encode())
+    return f"sha256:{whole.hexdigest()}"
+
+
+def read_sources(sources: Sequence[Source]) -> Iterator[tuple[Source, Row | Refused]]:
+    """Every record of every file, numbered through; of rows with the same ``id``, the first one only."""
+    params = sources[0].params
+    seen: dict[int, int] = {}  # hash of an id -> number of its row
+    before: Source | None = None
+    for source in sources:
+        if before is not None:
+            source.go_on_from(before)
+        for item in read_source(source):
+            if isinstance(item, Row) and params.id:
+                reason = _repeated(item, params.id, seen)
+                if reason:
+                    yield source, Refused(item.n, item.line, reason, item.completion[:RAW_CHARACTERS])
+                    continue
+            if isinstance(item, Refused) and len(sources) > 1:
+                item = msgspec.structs.replace(item, reason=f"{source.path.name}: {item.reason}")
+            yield source, item
+        before = source
+
+
+def _repeated(row: Row, column: str, seen: dict[int, int]) -> str:
+    """Why ``row`` cannot be told from another by its ``column``; empty when it can."""
+    value = row.columns.get(column)
+    if value is None or value == "":
+        return f"has no {column!r} to name it"
+    key = int.from_bytes(hashlib.blake2b(repr(value).encode("utf-8", "replace"), digest_size=8).digest())
+    if key in seen:
+        return f"{column} {str(value)[:80]!r} is that of row {seen[key]} already"
+    seen[key] = row.n
+    return ""
 
 
 def read_source(source: Source) -> Iterator[Row | Refused]:
@@ -77,57 +133,22 @@ def read_source(source: Source) -> Iterator[Row | Refused]:
             _check_header(source, wanted)
             checked = True
         try:
-            messages, used = _messages(item, params)
-            yield row_of(item.n, item.line, messages, _kept_columns(item.values, used))
-        except _BrokenRowError as error:
+            messages, rejected, used = _messages(item, params)
+            yield row_of(item.n, item.line, messages, _kept_columns(item.values, used), rejected)
+        except BrokenRowError as error:
             yield Refused(item.n, item.line, str(error), str(item.values)[:RAW_CHARACTERS])
 
 
-class _BrokenRowError(Exception):
-    """A record that is no training row; the text is the reason."""
-
-
-def _messages(record: Record, params: IntakeParams) -> tuple[list[Mapping[str, str]], tuple[str, ...]]:
-    """The record's messages, and the columns that are spent on them."""
+def _messages(record: Record, params: IntakeParams) -> tuple[list[dict[str, str]], str, tuple[str, ...]]:
+    """The record's messages, its worse answer if any, and the columns that are spent on them."""
     values = record.values
-    if params.prompt:
-        try:
-            prompt, completion = fill(params.prompt, values), fill(params.completion, values)
-            system = fill(params.system, values)
-        except KeyError as error:
-            raise _BrokenRowError(f"column {error.args[0]!r} is missing") from error
-        return _chat(system, prompt, completion), ()
-    if "messages" in values:
-        messages = _checked_messages(values["messages"])
-        if params.system and messages[0]["role"] not in ("system", "developer"):
-            messages = [{"role": "system", "content": params.system}, *messages]
-        return messages, ("messages",)
-    if "prompt" in values and "completion" in values:
-        prompt, completion = values["prompt"], values["completion"]
-        if not isinstance(prompt, str) or not isinstance(completion, str):
-            raise _BrokenRowError("'prompt' and 'completion' must be texts")
-        return _chat(params.system, prompt, completion), ("prompt", "completion")
-    raise _BrokenRowError("neither 'messages' nor 'prompt' and 'completion', and intake has no templates")
-
-
-def _chat(system: str, prompt: str, completion: str) -> list[Mapping[str, str]]:
-    said = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
-    return [{"role": "system", "content": system}, *said] if system else [*said]
-
-
-def _checked_messages(messages: Any) -> list[Mapping[str, str]]:
-    if not isinstance(messages, list) or not messages:
-        raise _BrokenRowError("'messages' is not a list with messages")
-    for at, message in enumerate(messages):
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            raise _BrokenRowError(f"messages[{at}] has no role out of {', '.join(ROLES)}")
-        if not isinstance(message.get("content"), str):
-            raise _BrokenRowError(f"messages[{at}].content is not a text")
-    if messages[-1]["role"] != "assistant":
-        raise _BrokenRowError("the last message is not the assistant's")
-    if not any(m["role"] == "user" for m in messages[:-1]):
-        raise _BrokenRowError("there is no user message before the answer")
-    return messages
+    if not params.prompt:
+        return conversation(values, params.system)
+    try:
+        prompt, completion = fill(params.prompt, values), fill(params.completion, values)
+        return chat(fill(params.system, values), prompt, completion), "", ()
+    except KeyError as error:
+        raise BrokenRowError(f"column {error.args[0]!r} is missing") from error
 
 
 def _kept_columns(values: Mapping[str, Any], used: tuple[str, ...]) -> dict[str, Any]:
@@ -150,20 +171,23 @@ def _check_header(source: Source, wanted: tuple[str, ...]) -> None:
         )
 
 
-def _check_broken(source: Source, refused: int, first: list[Refused]) -> None:
+def _check_broken(sources: Sequence[Source], path: str, refused: int, first: list[Refused]) -> None:
+    source = sources[-1]
+    where = str(source.path) if len(sources) == 1 else path
     allowed = source.params.max_broken_fraction
-    shown = "; ".join(f"{source.path.name}:{r.line}: {r.reason}" for r in first)
+    name = f"{source.path.name}:" if len(sources) == 1 else "line "
+    shown = "; ".join(f"{name}{r.line}: {r.reason}" for r in first)
     if refused == source.records:
         raise DataError(
             f"the file has no usable row{': ' if shown else ''}{shown}",
-            where=str(source.path),
+            where=where,
             expected='rows such as {"messages": [...]}, {"prompt": ..., "completion": ...} or mapped columns',
             fix="Correct the file, its format, or the templates of the intake station.",
         )
     if refused > allowed * source.records:
         raise DataError(
             f"{refused:,} of {source.records:,} rows are broken; the first: {shown}",
-            where=f"{source.path}:{first[0].line}",
+            where=f"{where}:{first[0].line}",
             expected=f"at most {allowed:.1%} broken rows (max_broken_fraction)",
             fix="Correct these rows, or raise max_broken_fraction.",
         )

@@ -42,6 +42,7 @@ class StationJob:
     directory: Path
     factory_dir: Path
     artifacts: Artifacts
+    rank: int = 0  # of this process in the job's gang; only the first one reports
     _last_report: float = 0.0
     _lines: int = 0
     seen: dict[str, str] = field(default_factory=dict)  # inputs that the station took: name -> digest
@@ -102,6 +103,8 @@ class StationJob:
         self, done: float, total: float, unit: str, message: str, metrics: Mapping[str, Any] | None = None
     ) -> None:
         """Append a line to ``progress.jsonl``, at most four a second, and always the last."""
+        if self.rank:
+            return
         now = time.monotonic()
         last = done >= total
         if self._lines >= MAX_PROGRESS_LINES or (now - self._last_report < REPORT_SECONDS and not last):
@@ -141,6 +144,7 @@ def read_job(directory: Path) -> StationJob:
             directory=directory,
             factory_dir=Path(params.get("factory_dir") or directory),
             artifacts=Artifacts(Path(body["artifacts"])),
+            rank=int(os.environ.get("RANK") or 0),
         )
     except FileNotFoundError as error:
         raise DataError("there is no job here", where=str(path), expected="job.json") from error

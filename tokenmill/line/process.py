@@ -53,7 +53,9 @@ def attempt(directory: Path) -> int:
     """Run the job in ``directory`` once, leave result.json or error.json, and return the exit code."""
     try:
         job = read_job(directory)
-        write_atomically(directory / "result.json", run_station(job))
+        result = run_station(job)
+        if job.rank == 0:
+            write_atomically(directory / "result.json", result)
     except Stopped as stopped:
         name = signal.Signals(stopped.signal).name
         body = {"kind": "stopped", "message": f"stopped by {name}", "expected": "", "fix": "", "where": ""}

@@ -1,10 +1,12 @@
-"""Replaces e-mail addresses, telephone numbers and payment cards in text by placeholders.
+"""Replaces e-mail and IP addresses, telephone, card, IBAN and US social security numbers by placeholders.
 
-Finds what has a fixed form. It does not find names, addresses or anything that needs judgement.
+Finds what has a fixed form, and where there is a check digit, only what passes it. It does not find names,
+addresses or anything that needs judgement.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections import Counter
 
@@ -15,11 +17,16 @@ _CARD = re.compile(r"(?<![\d.])(?:\d[ \-]?){12,18}\d(?!\d)")
 _PHONE = re.compile(
     r"(?<![\w.])(?:\+\d{1,3}[ .\-]?)?(?:\(\d{1,5}\)[ .\-]?)?\d{2,5}(?:[ .\-]\d{2,5}){1,4}(?![\w])"
 )
+_IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?\b")
+_IP = re.compile(
+    r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.])|(?<![\w:])(?:[0-9a-fA-F]{1,4}:){7}[0-9a-fA-F]{1,4}\b"
+)
+_SSN = re.compile(r"(?<![\d\-])(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\d\-])")
 MIN_PHONE_DIGITS, MAX_PHONE_DIGITS = 9, 15  # ITU-T E.164 allows 15
 
 
 def redacted(text: str) -> tuple[str, Counter[str]]:
-    """``text`` with [EMAIL], [CARD] and [PHONE], and how many of each were put in."""
+    """``text`` with [EMAIL], [IBAN], [CARD], [IP], [SSN] and [PHONE], and how many of each were put in."""
     counts: Counter[str] = Counter()
 
     def put(kind: str) -> str:
@@ -35,7 +42,20 @@ def redacted(text: str) -> tuple[str, Counter[str]]:
         fits = MIN_PHONE_DIGITS <= len(digits) <= MAX_PHONE_DIGITS
         return put("phone") if fits else match.group(0)
 
+    def iban(match: re.Match[str]) -> str:
+        return put("iban") if _mod97(match.group(0).replace(" ", "")) else match.group(0)
+
+    def address(match: re.Match[str]) -> str:
+        try:
+            ipaddress.ip_address(match.group(0))
+        except ValueError:
+            return match.group(0)
+        return put("ip")
+
     text = _EMAIL.sub(lambda _: put("email"), text)
+    text = _IBAN.sub(iban, text)
+    text = _IP.sub(address, text)
+    text = _SSN.sub(lambda _: put("ssn"), text)
     text = _CARD.sub(card, text)
     return _PHONE.sub(phone, text), counts
 
@@ -47,8 +67,16 @@ def redacted_row(row: Row) -> tuple[Row, Counter[str]]:
     for message in row.messages:
         text, found = redacted(message["content"])
         counts += found
-        messages.append({"role": message["role"], "content": text})
-    return (with_messages(row, messages), counts) if counts else (row, counts)
+        messages.append({**message, "content": text})
+    rejected, found = redacted(row.rejected)
+    counts += found
+    return (with_messages(row, messages, rejected), counts) if counts else (row, counts)
+
+
+def _mod97(text: str) -> bool:
+    """The check of ISO 13616 for international bank account numbers."""
+    turned = text[4:] + text[:4]
+    return 15 <= len(text) <= 34 and int("".join(str(int(letter, 36)) for letter in turned)) % 97 == 1
 
 
 def _luhn(digits: str) -> bool:

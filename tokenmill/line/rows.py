@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import msgspec
 import orjson
 
 from tokenmill.domain.errors import DataError
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -29,6 +30,7 @@ class Row(msgspec.Struct, frozen=True):
     messages: tuple[Mapping[str, str], ...]
     columns: Mapping[str, Any] = {}
     group: str = ""
+    rejected: str = ""  # the worse answer, of a preference row
 
     @property
     def prompt(self) -> str:
@@ -49,21 +51,30 @@ class Refused(msgspec.Struct, frozen=True):
     raw: str = ""
 
 
-def row_of(n: int, line: int, messages: Iterable[Mapping[str, str]], columns: Mapping[str, Any]) -> Row:
+def row_of(
+    n: int,
+    line: int,
+    messages: Iterable[Mapping[str, str]],
+    columns: Mapping[str, Any],
+    rejected: str = "",
+) -> Row:
     """Build a row and its digest."""
-    kept = tuple({"role": m["role"], "content": m["content"]} for m in messages)
-    return Row(n, line, digest_of_messages(kept), kept, columns)
+    kept = tuple({k: m[k] for k in ("role", "content", "weight") if k in m} for m in messages)
+    return Row(n, line, digest_of_messages(kept, rejected), kept, columns, rejected=rejected)
 
 
-def digest_of_messages(messages: Iterable[Mapping[str, str]]) -> str:
-    """Hex sha256 of the messages' canonical JSON."""
-    return hashlib.sha256(orjson.dumps(list(messages), option=orjson.OPT_SORT_KEYS)).hexdigest()
+def digest_of_messages(messages: Iterable[Mapping[str, str]], rejected: str = "") -> str:
+    """Hex sha256 of the messages' canonical JSON, and of the worse answer where there is one."""
+    digest = hashlib.sha256(orjson.dumps(list(messages), option=orjson.OPT_SORT_KEYS))
+    digest.update(rejected.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
-def with_messages(row: Row, messages: Iterable[Mapping[str, str]]) -> Row:
+def with_messages(row: Row, messages: Iterable[Mapping[str, str]], rejected: str = "") -> Row:
     """``row`` with other messages and the digest that belongs to them."""
     kept = tuple(messages)
-    return msgspec.structs.replace(row, messages=kept, digest=digest_of_messages(kept))
+    digest = digest_of_messages(kept, rejected)
+    return msgspec.structs.replace(row, messages=kept, rejected=rejected, digest=digest)
 
 
 def in_group(row: Row, group: str) -> Row:
@@ -97,6 +108,53 @@ def write_jsonl(path: Path, values: Iterable[Any]) -> int:
     return count
 
 
+class RowFile(Sequence[Row]):
+    """Rows of a file that ``write_jsonl`` wrote, read when they are asked for: 8 bytes of memory for each."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._decoder = msgspec.json.Decoder(Row)
+        self._starts = array("Q")
+        with path.open("rb") as file:
+            at = 0
+            for line in file:
+                self._starts.append(at)
+                at += len(line)
+            self._starts.append(at)
+        self._file = path.open("rb")
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    @overload
+    def __getitem__(self, at: int) -> Row: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Row]: ...
+    def __getitem__(self, at: int | slice) -> Row | list[Row]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        if not 0 <= at < len(self):
+            raise IndexError(at)
+        self._file.seek(self._starts[at])
+        line = self._file.read(self._starts[at + 1] - self._starts[at])
+        try:
+            return self._decoder.decode(line)
+        except msgspec.DecodeError as error:
+            raise _no_row(self._path, at + 1, error) from error
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _no_row(path: Path, line: int, error: Exception) -> DataError:
+    return DataError(
+        f"not a row: {error}",
+        where=f"{path}:{line}",
+        expected="rows as intake or curate wrote them",
+        fix="Run the line again with --force from the intake station.",
+    )
+
+
 def read_rows(path: Path) -> Iterator[Row]:
     """Read rows that ``write_jsonl`` wrote. Raises ``DataError`` naming the line that is not one."""
     decoder = msgspec.json.Decoder(Row)
@@ -105,9 +163,4 @@ def read_rows(path: Path) -> Iterator[Row]:
             try:
                 yield decoder.decode(line)
             except msgspec.DecodeError as error:
-                raise DataError(
-                    f"not a row: {error}",
-                    where=f"{path}:{number}",
-                    expected="rows as intake or curate wrote them",
-                    fix="Run the line again with --force from the intake station.",
-                ) from error
+                raise _no_row(path, number, error) from error

@@ -1,4 +1,4 @@
-"""Tune: a LoRA adapter on the line's base model, in the trainer's form and in the engine's.
+"""Tune: an adapter on the line's base model, or all its weights, in the trainer's form and in the engine's.
 
 How training works is the engine room's; here it gets its data, its settings, and a place for checkpoints that
 outlives the attempt, so that a job that was killed goes on where it was.
@@ -17,6 +17,9 @@ from tokenmill.domain.errors import DataError
 from tokenmill.domain.stations import TuneParams
 from tokenmill.domain.work import JobResult
 from tokenmill.engine.convert import gguf_to_safetensors, lora_to_gguf
+from tokenmill.engine.full import llama_to_gguf
+from tokenmill.engine.gang import gang_of
+from tokenmill.engine.safe import check_adapter_fits
 from tokenmill.engine.trainer import train
 from tokenmill.engine.tuning import Progress, TrainOutcome, TrainRequest
 from tokenmill.line.job import StationJob
@@ -29,25 +32,47 @@ WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def run(job: StationJob) -> JobResult:
-    """Tune on the curated rows. Raises what ``engine.trainer.train`` raises, ``DataError`` without a base."""
+    """Tune on the curated rows. Raises what ``engine.trainer.train`` raises, ``DataError`` without a base.
+
+    In a gang every worker calls it; all but the first give an empty result.
+    """
     params = job.params
     assert isinstance(params, TuneParams)
     for name, value in WAITING.items():
         os.environ.setdefault(name, value)
-    train_path, validation_path = job.input_path("train"), job.input_path("validation")
     base_dir = base_directory(job)
-    out_dir = job.work / "adapter"
-    request = TrainRequest(
+    job.report(0, 1, "models", "loading the base model")
+    outcome = train(request_of(job, params, base_dir), lambda progress: _report(job, progress))
+    if not gang_of().first:
+        return JobResult()
+    outputs = _outputs(job, params, outcome, base_dir)
+    metrics = _metrics(outcome)
+    trained = ("method", "rows", "tokens", "steps", "precision", "stopped_by", "energy_mj")
+    evidence = {"base": dict(job.base), "trained": {k: metrics[k] for k in trained}}
+    return JobResult(outputs, metrics, evidence)
+
+
+def request_of(job: StationJob, params: TuneParams, base_dir: Path) -> TrainRequest:
+    """What is asked of the trainer."""
+    validation = job.input_path("validation")
+    return TrainRequest(
         base_dir=base_dir,
-        train_jsonl=train_path,
-        validation_jsonl=validation_path if validation_path.stat().st_size else None,
-        out_dir=out_dir,
+        train_jsonl=job.input_path("train"),
+        validation_jsonl=validation if validation.stat().st_size else None,
+        out_dir=job.work / "tuned",
         work_dir=job.work / "checkpoints",
+        method=params.method,
+        learn=params.learn,
+        beta=params.beta,
         rank=params.rank,
         alpha=params.alpha,
         epochs=params.epochs,
         max_seconds=float(params.max_seconds),
         batch=params.batch,
+        micro_batch=params.micro_batch,
+        recompute=params.recompute,
+        patience=params.patience,
+        validate_every=params.validate_every,
         lr=params.lr,
         seed=params.seed,
         max_tokens=params.max_tokens,
@@ -55,23 +80,26 @@ def run(job: StationJob) -> JobResult:
         threads=job.threads(params.threads),
     )
 
-    def report(p: Progress) -> None:
-        metrics = {"loss": p.loss, "tokens": p.tokens, "tokens_per_s": p.tokens_per_s, "eta_s": p.eta_s}
-        job.report(p.done, p.total, p.unit, p.message, metrics)
 
-    job.report(0, 1, "models", "loading the base model")
-    outcome = train(request, report)
+def _report(job: StationJob, p: Progress) -> None:
+    metrics = {"loss": p.loss, "tokens": p.tokens, "tokens_per_s": p.tokens_per_s, "eta_s": p.eta_s}
+    job.report(p.done, p.total, p.unit, p.message, metrics | ({"mfu": p.mfu} if p.mfu else {}))
+
+
+def _outputs(job: StationJob, params: TuneParams, outcome: TrainOutcome, base_dir: Path) -> dict[str, str]:
+    """What was tuned, in the trainer's form and in the engine's."""
+    if params.method == "full":
+        weights = llama_to_gguf(outcome.adapter_dir, job.artifacts.path(job.base["weights"]), job.work)
+        return {
+            "weights_hf": job.artifacts.put_tree(outcome.adapter_dir),
+            "weights": job.artifacts.put_file(weights, move=True),
+        }
+    check_adapter_fits(outcome.adapter_dir, base_dir)
     gguf = lora_to_gguf(outcome.adapter_dir, base_dir, job.work / "adapter.gguf")
-    outputs = {
+    return {
         "adapter_hf": job.artifacts.put_tree(outcome.adapter_dir),
         "adapter_gguf": job.artifacts.put_file(gguf, move=True),
     }
-    metrics = _metrics(outcome)
-    evidence = {
-        "base": dict(job.base),
-        "trained": {k: metrics[k] for k in ("rows", "tokens", "steps", "precision", "stopped_by")},
-    }
-    return JobResult(outputs, metrics, evidence)
 
 
 def base_directory(job: StationJob) -> Path:
@@ -135,4 +163,13 @@ def _metrics(outcome: TrainOutcome) -> dict[str, object]:
         "precision": outcome.precision,
         "micro_batch": outcome.micro_batch,
         "stopped_by": outcome.stopped_by,
+        "method": outcome.method,
+        "workers": outcome.workers,
+        "best_step": outcome.best_step,
+        "device": outcome.device,
+        "mfu": round(outcome.mfu, 4),
+        "peak_tflops": outcome.peak_tflops,
+        "energy_mj": outcome.energy_mj,
+        "energy_source": outcome.energy_source,
+        "peak_memory_bytes": outcome.peak_memory_bytes,
     }

@@ -244,9 +244,9 @@ class StationFields(Strict):
     """One step of a line, in the long form."""
 
     name: Name = Field(description="Name, unique in the line.")
-    kind: Annotated[str, *choice("intake", "curate", "tune", "evaluate", "gate", "pack")] = Field(
-        description="What it does."
-    )
+    kind: Annotated[
+        str, *choice("intake", "curate", "tune", "evaluate", "gate", "pack", "command", "python")
+    ] = Field(description="What it does.")
     needs: list[Name] = Field(default=[], description="Stations whose outputs it reads.")
     params: dict[str, Any] = Field(default={}, description="Parameters of its kind; see below.")
     resources: ResourceFields = Field(default=ResourceFields(), description="What its job asks of a node.")

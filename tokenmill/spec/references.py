@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from tokenmill.domain import factory as nouns
-from tokenmill.domain.stations import STATION_KINDS, station_problems
+from tokenmill.domain.stations import FREE_KINDS, STATION_KINDS, station_problems
 from tokenmill.domain.units import did_you_mean
 from tokenmill.spec import build
 from tokenmill.spec import documents as docs
@@ -263,7 +263,7 @@ def _short_line(line: docs.LineDocument, entry: Entry) -> list[Found]:
         expected = "`data: FILE`, or `stations`"
         return [entry.found((), "does not say where its data is", expected)]
     found: list[Found] = []
-    for kind in STATION_KINDS:
+    for kind in (kind for kind in STATION_KINDS if kind not in FREE_KINDS):
         where = "data" if kind == "intake" and line.data is not None else kind
         found += _params(entry, kind, build.short_params(line, kind), (where,))
     return found
@@ -308,7 +308,7 @@ def _missing_inputs(
     for number, station in enumerate(line.stations):
         has = {kinds[need] for need in needs[station.name] if need in kinds}
         unknown = any(need not in kinds for need in station.needs)
-        absent = [kind for kind in dict(build.CHAIN)[station.kind] if kind not in has]
+        absent = [kind for kind in dict(build.CHAIN).get(station.kind, ()) if kind not in has]
         if absent and not unknown:
             message = f"a station of kind {station.kind} needs one of kind {' and '.join(absent)}"
             found.append(entry.found(("stations", number, "needs"), message, "", "Add it to `needs`."))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, get_args, get_origin, get_type_hints
 
-from tokenmill.domain.stations import STATION_KINDS
+from tokenmill.domain.stations import FREE_KINDS, STATION_KINDS
 from tokenmill.spec.documents import KINDS
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -25,6 +25,8 @@ def json_schema() -> dict[str, Any]:
     line = kinds["line_document"]["properties"]
     for kind, params in STATION_KINDS.items():
         _add_params(shared, params)
+        if kind in FREE_KINDS:
+            continue
         line[kind] = {"$ref": f"#/$defs/{params.__name__}", "description": f"Parameters of {kind}."}
         if kind == "intake":
             line["data"]["anyOf"] = [{"type": "string"}, {"$ref": f"#/$defs/{params.__name__}"}]
