@@ -95,3 +95,14 @@ def test_a_champion_must_be_beaten_too_and_its_evidence_must_be_there() -> None:
 def test_each_check_can_fail(params: dict[str, Any]) -> None:
     assert judge(evidence(), {"against": "base", "min_difference_milli": 160}, champion=False).passed
     assert not judge(evidence(), {"against": "base", **params}, champion=False).passed
+
+
+def test_not_clearly_worse_stops_what_is_worse_beyond_luck_and_lets_the_rest_pass() -> None:
+    own = {"against": "base", "min_items": 1, "rule": "not_clearly_worse"}
+    assert judge(evidence(2, 2), own, champion=False).passed
+    assert judge(evidence(2, 5), own, champion=False).passed
+    worse = judge(evidence(2, 18), own, champion=False)
+    assert not worse.passed
+    assert any("worse by luck" in reason for reason in worse.reasons)
+    assert not judge({"metric": "m", "n": 0}, own, champion=False).passed, "no evidence is no pass"
+    assert not judge(evidence(2, 2), own | {"min_items": 500}, champion=False).passed

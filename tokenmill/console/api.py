@@ -64,7 +64,7 @@ def make_app(context: ApiContext) -> Starlette:
     def guarded(app: ASGIApp) -> ASGIApp:
         return guard(app, context, sessions)
 
-    tenant = Mount(TENANT_TREE.rstrip("/"), make_tenant_app(context, runner))
+    tenant = Mount(TENANT_TREE.rstrip("/"), make_tenant_app(context, runner, api.commands))
     return Starlette(
         routes=[*api.routes(), *pages.routes(context, sessions, api.processes), tenant],
         middleware=[Middleware(guarded)],

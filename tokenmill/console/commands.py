@@ -22,7 +22,7 @@ from tokenmill.domain.codec import from_plain, to_plain
 from tokenmill.domain.errors import NotFoundError, UsageError
 from tokenmill.domain.factory import Factory
 from tokenmill.domain.outcomes import Outcomes
-from tokenmill.domain.work import Alias, JobSpec, Key
+from tokenmill.domain.work import Alias, JobSpec, Key, Tuning
 
 SCOPES = ("inference", "admin")
 
@@ -83,6 +83,13 @@ class Commands:
     async def cancel_run(self, run: str, by: str) -> dict[str, Any]:
         await self.submit(events.RunCancelled(self.context.now_us(), run, by))
         return {"run": run, "cancelled": True}
+
+    async def tune(self, tuning: Tuning, by: str) -> str:
+        """A tenant's own model begins; returns its run."""
+        async with self._naming:
+            run = _next_name("run", self.context.state.runs)
+            await self.submit(events.TuningRequested(self.context.now_us(), tuning, run, by))
+        return run
 
     async def pause_run(self, run: str, by: str) -> dict[str, Any]:
         await self.submit(events.RunPaused(self.context.now_us(), run, by))

@@ -187,6 +187,11 @@ class GateParams:
     """Decides whether the candidate may be released. Control reads these; no job runs."""
 
     against: str = _param("both", doc="Whom the candidate must beat.", choices=("base", "champion", "both"))
+    rule: str = _param(
+        "better",
+        doc="What it must show: to be better beyond luck, or only not to be worse beyond luck.",
+        choices=("better", "not_clearly_worse"),
+    )
     min_items: int = _param(50, doc="Fewer judged items than this is a no.", least=1)
     alpha: float = _param(0.05, doc="Significance level of the paired test.", least=0.0001, most=0.5)
     min_difference_milli: int = _param(

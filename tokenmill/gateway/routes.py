@@ -70,6 +70,8 @@ def dispatch(gateway: Gateway, connection: ClientConnection, request: HttpReques
         return _tokenizing(gateway, connection, request, short)
     if short[1:].partition("/")[0] in TENANT_TREES:
         return _tenant_request(gateway, connection, request)
+    if request.method == "DELETE" and short.startswith("/models/"):
+        return _tenant_request(gateway, connection, request)
     if short == "/models" or short.startswith("/models/"):
         _models(gateway, connection, request, short[8:])
     elif path in CONSOLE or path.startswith(CONSOLE_TREES):

@@ -7,6 +7,10 @@ proportions with continuity-corrected phi (method 10 of Newcombe 1998, Statistic
 Against several references every one must be beaten (an intersection-union test), so no correction for several
 comparisons is due.
 
+With ``rule: not_clearly_worse`` the same exact test is turned round: the candidate is stopped when it is
+worse beyond luck. Few items stop little then; it is meant for a tenant's own model, which no other tenant is
+served.
+
 Evidence that is missing, contradicts itself, or is about another number of items rejects the candidate.
 """
 
@@ -73,7 +77,8 @@ def judge(evidence: Mapping[str, Any], params: Mapping[str, Any], *, champion: b
     """Decide on a candidate.
 
     ``evidence`` is what an evaluate station left: ``metric``, ``n`` and ``pairs`` by reference. ``params``
-    are the gate's: ``against`` (base, champion, both), ``min_items``, ``alpha``, ``min_difference_milli``.
+    are the gate's: ``against`` (base, champion, both), ``rule``, ``min_items``, ``alpha`` and
+    ``min_difference_milli``.
     ``champion`` says whether a champion served when the candidate was evaluated; without one, the base is the
     reference. The verdict's numbers are those of the reference that was hardest to beat.
     """
@@ -139,11 +144,20 @@ def _compare(name: str, pairs: Pairs, params: Mapping[str, Any], metric: str) ->
     difference = (pairs.candidate_only - pairs.reference_only) * 1000
     better = f"it is {difference / n / 10:.1f} points better than the {name}"
     bounds = f"95 % interval {low * 100:.1f} to {high * 100:.1f}"
-    checks = (
-        (n >= min_items, f"{n} items were compared with the {name}, {min_items} are needed"),
-        (p <= alpha, f"by luck this against the {name} has p = {p:.4g}, at most {alpha:g} is allowed"),
-        (difference >= floor_milli * n, f"{better} ({bounds}), {floor_milli / 10:.1f} are needed"),
-    )
+    counted = (n >= min_items, f"{n} items were compared with the {name}, {min_items} are needed")
+    if params.get("rule", "better") == "not_clearly_worse":
+        worse = exact_p(pairs.reference_only, pairs.candidate_only)
+        text = f"{better} ({bounds}); that it is worse by luck alone has p = {worse:.4g}"
+        checks: tuple[tuple[bool, str], ...] = (
+            counted,
+            (worse > alpha, f"{text}, {alpha:g} or less is a no"),
+        )
+    else:
+        checks = (
+            counted,
+            (p <= alpha, f"by luck this against the {name} has p = {p:.4g}, at most {alpha:g} is allowed"),
+            (difference >= floor_milli * n, f"{better} ({bounds}), {floor_milli / 10:.1f} are needed"),
+        )
     return GateVerdict(
         passed=all(ok for ok, _ in checks),
         reasons=tuple(f"{'Passed' if ok else 'Failed'}: {sentence}." for ok, sentence in checks),

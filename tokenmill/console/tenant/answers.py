@@ -6,7 +6,7 @@ becomes the same shape.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -16,6 +16,8 @@ from starlette.responses import Response
 from tokenmill.console.problems import status_of
 from tokenmill.domain.error_object import error_object
 from tokenmill.domain.errors import TokenmillError
+
+METADATA_MOST = (16, 64, 512)  # pairs, characters of a key, of a value
 
 
 class ApiRefusedError(Exception):
@@ -101,3 +103,21 @@ async def read_json(request: Request, limit: int = 1024 * 1024) -> dict[str, Any
 def seconds(at_us: int) -> int | None:
     """Unix seconds, or nothing for a moment that has not come."""
     return at_us // 1_000_000 if at_us else None
+
+
+def metadata_of(wanted: object) -> Mapping[str, str]:
+    """The names and texts that a client keeps with an object."""
+    pairs, key_most, value_most = METADATA_MOST
+    if wanted is None:
+        return {}
+    if (
+        not isinstance(wanted, dict)
+        or len(wanted) > pairs
+        or any(not isinstance(v, str) or len(v) > value_most or len(k) > key_most for k, v in wanted.items())
+    ):
+        raise bad(
+            f"'metadata' must be at most {pairs} texts of at most {value_most} characters under names of at "
+            f"most {key_most}.",
+            "metadata",
+        )
+    return wanted

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tokenmill.console.commands import Commands
 from tokenmill.console.context import ApiContext
 from tokenmill.console.requests import Endpoint
 from tokenmill.console.tenant.answers import ApiRefusedError, refuse, refuse_house
@@ -21,14 +22,16 @@ from tokenmill.console.tenant.batch_runner import BatchRunner
 from tokenmill.console.tenant.batches import Batches
 from tokenmill.console.tenant.caller import identify
 from tokenmill.console.tenant.feedback import Feedback
+from tokenmill.console.tenant.tunings import Tunings
 from tokenmill.console.tenant.uploads import Uploads
 from tokenmill.domain.errors import TokenmillError
 
 
-def make_tenant_app(context: ApiContext, runner: BatchRunner) -> ASGIApp:
+def make_tenant_app(context: ApiContext, runner: BatchRunner, commands: Commands) -> ASGIApp:
     """Every endpoint that the controller serves below ``/v1``, where it is mounted."""
     uploads = Uploads(context.shelf)
     batches = Batches(context.store.batches, context.shelf, runner, context.now_us)
+    tunings = Tunings(context, commands)
     table: list[tuple[str, str, Endpoint]] = [
         ("POST", "/files", uploads.create),
         ("GET", "/files", uploads.list),
@@ -39,6 +42,15 @@ def make_tenant_app(context: ApiContext, runner: BatchRunner) -> ASGIApp:
         ("GET", "/batches", batches.list),
         ("GET", "/batches/{id}", batches.get),
         ("POST", "/batches/{id}/cancel", batches.cancel),
+        ("POST", "/fine_tuning/jobs", tunings.create),
+        ("GET", "/fine_tuning/jobs", tunings.page),
+        ("GET", "/fine_tuning/jobs/{id}", tunings.get),
+        ("POST", "/fine_tuning/jobs/{id}/cancel", tunings.cancel),
+        ("POST", "/fine_tuning/jobs/{id}/pause", tunings.pause),
+        ("POST", "/fine_tuning/jobs/{id}/resume", tunings.resume),
+        ("GET", "/fine_tuning/jobs/{id}/events", tunings.events),
+        ("GET", "/fine_tuning/jobs/{id}/checkpoints", tunings.checkpoints),
+        ("DELETE", "/models/{model:path}", tunings.delete_model),
         ("POST", "/feedback", Feedback(context).create),
     ]
     app = Starlette(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -16,6 +16,7 @@ from tokenmill.console.tenant.answers import (
     answer,
     bad,
     listing,
+    metadata_of,
     missing,
     query_count,
     read_json,
@@ -39,7 +40,6 @@ ENDPOINTS = (
 )
 OPEN_MOST = 100  # batches of one project that have not ended
 PAGE_MOST = 100
-METADATA_MOST = (16, 64, 512)  # pairs, characters of a key, of a value
 WINDOW = re.compile(r"([1-9][0-9]{0,3})([mh])")
 WINDOW_S = (60, 7 * 86_400)
 SECOND_US = 1_000_000
@@ -109,7 +109,7 @@ class Batches:
             deadline_us=now_us + _window_us(window),
             results_keep_us=_keep_us(body.get("output_expires_after")),
             reached_us={BatchStatus.VALIDATING: now_us},
-            metadata=_metadata(body.get("metadata")),
+            metadata=metadata_of(body.get("metadata")),
         )
         await run_in_threadpool(self._add, batch)
         self.runner.wake()
@@ -175,20 +175,3 @@ def _keep_us(wanted: object) -> int:
     if not isinstance(found, int) or isinstance(found, bool) or not low <= found <= high:
         raise bad(f"'output_expires_after.seconds' must be from {low} to {high}.", "output_expires_after")
     return found * SECOND_US
-
-
-def _metadata(wanted: object) -> Mapping[str, str]:
-    pairs, key_most, value_most = METADATA_MOST
-    if wanted is None:
-        return {}
-    if (
-        not isinstance(wanted, dict)
-        or len(wanted) > pairs
-        or any(not isinstance(v, str) or len(v) > value_most or len(k) > key_most for k, v in wanted.items())
-    ):
-        raise bad(
-            f"'metadata' must be at most {pairs} texts of at most {value_most} characters under names of at "
-            f"most {key_most}.",
-            "metadata",
-        )
-    return wanted
