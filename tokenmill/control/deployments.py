@@ -15,12 +15,13 @@ from tokenmill.control import canary, replicas
 from tokenmill.control.draft import Draft
 from tokenmill.control.index import id_order
 from tokenmill.control.releases import fits, import_release, latest_of_line, remote, remote_release
+from tokenmill.control.schedule import preempt_for_replica
 from tokenmill.control.state import State
 from tokenmill.domain.events import LoadReported
 from tokenmill.domain.factory import Deployment, Factory
 from tokenmill.domain.work import Alias, Release, Replica, ReplicaStatus, Target
 from tokenmill.policy.place import place
-from tokenmill.policy.scale import ScaleMemory, scale
+from tokenmill.policy.scale import Bounds, Load, ScaleMemory, scale
 
 HISTORY_MOST = 20
 STARTED = (ReplicaStatus.STARTING, ReplicaStatus.READY)
@@ -140,15 +141,15 @@ def load_reported(state: State, event: LoadReported) -> ScaleMemory | None:
     if deployment is None or deployment.max_replicas <= deployment.replicas:
         return None
     old = state.scaling.get(event.deployment) or ScaleMemory(deployment.replicas)
-    new = scale(
-        old,
+    bounds = Bounds(
         deployment.replicas,
         deployment.max_replicas,
         deployment.slots,
-        event.in_flight,
-        event.refused_full,
-        event.at_us,
+        deployment.wait_target_us,
+        deployment.idle_after_us,
     )
+    load = Load(event.in_flight, event.refused_full, event.asleep, event.wait_us)
+    new = scale(old, bounds, load, event.at_us)
     return None if new == old else new
 
 
@@ -228,6 +229,10 @@ def _start(draft: Draft, deployment: Deployment, name: str, now_us: int) -> None
     for replica in _live(draft, name):
         if replica.status is ReplicaStatus.PENDING and not replicas.start(draft, replica, now_us):
             _make_room(draft, deployment, replica, now_us)
+            release = draft.releases.get(replica.release)
+            if release is not None:
+                demand = replicas.demand_of(draft, replica.spec or deployment, release)
+                preempt_for_replica(draft, replica, demand, now_us)
             return
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from tokenmill.control import canary
 from tokenmill.control.draft import Draft
 from tokenmill.control.leases import end_all, grant_all
+from tokenmill.control.reservations import FAR_US, drop, open_fleet
 from tokenmill.domain.effects import StartReplica, StopReplica
 from tokenmill.domain.events import ReplicaExited, ReplicaReady, ReplicaStarted
 from tokenmill.domain.factory import Deployment
@@ -125,18 +126,20 @@ def start(draft: Draft, replica: Replica, now_us: int) -> bool:
     if release is None or spec is None:
         return False
     demand = demand_of(draft, spec, release)
-    placement = place(draft.fleet, demand)
+    placement = place(open_fleet(draft, replica.id, FAR_US), demand)
     if placement is None:
         return False
     grant_all(draft, replica.id, demand, placement, ("", ""), now_us)
     node = placement.nodes[0]
     draft.put_replica(replica_with(replica, status=ReplicaStatus.STARTING, node=node, since_us=now_us))
+    drop(draft, replica.id)
     draft.effects.append(StartReplica(replica.id, spec, release, node, placement.accelerators[0]))
     return True
 
 
 def retire(draft: Draft, replica: Replica, now_us: int, reason: str) -> None:
     """Stop wanting a replica. Its lease stays until the floor says that the process is gone."""
+    drop(draft, replica.id)
     if replica.status in (ReplicaStatus.PENDING, ReplicaStatus.FAILED):
         _stopped(draft, replica, now_us, reason)
     elif replica.status in (ReplicaStatus.STARTING, ReplicaStatus.READY):
@@ -158,7 +161,11 @@ def demand_of(draft: Draft, spec: Deployment, release: Release) -> Demand:
     """What a replica asks. What a line released stays where its tenant's data may be."""
     line = draft.index.lines.get(release.line) if release.line else None
     tenant = draft.index.tenants.get(line.tenant) if line else None
-    return Demand(spec.resources, 1, tenant.jurisdictions if tenant else ())
+    laws = tenant.jurisdictions if tenant else ()
+    if spec.spread not in ("node", "rack", "site"):
+        return Demand(spec.resources, 1, laws)
+    siblings = [draft.replicas[name].node for name in draft.replicas_of.get(spec.name, ())]
+    return Demand(spec.resources, 1, laws, spec.spread, tuple(node for node in siblings if node))
 
 
 def replica_with(

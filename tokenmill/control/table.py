@@ -153,6 +153,9 @@ def reason_of(state: State, deployment: Deployment, alias: Alias) -> str:
             return f"model {deployment.model} could not be imported: {imported.error}"
         return f"model {deployment.model} is being imported"
     replicas = [state.replicas[name] for name in state.index.replicas_of.get(deployment.name, ())]
+    memory = state.scaling.get(deployment.name)
+    if not replicas and not deployment.replicas and (memory is None or not memory.wanted):
+        return "it sleeps: the first request wakes it, retry in some seconds"
     for replica in replicas:
         if replica.status is ReplicaStatus.FAILED:
             return f"replica {replica.id} failed and will be tried again: {replica.reason}"

@@ -243,6 +243,8 @@ class LoadReported:
     deployment: str
     in_flight: int
     refused_full: int = 0
+    asleep: int = 0  # turned away because no replica runs
+    wait_us: int = 0  # how long the oldest request without a first token waits
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,30 +15,44 @@ STALE_US = 10_000_000
 REPEAT_US = 10_000_000
 
 
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """One deployment's load; ``refused_full`` and ``asleep`` count since the gateway's start, or a report."""
+
+    in_flight: int = 0
+    refused_full: int = 0
+    asleep: int = 0
+    wait_us: int = 0
+
+
+AT_REST = Counts()
+
+
 @dataclass(slots=True)
 class LoadWatch:
-    """Turns ``run/gateway.json`` into ``LoadReported``: for a deployment whose load changed, and for every
-    loaded one now and then."""
+    """Turns ``run/gateway.json`` into ``LoadReported``: for a deployment whose load changed, and for
+    every one now and then, so that one that is idle is seen to be."""
 
     file: Path
-    _last: dict[str, tuple[int, int]] = field(default_factory=dict)
-    _refused: dict[str, int] = field(default_factory=dict)
+    _last: dict[str, Counts] = field(default_factory=dict)
+    _totals: dict[str, Counts] = field(default_factory=dict)
     _reported_us: dict[str, int] = field(default_factory=dict)
 
     def look(self, now_us: int) -> list[LoadReported]:
         """Return what is new. Blocks for a moment; runs in a thread."""
         events = []
-        for name, (in_flight, refused_total) in sorted(read_load(self.file, now_us).items()):
-            before = self._refused.get(name, refused_total)
-            refused = max(0, refused_total - before)
-            self._refused[name] = refused_total
-            quiet = self._last.get(name, (0, 0)) == (in_flight, refused)
-            recent = now_us - self._reported_us.get(name, 0) < REPEAT_US
-            if quiet and (recent or (in_flight, refused) == (0, 0)):
+        for name, total in sorted(read_load(self.file, now_us).items()):
+            before = self._totals.get(name, total)
+            self._totals[name] = total
+            refused = max(0, total.refused_full - before.refused_full)
+            asleep = max(0, total.asleep - before.asleep)
+            counts = Counts(total.in_flight, refused, asleep, total.wait_us)
+            recent = now_us - self._reported_us.setdefault(name, now_us) < REPEAT_US
+            if recent and self._last.get(name, AT_REST) == counts:
                 continue
-            self._last[name] = (in_flight, refused)
+            self._last[name] = counts
             self._reported_us[name] = now_us
-            events.append(LoadReported(now_us, name, in_flight, refused))
+            events.append(LoadReported(now_us, name, counts.in_flight, refused, asleep, counts.wait_us))
         return events
 
 
@@ -85,13 +99,14 @@ def _outcomes(found: dict[str, Any]) -> dict[tuple[str, str], Outcomes]:
     }
 
 
-def read_load(path: Path, now_us: int) -> dict[str, tuple[int, int]]:
-    """Return alias -> (requests in flight, requests refused for want of a free slot since its start)."""
+def read_load(path: Path, now_us: int) -> dict[str, Counts]:
+    """Return alias -> its load as the gateway last wrote it; nothing when that is old."""
     found = _read(path)
     if now_us - int(found.get("heartbeat_us", 0)) > STALE_US:
         return {}
+    names = ("in_flight", "refused_full", "asleep", "wait_us")
     return {
-        str(alias): (int(load.get("in_flight", 0)), int(load.get("refused_full", 0)))
+        str(alias): Counts(*(int(load.get(name, 0)) for name in names))
         for alias, load in dict(found.get("deployments", {})).items()
     }
 

@@ -79,6 +79,7 @@ class Gateway:
         self.outcomes = OutcomeCounts()
         self.shadows = Shadows(options.spool.parent.parent / "shadow" / options.spool.name)
         self.refused_full: dict[str, int] = {}
+        self.asleep: dict[str, int] = {}  # requests for a model of which no replica runs
         self._random = random.Random()
         self._serial = 0
         self._nonce = os.urandom(4).hex()

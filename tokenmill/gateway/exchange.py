@@ -205,6 +205,8 @@ class Exchange:
         gateway.metrics.settled(settlement, self.model, code)
         if code == "overloaded":
             gateway.refused_full[settlement.alias] = gateway.refused_full.get(settlement.alias, 0) + 1
+        elif code == "model_not_ready":
+            gateway.asleep[settlement.alias] = gateway.asleep.get(settlement.alias, 0) + 1
         if self.model:
             gateway.metrics.model(self.model).running -= 1
 

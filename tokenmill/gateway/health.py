@@ -97,11 +97,21 @@ def gauges(gateway: Gateway) -> dict[str, tuple[str, float]]:
 def state(gateway: Gateway) -> dict[str, object]:
     """What the controller reads: load per deployment and endpoint, totals, and a heartbeat."""
     in_flight: dict[str, int] = {}
+    waits: dict[str, int] = {}  # model -> longest wait for a first byte, in whole tenths of a second
+    now_s = gateway.loop.time()
     for exchange in gateway.exchanges:
         in_flight[exchange.model] = in_flight.get(exchange.model, 0) + 1
+        if not exchange.started:
+            wait_us = int((now_s - exchange.http.arrived_s) * 10) * 100_000
+            waits[exchange.model] = max(waits.get(exchange.model, 0), wait_us)
     now_us = gateway.clock()
     deployments = {
-        name: {"in_flight": in_flight.get(name, 0), "refused_full": gateway.refused_full.get(name, 0)}
+        name: {
+            "in_flight": in_flight.get(name, 0),
+            "refused_full": gateway.refused_full.get(name, 0),
+            "asleep": gateway.asleep.get(name, 0),
+            "wait_us": waits.get(name, 0),
+        }
         for name in sorted({*gateway.serving.index.aliases, *in_flight})
     }
     endpoints = {

@@ -177,7 +177,14 @@ class People(Wishes):
         for _ in range(self.rng.randrange(1, 4)):
             full = self.rng.choice((0, 0, 2))
             self.ask(
-                ev.LoadReported(self.now, self.rng.choice(("chat", "gone")), self.rng.randrange(20), full)
+                ev.LoadReported(
+                    self.now,
+                    self.rng.choice(("chat", "gone")),
+                    self.rng.choice((0, 0, self.rng.randrange(20))),
+                    full,
+                    self.rng.choice((0, 1)),
+                    self.rng.choice((0, 0, 5 * SECOND)),
+                )
             )
             self.now += self.rng.choice((SECOND, 130 * SECOND))
 

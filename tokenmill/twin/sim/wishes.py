@@ -40,9 +40,10 @@ class Wishes:
         chat = Deployment(
             "chat",
             model=rng.choice(("small", "other")),
-            replicas=rng.choice((1, 2)),
+            replicas=rng.choice((0, 1, 2)),
             max_replicas=rng.choice((1, 3)),
             slots=rng.choice((2, 4)),
+            spread=rng.choice(("node", "rack", "none")),
             context_tokens=rng.choice((2048, 4096)),
             resources=rng.choice((small, gpu)),
         )
