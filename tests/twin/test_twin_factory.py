@@ -99,6 +99,7 @@ def test_serving_training_and_faults_share_the_floor():
     states = run.world.state.jobs
     assert [states[one.id].status for one in jobs] == ["succeeded"] * 4
     assert sum(t.failures for t in run.world.training.values()) > 0
+    assert [run.world.training[one.id].saved_s for one in jobs] == [3_000.0] * 4
     assert max(row.nodes_lost for row in run.series) == 12
     assert run.series[-1].nodes_lost == 0
     assert max(row.training_accelerators for row in run.series) >= 16

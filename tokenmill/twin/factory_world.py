@@ -35,6 +35,13 @@ class FactoryWorld(World):
                 del self.draining[name]
                 World._exit_replica(self, name)
 
+    def send(self, event: events.Event) -> None:
+        """Book the work of a job that came to its end, and tell the core."""
+        if isinstance(event, events.JobExited) and event.code == 0 and event.job in self.training:
+            job = self.training[event.job]
+            self.training[event.job] = job.run(job.left_s + job.save_s, failed=False)
+        World.send(self, event)
+
     def carry_out(self, effect: effects.Effect) -> None:
         """As in any world, but that a stopped replica first drains."""
         if isinstance(effect, effects.StopReplica) and effect.replica in self._alive:

@@ -32,7 +32,7 @@ HOMES = 1 << 16
 """Prefixes whose last replica the affinity router remembers; a newer one takes an older one's place."""
 
 MAX_LOG = 5_000_000
-MAX_CACHE_UNITS = 1 << 16
+MAX_CACHE_UNITS = 1 << 19
 FOREVER = 1e18
 
 

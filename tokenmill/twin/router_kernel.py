@@ -53,6 +53,14 @@ def replica_score(floor: Floor, r: int, at: float, hits: int) -> int:
 
 
 @inlined
+def prefix_of(floor: Floor, request: Array) -> int:
+    """What prompts that begin alike have in common: their session, or the block as deep as hits count."""
+    if floor.units.shape[0] > 0:
+        return int(floor.units[request["key"] + min(request["units"], PREFIX_HITS_MOST) - 1])
+    return int(request["key"])
+
+
+@inlined
 def choose(floor: Floor, request: Array, pool: Array, count: int, kind: int, home: Array) -> int:
     """The replica that takes a request, or -1 when all of its candidates are full."""
     at = request["at"]
@@ -66,8 +74,9 @@ def choose(floor: Floor, request: Array, pool: Array, count: int, kind: int, hom
         if found < least or (found == least and other < best):
             best, least = other, found
     if kind == AFFINITY and request["units"] > 0:
-        seen = home[request["key"] % home.shape[0]]
-        if seen[HOME_KEY] == request["key"] + 1:
+        key = prefix_of(floor, request)
+        seen = home[key % home.shape[0]]
+        if seen[HOME_KEY] == key + 1:
             other = int(seen[HOME_REPLICA])
             found = replica_score(floor, other, at, min(request["units"], seen[HOME_UNITS]))
             if found < least or (found == least and other < best):
@@ -147,8 +156,9 @@ def run(floor: Floor, requests: Array, pools: Array, sizes: Array, kinds: Array,
         floor.counts[TAKEN] += 1
         floor.counts[INPUT] += request["input"]
         if kinds[alias] == AFFINITY and request["units"] > 0:
-            seen = home[request["key"] % home.shape[0]]
-            seen[HOME_KEY] = request["key"] + 1
+            key = prefix_of(floor, request)
+            seen = home[key % home.shape[0]]
+            seen[HOME_KEY] = key + 1
             seen[HOME_REPLICA] = r
             seen[HOME_UNITS] = request["units"]
 

@@ -1,0 +1,181 @@
+"""Readers of published request traces, line by line: Azure 2023 and 2024, BurstGPT, Mooncake.
+
+A row that cannot be read or cannot be is refused with its file, line and field; none is skipped. Times
+begin at the first row. ``spread`` undoes clocks that were rounded to seconds; ``columns`` in
+``trace_columns`` makes arrays of rows for the compiled core.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+from tokenmill.domain.errors import DataError
+from tokenmill.twin.faults import stream
+
+MAX_TOKENS = 16_777_216
+MAX_BLOCKS = 65_536
+MOONCAKE_BLOCK = 512
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRow:
+    """One request. ``prefix`` names the blocks of its prompt: equal ids are the same text from its start."""
+
+    at_s: float
+    input_tokens: int
+    output_tokens: int
+    prefix: tuple[int, ...] = ()
+    session: str = ""
+
+
+def azure(lines: Iterable[str], name: str) -> Iterator[TraceRow]:
+    """Azure's LLM inference traces of 2023 and 2024: ``TIMESTAMP,ContextTokens,GeneratedTokens``, or the
+    same as ``arrival_s,input_tokens,output_tokens``."""
+    layouts = (
+        {"at": "TIMESTAMP", "input": "ContextTokens", "output": "GeneratedTokens"},
+        {"at": "arrival_s", "input": "input_tokens", "output": "output_tokens"},
+    )
+    return _from_start(_csv_rows(lines, name, layouts, "an Azure trace"))
+
+
+def burstgpt(lines: Iterable[str], name: str) -> Iterator[TraceRow]:
+    """BurstGPT: ``Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type``, newer files with a
+    ``Session ID``. A failed request has no response tokens and counts here as one."""
+    layout = {"at": "Timestamp", "input": "Request tokens", "output": "Response tokens"}
+    with_session = {**layout, "session": "Session ID"}
+    return _from_start(_csv_rows(lines, name, (with_session, layout), "BurstGPT"))
+
+
+def mooncake(lines: Iterable[str], name: str) -> Iterator[TraceRow]:
+    """Mooncake's traces: JSON lines with ``timestamp`` (ms), ``input_length``, ``output_length`` and
+    ``hash_ids``, one for each block of 512 tokens of the prompt. The last block may be part full."""
+    for number, line in enumerate(lines, 1):
+        where = f"{name}:{number}"
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            what = f"the line cannot be read: {error}"
+            raise DataError(what, expected="a JSON object", where=where) from None
+        if not isinstance(row, dict):
+            raise DataError("the line cannot be read: no object", expected="a JSON object", where=where)
+        at_s = _value(row, "timestamp", float, where) / 1000
+        tokens = _tokens(row, "input_length", where), _tokens(row, "output_length", where)
+        yield TraceRow(at_s, *tokens, _blocks(row, tokens[0], where))
+
+
+def spread(rows: Sequence[TraceRow], seed: int) -> tuple[TraceRow, ...]:
+    """Rows whose times were rounded down, spread evenly at random up to the next time that occurs.
+
+    Rows of one time keep their order; those of the last time spread over the median step.
+    """
+    times = sorted({row.at_s for row in rows})
+    if len(times) < 2:
+        return tuple(rows)
+    steps = sorted(after - before for before, after in pairwise(times))
+    after = dict(zip(times, [*times[1:], times[-1] + steps[len(steps) // 2]], strict=True))
+    draw = stream(seed, "spread")
+    groups: dict[float, list[TraceRow]] = {}
+    for row in rows:
+        groups.setdefault(row.at_s, []).append(row)
+    found: list[TraceRow] = []
+    for at_s in times:
+        width = after[at_s] - at_s
+        moments = sorted(at_s + draw.random() * width for _ in groups[at_s])
+        found += [replace(row, at_s=moment) for row, moment in zip(groups[at_s], moments, strict=True)]
+    return tuple(found)
+
+
+def _from_start(rows: Iterator[TraceRow]) -> Iterator[TraceRow]:
+    first: float | None = None
+    for row in rows:
+        first = row.at_s if first is None else first
+        if row.at_s < first:
+            raise DataError(f"time {row.at_s} lies before the first row's", expected="rows in order of time")
+        yield replace(row, at_s=row.at_s - first)
+
+
+def _csv_rows(
+    lines: Iterable[str], name: str, layouts: Sequence[dict[str, str]], kind: str
+) -> Iterator[TraceRow]:
+    fields: dict[str, str] = {}
+    names: list[str] = []
+    for number, cells in enumerate(csv.reader(lines), 1):
+        where = f"{name}:{number}"
+        if not cells:
+            continue
+        if not fields:
+            names = [cell.strip() for cell in cells]
+            found = [layout for layout in layouts if set(layout.values()) <= set(names)]
+            if not found:
+                expected = ",".join(layouts[0].values())
+                raise DataError(f"the header is not that of {kind}", expected=expected, where=where)
+            fields = found[0]
+            continue
+        if len(cells) != len(names):
+            raise DataError(
+                f"the row has {len(cells)} fields", expected=f"{len(names)}: {','.join(names)}", where=where
+            )
+        row = dict(zip(names, cells, strict=True))
+        at_s = _value(row, fields["at"], seconds_of, where)
+        tokens = _tokens(row, fields["input"], where), _tokens(row, fields["output"], where)
+        yield TraceRow(at_s, *tokens, session=row.get(fields.get("session", ""), ""))
+
+
+def _value(row: dict[str, Any], field: str, read: Callable[[Any], float], where: str) -> float:
+    """A number that is finite and not negative, or an error that names the field."""
+    value = row.get(field)
+    if value is None:
+        raise DataError(f"{field} is missing", expected="a time of zero or more", where=where)
+    try:
+        found = read(value)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{field} cannot be read: {error}", expected="a number", where=where) from None
+    if not (math.isfinite(found) and found >= 0):
+        raise DataError(f"{field} is {found}", expected="zero or more", where=where)
+    return found
+
+
+def _tokens(row: dict[str, Any], field: str, where: str) -> int:
+    count = _value(row, field, float, where)
+    if count != int(count) or count > MAX_TOKENS:
+        expected = f"a whole number of tokens, 0 to {MAX_TOKENS}"
+        raise DataError(f"{field} is {row[field]}", expected=expected, where=where)
+    return max(1, int(count))
+
+
+def _blocks(row: dict[str, Any], tokens: int, where: str) -> tuple[int, ...]:
+    found = row.get("hash_ids", [])
+    if not isinstance(found, list) or not all(type(one) is int and one >= 0 for one in found):
+        raise DataError("hash_ids is not a list of numbers", expected="one id for each block", where=where)
+    if found and len(found) != -(-tokens // MOONCAKE_BLOCK):
+        expected = f"{-(-tokens // MOONCAKE_BLOCK)}, one for each {MOONCAKE_BLOCK} of {tokens} tokens"
+        raise DataError(f"hash_ids has {len(found)} ids", expected=expected, where=where)
+    if len(found) > MAX_BLOCKS:
+        raise DataError(f"hash_ids has {len(found)} ids", expected=f"at most {MAX_BLOCKS}", where=where)
+    return tuple(found)
+
+
+def seconds_of(text: str) -> float:
+    """Seconds of a plain number, or of "2023-11-16 18:15:46.6805900" (with or without a time zone, which is
+    taken to be the same in every row), counted from a day of its own."""
+    if "-" not in text.lstrip("-"):
+        return float(text)
+    date, _, clock = text.strip().replace("T", " ").partition(" ")
+    year, month, day = (int(part) for part in date.split("-"))
+    hours, minutes, seconds = clock.partition("+")[0].rstrip("Z").split(":")
+    return _days(year, month, day) * 86_400 + int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+
+
+def _days(year: int, month: int, day: int) -> int:
+    """Days of the proleptic Gregorian calendar, after Fliegel and Van Flandern (CACM 11, 1968)."""
+    shift = (14 - month) // 12
+    y, m = year + 4800 - shift, month + 12 * shift - 3
+    return day + (153 * m + 2) // 5 + 365 * y + y // 4 - y // 100 + y // 400 - 32_045
