@@ -12,15 +12,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
+from conftest import FACTORY
 
 from tokenmill import compose
 from tokenmill.control.core import replay
 from tokenmill.control.snapshot import dump
 from tokenmill.control.state import EMPTY
+from tokenmill.domain.codec import to_plain
 from tokenmill.domain.errors import ConflictError
 from tokenmill.store.opening import open_store
 
@@ -155,6 +158,28 @@ def test_control_c_ends_everything(live, until: Until) -> None:
         process.kill()
         process.wait()
     assert live.left() == {}
+
+
+def test_a_stream_outlives_the_replica_that_is_replaced(serving, until: Until) -> None:
+    """The old engine is asked to end only when the gateway has nothing open on it."""
+    body = {
+        "model": "smol",
+        "stream": True,
+        "max_tokens": 300,
+        "messages": [{"role": "user", "content": "Tell a very long story."}],
+    }
+    wider = replace(FACTORY, deployments=(replace(FACTORY.deployments[0], slots=3),))
+    url = f"{serving.url}/v1/chat/completions"
+    with httpx.stream("POST", url, json=body, headers=serving.headers, timeout=60, trust_env=False) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        serving.api("POST", "/api/apply", {"factory": to_plain(wider), "base_version": 1})
+        got = [line for line in lines if line]
+    assert got[-1] == "data: [DONE]"
+    until(lambda: "r-000001" not in serving.processes())
+    assert serving.ask().status_code == 200
+    check_books(serving, until)
+    check_ended(serving)
 
 
 def job_of(live, name: str) -> dict:

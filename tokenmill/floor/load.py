@@ -13,6 +13,7 @@ from tokenmill.domain.outcomes import NOTHING_SEEN, Outcomes
 
 STALE_US = 10_000_000
 REPEAT_US = 10_000_000
+SILENT_US = 5_000_000  # it writes every second
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,18 @@ def read_load(path: Path, now_us: int) -> dict[str, Counts]:
         str(alias): Counts(*(int(load.get(name, 0)) for name in names))
         for alias, load in dict(found.get("deployments", {})).items()
     }
+
+
+def drained(path: Path, replica: str, table_version: int, now_us: int) -> bool | None:
+    """Whether the gateway has no open request on a replica and, knowing the table that takes it out, will
+    give it none. ``None`` when no gateway says anything now."""
+    found = _read(path)
+    if now_us - int(found.get("heartbeat_us", 0)) > SILENT_US:
+        return None
+    if int(found.get("table_version", -1)) < table_version:
+        return False
+    seen = dict(found.get("endpoints", {})).get(replica, {})
+    return not int(seen.get("in_flight", 0))
 
 
 def _read(path: Path) -> dict[str, Any]:

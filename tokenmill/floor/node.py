@@ -107,7 +107,7 @@ class NodeWorkers:
             case StartReplica():
                 replicas.start(effect)
             case StopReplica(replica, grace_us):
-                replicas.stop(replica, grace_us)
+                replicas.stop(replica, grace_us, drain=True)
             case StartJob():
                 gangs.start(effect, share)
             case StopJob(job, grace_us):

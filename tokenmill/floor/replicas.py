@@ -25,6 +25,7 @@ from tokenmill.floor import logs
 from tokenmill.floor.accounts import EnergyAccounts
 from tokenmill.floor.imports import Verifier
 from tokenmill.floor.launch import Prepared, prepare, remote
+from tokenmill.floor.load import SILENT_US, drained
 from tokenmill.floor.ports import Clock, Current, Report
 from tokenmill.floor.process import Order, Process
 from tokenmill.floor.processes import Supervisor
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 HEALTH_EVERY_S = 5.0
 READY_POLL_S = 0.1
+DRAIN_POLL_S = 0.2
 HEALTH_TIMEOUT_S = 5.0
 HEALTH_FAILURES = 3
 LIVE = (ReplicaStatus.STARTING, ReplicaStatus.READY, ReplicaStatus.DRAINING)
@@ -52,6 +54,7 @@ class _Running:
     process: Process | None = None  # None for a remote server
     stopping: asyncio.Event | None = None
     grace_us: int = 0
+    drain_version: int = -1  # the table that takes it out; -1 is not to wait
     reason: str = ""  # why a remote server is given up
 
 
@@ -90,11 +93,16 @@ class Replicas:
             running = _Running(effect.replica)
             self._follow(running, lambda: self._run(running, effect))
 
-    def stop(self, replica: str, grace_us: int) -> None:
-        """Ask a replica to end; it is killed after ``grace_us``. Unknown ones are gone already."""
+    def stop(self, replica: str, grace_us: int, *, drain: bool = False) -> None:
+        """Ask a replica to end; it is killed after ``grace_us``. Unknown ones are gone already.
+
+        With ``drain`` it is asked only when the gateway has no open request on it any more: engines end
+        their streams when they are asked to end. What is still open after ``grace_us`` is cut.
+        """
         running = self._running.get(replica)
         if running is not None and running.stopping is not None:
             running.grace_us = grace_us
+            running.drain_version = self._current().table_version if drain else -1
             running.stopping.set()
 
     def adopt(self, records: tuple[Record, ...], state: State) -> None:
@@ -225,6 +233,8 @@ class Replicas:
         if running.process is None:
             await self._exited(running, running.reason or "stopped", WorkUsage())
             return
+        if running.process.exit is None and running.drain_version >= 0:
+            await self._drain(running, running.process)
         if running.process.exit is None:
             await self._end(running, "stopped", running.grace_us)
         found = await running.process.wait()
@@ -233,6 +243,20 @@ class Replicas:
             last = logs.tail(self._paths.log(running.id), 1)
             reason = f"{reason}: {last[:300]}" if last else reason
         await self._exited(running, reason, found.usage)
+
+    async def _drain(self, running: _Running, process: Process) -> None:
+        """Return when the gateway has nothing open on it, its time is over, or no gateway says anything."""
+        asked_us = self._now_us()
+        while process.exit is None and self._now_us() - asked_us < running.grace_us:
+            found = await asyncio.to_thread(
+                drained, self._paths.gateway_file, running.id, running.drain_version, self._now_us()
+            )
+            silent = found is None and self._now_us() - asked_us > SILENT_US
+            if found or silent or running.drain_version < 0:
+                return
+            ended = asyncio.ensure_future(process.wait())
+            await asyncio.wait((ended,), timeout=DRAIN_POLL_S)
+            ended.cancel()
 
     async def _end(self, running: _Running, reason: str, grace_us: int) -> None:
         assert running.stopping is not None
