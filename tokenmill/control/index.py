@@ -67,9 +67,13 @@ HELD_US = 1 << 62
 
 
 def job_timer(job: Job) -> Timer | None:
-    """When a job next needs attention: its timeout while it runs, its retry while it backs off."""
+    """When a job next needs attention: its least run or timeout while it runs, its retry in a back-off."""
     if job.status in (JobStatus.STARTING, JobStatus.RUNNING):
-        return (job.started_us + job.spec.timeout_us, "job", job.id) if job.spec.timeout_us > 0 else None
+        spec = job.spec
+        ripe_us = job.started_us + spec.min_run_us if spec.min_run_us and not job.ripe else 0
+        end_us = job.started_us + spec.timeout_us if spec.timeout_us > 0 else 0
+        at_us = min(ripe_us or end_us, end_us or ripe_us)
+        return (at_us, "job", job.id) if at_us else None
     if job.status is JobStatus.PENDING and 0 < job.retry_us < HELD_US:
         return job.retry_us, "job", job.id
     return None

@@ -230,6 +230,9 @@ def due(draft: Draft, job_id: str) -> None:
     job = draft.jobs[job_id]
     if job.status is JobStatus.PENDING:
         draft.put_job(replace(job, retry_us=0))
+    elif job.spec.min_run_us and not job.ripe:
+        draft.put_job(replace(job, ripe=True))
+        draft.freed, draft.freed_nodes = True, None  # it may be told to go for others now
     elif job_timer(job) is not None:
         stop(draft, job, "timed_out", "it ran too long")
 

@@ -36,6 +36,9 @@ PATIENCE_US = 600_000_000
 SCAN_MOST = 256
 """Queues that may be passed over in one pass; the rest wait for the next one."""
 
+LOOK_BEHIND = 64
+"""How far into a queue is looked for short work."""
+
 EVICTIONS_MOST = 4
 """Searches for victims in one pass: each looks at all that runs."""
 
@@ -55,11 +58,13 @@ def schedule(draft: Draft, now_us: int) -> None:
         if len(heads) == 1:
             key, head = next(iter(heads.items()))
         else:
-            head = pick(heads.values(), view, now_us)
+            head = pick(heads.values(), view, now_us, now_us - PATIENCE_US)
             key = queue_key(draft.jobs[head.id], draft.index.tenants)
         job, demand = draft.jobs[head.id], demand_of(draft, key)
         barred = is_bounded and _refusal(draft, job, view)
-        if not barred and _start(draft, job, demand, now_us, memo):
+        if not barred and (
+            _start(draft, job, demand, now_us, memo) or _start_short(draft, key, demand, now_us, memo)
+        ):
             view = shares(draft)
             waiting = draft.queues.get(key)
             if waiting:
@@ -99,6 +104,10 @@ def _hopeful(draft: Draft, now_us: int) -> dict[QueueKey, Head]:
             if waiting[0][0] < late_us:
                 everything = True
                 break
+    if draft.reservations and not everything:  # short work may go where its queue's head may not
+        tenants = draft.index.tenants
+        short = {queue_key(draft.jobs[name], tenants) for name in fresh}
+        fresh = [*fresh, *(draft.queues[key][0][1] for key in draft.queues if key in short)]
     rooms = [draft.rooms[node] for node in sorted(draft.freed_nodes or ()) if node in draft.rooms]
     heads: dict[QueueKey, Head] = {}
     for key, waiting in draft.queues.items():
@@ -137,6 +146,18 @@ def _start(draft: Draft, job: Job, demand: Demand, now_us: int, memo: Memo) -> b
         drop(draft, job.id)
     draft.effects.append(StartJob(job.id, attempt, spec, placement.nodes, placement.accelerators))
     return True
+
+
+def _start_short(draft: Draft, key: QueueKey, demand: Demand, now_us: int, memo: Memo) -> bool:
+    """Start the first job behind a queue's head that says that it ends before what is kept is needed."""
+    ends = [kept.at_us for kept in draft.reservations.values() if kept.kind == "backfill"]
+    if not ends:
+        return False
+    for _, name in draft.queues[key][1:LOOK_BEHIND]:
+        job = draft.jobs[name]
+        if end_us(job.spec, now_us) <= max(ends) and name not in draft.reservations:
+            return _start(draft, job, demand, now_us, memo)
+    return False
 
 
 # What does not fit.

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tokenmill.control.index import HELD_US, queue_key
+from tokenmill.control.index import HELD_US
 from tokenmill.control.releases import fits
 from tokenmill.control.state import State
 from tokenmill.control.table import reason_of
+from tokenmill.control.why_waiting import candidates, kept, shape, turn
 from tokenmill.domain.codec import from_plain
 from tokenmill.domain.errors import NotFoundError
 from tokenmill.domain.work import (
@@ -24,8 +25,7 @@ from tokenmill.domain.work import (
     Run,
     StationStatus,
 )
-from tokenmill.policy.place import Demand, explain
-from tokenmill.policy.share import NOTHING, dominant_ppm
+from tokenmill.policy.place import Demand
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,31 +93,28 @@ def _job(state: State, job: Job, now_us: int) -> Explanation:
         return Explanation(job.id, "job", "pending", rule, tuple(reasons), (), (f"{wait_s} s pass",))
     tenant = state.index.tenants.get(job.spec.tenant)
     demand = Demand(job.spec.resources, job.spec.workers, tenant.jurisdictions if tenant else ())
-    held = state.index.held.get(job.spec.tenant, NOTHING)
-    share = dominant_ppm(held, state.index.total) / 10_000
-    queue = state.index.queues.get(queue_key(job, state.index.tenants), ())
-    before = sum(1 for waiting in queue if waiting < (job.submitted_us, job.id))
-    reasons = [
-        f"{before} jobs like it of tenant {job.spec.tenant} are before it",
-        f"tenant {job.spec.tenant} holds {share:.1f} % of the floor in its dominant resource",
-    ]
-    return _waiting(state, job.id, "job", demand, tuple(reasons))
+    reasons, changes = turn(state, job, now_us)
+    return _waiting(state, job.id, "job", demand, reasons, changes, now_us)
 
 
-def _waiting(state: State, name: str, kind: str, demand: Demand, reasons: tuple[str, ...]) -> Explanation:
-    """Explain something that waits for room, node by node."""
-    choices = tuple(Choice(*found) for found in explain(state.index.rooms.values(), demand))
+def _waiting(
+    state: State, name: str, kind: str, demand: Demand, reasons: list[str], changes: list[str], now_us: int
+) -> Explanation:
+    """Explain something that waits for room: by node, or by block on a large floor."""
+    choices = tuple(Choice(*found) for found in candidates(state, demand))
     need = demand.resources
-    asked = f"{demand.workers} worker(s) of {need.cpu_millis} thousandths of a core"
+    asked = f"it asks for {demand.workers} worker(s) of {need.cpu_millis} thousandths of a core"
     asked += f", {need.memory_bytes} bytes, {need.accelerators} {need.accelerator_kind or 'accelerators'}"
+    theirs, follows = kept(state, name, now_us)
+    found = [asked, *reasons, *theirs]
     if not choices:
-        reasons = (*reasons, "no node is alive")
-    changes = ["work that holds room ends", "a node joins that has room", "it asks for less"]
-    if state.index.rooms and not any(choice.accepted for choice in choices):
-        reasons = (*reasons, "no node holds even one of its workers now")
-    return Explanation(
-        name, kind, "pending", RULE_PLACE, (f"it asks for {asked}", *reasons), choices, tuple(changes)
-    )
+        found.append("no node is alive")
+    elif not any(choice.accepted for choice in choices):
+        found.append("no node holds even one of its workers now")
+    else:
+        found += shape(state, demand)
+    changes += [*follows, "work that holds room ends", "a node joins that has room", "it asks for less"]
+    return Explanation(name, kind, "pending", RULE_PLACE, tuple(found), choices, tuple(changes))
 
 
 def _replica(state: State, replica: Replica, now_us: int) -> Explanation:
@@ -126,7 +123,8 @@ def _replica(state: State, replica: Replica, now_us: int) -> Explanation:
         line = state.index.lines.get(release.line) if release and release.line else None
         tenant = state.index.tenants.get(line.tenant) if line else None
         demand = Demand(replica.spec.resources, 1, tenant.jurisdictions if tenant else ())
-        return _waiting(state, replica.id, "replica", demand, (f"deployment {replica.deployment} wants it",))
+        reasons = [f"deployment {replica.deployment} wants it"]
+        return _waiting(state, replica.id, "replica", demand, reasons, [], now_us)
     rule = "A replica holds its lease from its placement until its process is gone."
     reasons = [reason for reason in (replica.reason,) if reason]
     changes: list[str] = []

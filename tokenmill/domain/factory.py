@@ -46,7 +46,6 @@ class Site:
     jurisdiction: str = ""
     power_cap_mw: int = 0  # milliwatts; 0 is no stated cap
     pue_milli: int = 1000  # power usage effectiveness in thousandths
-    ramp_mw: int = 0  # most that its draw may be raised in a minute; 0 is no limit
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,6 +185,7 @@ class Job:
     reason: str = ""
     stop: str = ""  # why it is being stopped: cancelled, timed_out, node_lost or preempted
     saved_us: int = 0  # when its last checkpoint was made, in this attempt
+    ripe: bool = False  # it ran for as long as it may not be preempted
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ class Block:
     free: int  # accelerators
     used: int  # nodes that hold something
     free_counts: tuple[int, ...]
+    cpu_millis: int = 0  # free
 
     @property
     def spare(self) -> int:
@@ -116,14 +117,15 @@ def fleet_of(rooms: Iterable[Room], most_nodes: Mapping[str, int] | None = None)
 
 
 def _summed(name: str, rooms: tuple[Room, ...], is_domain: bool, most_nodes: int) -> Block:
-    free = used = 0
+    free = used = cpu_millis = 0
     counts: list[int] = []
     for room in rooms:
         count = len(room.accelerators)
         free += count
+        cpu_millis += room.cpu_millis
         if room.leases:
             used += 1
         if count not in counts:
             counts.append(count)
     counts.sort()
-    return Block(name, rooms, is_domain, most_nodes, free, used, tuple(counts))
+    return Block(name, rooms, is_domain, most_nodes, free, used, tuple(counts), cpu_millis)

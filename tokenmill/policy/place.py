@@ -79,8 +79,8 @@ def _one(fleet: Fleet, demand: Demand) -> Room | None:
     """The best node for one worker: of the best block that holds it, broken and full ones first."""
     count = demand.resources.accelerators
     laws = demand.jurisdictions
-    best: tuple[tuple[int, int, int, int], str] | None = None
-    keys: list[tuple[tuple[int, int, int, int], str]] = []
+    best: tuple[tuple[int, int, int, int, int], str] | None = None
+    keys: list[tuple[tuple[int, int, int, int, int], str]] = []
     near = _near(fleet, demand)
     for name, block in fleet.blocks.items():
         counts = block.free_counts
@@ -90,7 +90,7 @@ def _one(fleet: Fleet, demand: Demand) -> Room | None:
             if least >= count:
                 break
         crowd = near.get(name, 0) if near else 0
-        key = ((crowd, 0 if block.used or not block.free else 1, least, block.free), name)
+        key = ((crowd, 0 if block.used or not block.free else 1, least, block.free, block.cpu_millis), name)
         keys.append(key)
         if best is None or key < best:
             best = key

@@ -98,15 +98,15 @@ class Shares:
     tenants: Mapping[str, Tenant]
 
 
-def pick(heads: Iterable[Head], view: Shares, now_us: int) -> Head:
-    """The job whose turn it is. Needs at least one head."""
+def pick(heads: Iterable[Head], view: Shares, now_us: int, late_us: int = 0) -> Head:
+    """The job whose turn it is; of one priority those submitted before ``late_us`` go first. Needs a head."""
     standing: dict[str, int] = {}
 
-    def rank(head: Head) -> tuple[int, int, int, str]:
+    def rank(head: Head) -> tuple[int, bool, int, int, str]:
         share = standing.get(head.tenant)
         if share is None:
             share = standing[head.tenant] = standing_ppm(head.tenant, view, now_us)
-        return -head.priority, share, head.submitted_us, head.id
+        return -head.priority, head.submitted_us >= late_us, share, head.submitted_us, head.id
 
     return min(heads, key=rank)
 

@@ -192,7 +192,6 @@ def site(document: docs.SiteDocument) -> nouns.Site:
         jurisdiction=document.jurisdiction or "",
         power_cap_mw=document.power_cap or 0,
         pue_milli=document.pue,
-        ramp_mw=document.power_ramp or 0,
     )
 
 

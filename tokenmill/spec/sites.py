@@ -78,9 +78,6 @@ class SiteDocument(Strict):
     )
     power_cap: Power | None = Field(default=None, description="Most power that the site may draw.")
     pue: Pue = Field(default=1000, description="Power of the whole site per power of its computers.")
-    power_ramp: Power | None = Field(
-        default=None, description="Most by which work that is started may raise the draw in a minute."
-    )
     nodes: Literal["this-machine"] | list[NodeFields] = Field(
         default=[], description="`this-machine`, or a list of nodes."
     )

@@ -1,0 +1,186 @@
+"""What went wrong elsewhere, each as a short story: named after the invariant that it once broke."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from control_mill import GB, GPU, Mill, chat, factory
+
+from tokenmill.control.why import why
+from tokenmill.domain import events as ev
+from tokenmill.domain.effects import StartJob, StartReplica, StopJob, StopReplica
+from tokenmill.domain.factory import Accelerator, Node, Project, Resources, Tenant
+from tokenmill.domain.work import JobSpec, JobStatus, ReplicaStatus
+
+TRAY = Resources(1000, GB, 4)
+HOUR = 3_600_000_000
+SPEC = JobSpec("command", "a", "p", ("true",), resources=TRAY, timeout_us=HOUR)
+
+
+def racks(mill: Mill, count: int, trays: int = 18) -> None:
+    for rack in range(count):
+        for slot in range(trays):
+            name = f"r{rack}/n{slot:02d}"
+            cards = tuple(Accelerator(f"{name}/{i}", "gb300", 0) for i in range(4))
+            mill.tell(ev.NodeJoined, Node(name, "here", f"r{rack}", f"r{rack}", 144_000, 900 * GB, cards))
+
+
+@pytest.fixture
+def two_racks(mill: Mill) -> Mill:
+    racks(mill, 2)
+    mill.apply(factory())
+    return mill
+
+
+def started(mill: Mill) -> list[str]:
+    return [effect.job for effect in mill.of(StartJob)]
+
+
+def test_gang_larger_than_any_free_domain_queues_whole(two_racks: Mill) -> None:
+    mill = two_racks
+    mill.tell(ev.JobSubmitted, "half", replace(SPEC, workers=10))
+    mill.tell(ev.JobSubmitted, "other", replace(SPEC, workers=10, priority=1))
+    mill.tell(ev.JobSubmitted, "gang", replace(SPEC, workers=17))
+    assert started(mill) == []
+    assert mill.state.index.leases_of.get("gang") is None, "nothing of it is bound"
+    mill.tell(ev.JobExited, "half", 1, 0)
+    (start,) = mill.of(StartJob)
+    assert (start.job, len(start.nodes)) == ("gang", 17)
+
+
+def test_high_priority_gang_against_racks_of_preemptible_work(two_racks: Mill) -> None:
+    mill = two_racks
+    for number in range(36):
+        mill.tell(ev.JobSubmitted, f"small{number:02d}", SPEC)
+    mill.tell(ev.JobSubmitted, "gang", replace(SPEC, workers=16, priority=5))
+    victims = [effect.job for effect in mill.of(StopJob)]
+    assert len(victims) == 16, "the smallest set"
+    nodes = {mill.state.jobs[name].nodes[0].split("/")[0] for name in victims}
+    assert len(nodes) == 1, "of one domain"
+    assert mill.state.reservations["gang"].victims == tuple(sorted(victims))
+    assert "preempted" in why(mill.state, victims[0], mill.now).reasons[0]
+    for name in victims:
+        assert started(mill) == []
+        mill.tell(ev.JobSubmitted, f"late-{name}", SPEC)
+        assert started(mill) == [], "nobody slips into what is kept for the gang"
+        mill.tell(ev.JobExited, name, 1, 143)
+    assert started(mill) == ["gang"]
+    assert not mill.state.reservations
+    preempted = mill.state.jobs[victims[0]]
+    assert (preempted.status, preempted.spec.max_attempts) == (JobStatus.PENDING, SPEC.max_attempts + 1)
+
+
+def test_reclaim_that_cannot_lead_to_a_start_evicts_nobody(mill: Mill) -> None:
+    racks(mill, 1)
+    mill.apply(factory(tenants=(Tenant("a", (Project("p"),), guarantee=64), Tenant("b", (Project("p"),)))))
+    mill.tell(ev.JobSubmitted, "keeps", replace(SPEC, tenant="b", workers=4, preemptible=False))
+    mill.tell(ev.JobSubmitted, "borrows", replace(SPEC, tenant="b", workers=14))
+    mill.tell(ev.JobSubmitted, "never", replace(SPEC, workers=16))
+    assert mill.of(StopJob) == []
+    mill.tell(ev.JobSubmitted, "fits", replace(SPEC, workers=14))
+    assert [effect.job for effect in mill.of(StopJob)] == ["borrows"]
+
+
+def test_young_work_is_left_alone_for_its_stated_time(mill: Mill) -> None:
+    racks(mill, 1, 2)
+    mill.apply(factory())
+    mill.tell(ev.JobSubmitted, "young", replace(SPEC, workers=2, min_run_us=60_000_000))
+    mill.tell(ev.JobSubmitted, "urgent", replace(SPEC, workers=2, priority=9))
+    assert mill.of(StopJob) == []
+    mill.wait(61)
+    assert [effect.job for effect in mill.of(StopJob)] == ["young"]
+
+
+def test_short_work_fills_what_is_kept_for_a_large_gang(mill: Mill) -> None:
+    racks(mill, 1, 4)
+    mill.apply(factory())
+    mill.tell(ev.JobSubmitted, "long", replace(SPEC, workers=3, runtime_us=HOUR))
+    mill.tell(ev.JobSubmitted, "big", replace(SPEC, workers=4))
+    mill.now += 700_000_000
+    mill.tell(ev.JobSubmitted, "endless", replace(SPEC, tenant="b", timeout_us=0))
+    assert started(mill) == []
+    assert mill.state.reservations["big"].kind == "backfill"
+    assert "kept for big" in " ".join(why(mill.state, "endless", mill.now).reasons)
+    mill.tell(ev.JobSubmitted, "short", replace(SPEC, tenant="b", runtime_us=600_000_000))
+    assert started(mill) == ["short"]
+    mill.tell(ev.JobExited, "short", 1, 0)
+    mill.tell(ev.JobExited, "long", 1, 0)
+    assert started(mill) == ["big"]
+
+
+def test_rebalance_at_full_budget_stays_within_it(mill: Mill) -> None:
+    mill.join(gpus=2, cpu=64_000)
+    one = chat(name="prefill", replicas=1, max_replicas=2, resources=GPU)
+    two = chat(name="decode", replicas=1, max_replicas=2, resources=GPU)
+    mill.apply(factory(one, two))
+    mill.bring()
+    mill.up_all()
+    for _ in range(3):
+        mill.now += 6_000_000
+        mill.tell(ev.LoadReported, "decode", 40, 5)
+        assert sum(len(lease.accelerators) for lease in mill.state.leases.values()) == 2
+    assert mill.of(StartReplica) == []
+    assert len(mill.named(ReplicaStatus.PENDING, "decode")) == 1
+    mill.apply(factory(two))
+    assert mill.of(StartReplica) == [], "not before the other engine has ended"
+    (stop,) = mill.of(StopReplica)
+    mill.tell(ev.ReplicaExited, stop.replica, "stopped")
+    assert len(mill.of(StartReplica)) == 1
+
+
+def test_scale_up_that_is_wanted_no_more_is_withdrawn(mill: Mill) -> None:
+    mill.join(gpus=1, cpu=64_000)
+    mill.apply(factory(chat(replicas=1, max_replicas=3, resources=GPU)))
+    mill.bring()
+    mill.up_all()
+    mill.tell(ev.LoadReported, "chat", 40, 5)
+    assert len(mill.named(ReplicaStatus.PENDING)) == 2
+    for _ in range(4):
+        mill.now += 121_000_000
+        mill.tell(ev.LoadReported, "chat", 0)
+    assert mill.named(ReplicaStatus.PENDING) == []
+    assert len(mill.named(ReplicaStatus.READY)) == 1
+
+
+def test_serving_lends_its_quiet_hours_and_takes_them_back(mill: Mill) -> None:
+    mill.join(gpus=2, cpu=64_000)
+    mill.apply(factory(chat(replicas=1, max_replicas=2, resources=GPU)))
+    mill.bring()
+    mill.up_all()
+    mill.tell(ev.JobSubmitted, "batch", replace(SPEC, resources=GPU))
+    assert started(mill) == ["batch"]
+    mill.tell(ev.LoadReported, "chat", 40, 5)
+    assert [effect.job for effect in mill.of(StopJob)] == ["batch"]
+    mill.tell(ev.JobExited, "batch", 1, 143)
+    assert len(mill.of(StartReplica)) == 1
+    assert started(mill) == []
+    assert mill.state.jobs["batch"].status is JobStatus.PENDING
+
+
+def test_sleeps_at_zero_and_wakes_on_request(mill: Mill) -> None:
+    mill.join(gpus=1, cpu=64_000)
+    mill.apply(factory(chat(replicas=0, max_replicas=1, resources=GPU, idle_after_us=60_000_000)))
+    mill.bring()
+    assert mill.started_replicas() == []
+    assert "sleeps" in mill.entry().reason
+    mill.tell(ev.LoadReported, "chat", 0, 0, 1)
+    assert len(mill.of(StartReplica)) == 1
+    mill.up_all()
+    mill.tell(ev.LoadReported, "chat", 0)
+    mill.now += 61_000_000
+    mill.tell(ev.LoadReported, "chat", 0)
+    assert len(mill.of(StopReplica)) == 1
+
+
+def test_a_tenant_at_its_limit_waits_and_why_says_so(mill: Mill) -> None:
+    racks(mill, 1, 4)
+    mill.apply(
+        factory(tenants=(Tenant("a", (Project("p"),), limit=8), Tenant("b", (Project("p"),), reserve=4)))
+    )
+    mill.tell(ev.JobSubmitted, "one", replace(SPEC, workers=2))
+    mill.tell(ev.JobSubmitted, "two", SPEC)
+    assert started(mill) == []
+    assert "holds 8 of at most 8" in " ".join(why(mill.state, "two", mill.now).reasons)
+    mill.tell(ev.JobSubmitted, "three", replace(SPEC, tenant="b"))
+    assert started(mill) == ["three"]

@@ -1,0 +1,99 @@
+"""Why does a job or replica wait? Its turn, its tenant's bounds, what is kept for others, and room by block.
+
+It asks the same policies that decided. On a small floor every node is a candidate; on a large one every block
+(NVLink domain or rack) is, since that is where a gang goes.
+"""
+
+from __future__ import annotations
+
+from tokenmill.control.index import queue_key
+from tokenmill.control.state import State
+from tokenmill.domain.work import Job, Reservation
+from tokenmill.policy.fleet import Block
+from tokenmill.policy.place import Demand, capacity_of, explain
+from tokenmill.policy.share import NOTHING, Shares, dominant_ppm, refusal, standing_ppm, within_guarantee
+
+NODES_MOST = 64
+"""On a floor with more nodes the candidates are blocks."""
+
+Candidate = tuple[str, bool, str]  # name, whether it holds any worker, the reason
+
+
+def turn(state: State, job: Job, now_us: int) -> tuple[list[str], list[str]]:
+    """Reasons that lie in whose turn it is and what may be, and what would change them."""
+    index = state.index
+    tenant = job.spec.tenant
+    view = Shares(index.held, state.usage, index.total, index.tenants)
+    share = dominant_ppm(index.held.get(tenant, NOTHING), index.total) / 10_000
+    queue = index.queues.get(queue_key(job, index.tenants), ())
+    before = sum(1 for waiting in queue if waiting < (job.submitted_us, job.id))
+    reasons = [
+        f"{before} jobs like it of tenant {tenant} are before it",
+        f"tenant {tenant} holds {share:.1f} % of the floor in its dominant resource",
+        f"that is {standing_ppm(tenant, view, now_us) / 10_000:.1f} % by weight, with what it held lately",
+    ]
+    changes: list[str] = []
+    if job.reason:
+        reasons.append(job.reason)
+    asked = job.spec.resources.accelerators * job.spec.workers
+    barred = refusal(tenant, asked, index.fleet.free, view)
+    if barred:
+        reasons.append(barred)
+        changes.append(f"work of tenant {tenant} ends, or its bounds are changed in the factory file")
+    elif asked and within_guarantee(tenant, asked, view):
+        reasons.append(f"with it, {tenant} is within its guarantee: borrowers give way when that helps")
+    return reasons, changes
+
+
+def kept(state: State, owner: str, now_us: int) -> tuple[list[str], list[str]]:
+    """What is kept for it and for others, and when that is expected to change."""
+    reasons: list[str] = []
+    changes: list[str] = []
+    for name, reservation in sorted(state.reservations.items()):
+        count = len(reservation.nodes)
+        if name != owner:
+            reasons.append(f"{count} node(s) are kept for {name}, which {_waits(reservation)}")
+            changes.append(f"{name} starts, or it says that it ends before {name} needs them")
+            continue
+        reasons.append(f"{count} node(s) are kept for it; it {_waits(reservation)}")
+        if reservation.victims:
+            changes.append(f"the processes of {', '.join(reservation.victims[:8])} have ended")
+        elif reservation.at_us < 1 << 60:
+            wait_s = max(0, reservation.at_us - now_us) // 1_000_000
+            changes.append(f"work there ends, by what it says within {wait_s} s")
+    return reasons, changes
+
+
+def _waits(reservation: Reservation) -> str:
+    if reservation.kind == "preempt":
+        return f"told {len(reservation.victims)} to go"
+    return "waited longest and takes them when work there ends"
+
+
+def candidates(state: State, demand: Demand) -> tuple[Candidate, ...]:
+    """Every node, or on a large floor every block, with what it holds of the demand and why not more."""
+    if len(state.index.rooms) <= NODES_MOST:
+        return explain(state.index.rooms.values(), demand)
+    return tuple(_block(block, demand) for _, block in sorted(state.index.fleet.blocks.items()))
+
+
+def _block(block: Block, demand: Demand) -> Candidate:
+    count = min(capacity_of(block, demand).workers, demand.workers)
+    what = "NVLink domain" if block.is_domain else "rack"
+    reason = f"{what} holds {count} of {demand.workers} workers: {block.free} accelerators free"
+    reason += f", {block.used} of {len(block.rooms)} nodes in use"
+    if block.most_nodes < len(block.rooms):
+        reason += f", at most {block.most_nodes} may be"
+    return block.id, count > 0, reason
+
+
+def shape(state: State, demand: Demand) -> list[str]:
+    """What the cut of a gang over blocks has to do with it."""
+    counts = sorted((capacity_of(b, demand).workers for b in state.index.fleet.blocks.values()), reverse=True)
+    total = sum(min(count, demand.workers) for count in counts)
+    if demand.workers > 1 and total >= demand.workers:
+        best = ", ".join(str(min(count, demand.workers)) for count in counts[:8])
+        return [f"blocks have room for {best} of its workers, which is no even cut of {demand.workers}"]
+    if demand.workers > 1:
+        return [f"all blocks together have room for {total} of its {demand.workers} workers"]
+    return []
