@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import itertools
 import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+
+from tokenmill.engine import environment
 
 NEEDED = os.environ.get("CI") == "true" or os.environ.get("TOKENMILL_REQUIRE_ALL") == "1"
 _numbers = itertools.count(1)
@@ -87,3 +92,24 @@ def postgres_url(postgres_server: str) -> Iterator[str]:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE template0")
         yield urlsplit(postgres_server)._replace(path=f"/{name}").geturl()
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of two narrow layers with random weights and a byte-level tokenizer, as the benchmark makes
+    it.
+    """
+    pytest.importorskip("peft")
+    script = Path(__file__).parents[1] / "bench" / "tune_gpu.py"
+    spec = importlib.util.spec_from_file_location("tune_gpu", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    folder = tmp_path_factory.mktemp("toy") / "base"
+    environment.prepare()  # before any test loads torch
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module.make_model("tiny", 300, folder)
+    return folder

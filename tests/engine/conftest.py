@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import warnings
 from pathlib import Path
 
@@ -38,23 +36,3 @@ def tunable(chat_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return convert.gguf_to_safetensors(chat_gguf, tmp_path_factory.mktemp("tunable") / "base")
-
-
-@pytest.fixture(scope="session")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of two narrow layers with random weights and a byte-level tokenizer, as the benchmark makes
-    it.
-    """
-    pytest.importorskip("peft")
-    script = Path(__file__).parents[2] / "bench" / "tune_gpu.py"
-    spec = importlib.util.spec_from_file_location("tune_gpu", script)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    folder = tmp_path_factory.mktemp("toy") / "base"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module.make_model("tiny", 300, folder)
-    return folder

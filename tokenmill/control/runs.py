@@ -326,10 +326,13 @@ def _released(draft: Draft, run: Run, station: Station, now_us: int) -> Run:
             for found in inputs_of(run, line, station).values()
             if "adapter_gguf" in found.outputs
         ]
+        whole = [
+            f.outputs["weights"] for f in inputs_of(run, line, station).values() if "weights" in f.outputs
+        ]
         known = Release(
             id=draft.new_id("rel"),
             model=line.base,
-            weights=base.digest,
+            weights=whole[-1] if whole else base.digest,
             adapter=adapters[-1] if adapters else "",
             digest=digest,
             origin=run.id,

@@ -70,6 +70,7 @@ def job_spec(draft: Draft, run: Run, line: Line, station: Station, base: Importe
             "inputs": {name: to_plain(result) for name, result in inputs.items()},
         },
         resources=station.resources,
+        workers=int(station.params.get("workers", 1)) if station.kind == "tune" else 1,
         priority=line.priority,
         timeout_us=station.timeout_us,
         run=run.id,

@@ -148,7 +148,6 @@ METRICS = (
     "json_schema",
     "log_likelihood",
     "judge",
-    "lm_eval",
 )
 
 
@@ -172,8 +171,6 @@ class EvaluateParams:
     rubric: str = _param(
         "", doc="judge: what a good answer is, in words; empty compares with the wanted one."
     )
-    tasks: tuple[str, ...] = _param((), doc="lm_eval: names of tasks of lm-evaluation-harness.")
-    tasks_path: str = _param("", doc="lm_eval: folder with task files of your own.")
     safety: bool = _param(False, doc="Put a few fixed probes to each model and report the share passed.")
     max_items: int = _param(200, doc="Held-out rows that are asked, chosen by seed.", least=1, most=1_000_000)
     max_tokens: int = _param(64, doc="Longest answer, in tokens.", least=1, most=32_768)

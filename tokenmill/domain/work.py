@@ -246,6 +246,7 @@ class GateVerdict:
     low_milli: int = 0  # confidence interval of the difference
     high_milli: int = 0
     p_value: float = 1.0
+    digests: Mapping[str, str] = field(default_factory=dict)  # of data, models, engine and settings
 
 
 @dataclass(frozen=True, slots=True)

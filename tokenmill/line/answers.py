@@ -14,25 +14,85 @@ class AnswerError(ValueError):
     """An answer is not what it should be; the text says why."""
 
 
+GRADED = ("f1", "log_likelihood", "judge")
+"""Metrics whose scores are more than right or wrong."""
+
+
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """One answer judged. ``correct`` is what the paired test counts; ``fields`` is for JSON answers."""
+    """One answer judged. ``correct`` is what McNemar's test counts; ``fields`` is for JSON answers.
+
+    ``milli`` is the score of a graded metric in thousandths (of a point, or of a nat for a log-likelihood).
+    """
 
     correct: bool
     valid: bool  # could be read at all: JSON parsed, label known
     said: str
     fields: Mapping[str, bool] = field(default_factory=dict)
+    milli: int | None = None
+
+    @property
+    def score_milli(self) -> int:
+        return (1000 if self.correct else 0) if self.milli is None else self.milli
 
 
-def judge(metric: str, wanted: str, answer: str, labels: frozenset[str] = frozenset()) -> Judgement:
-    """Judge ``answer`` by ``metric``: exact_match, json_fields or classification (by ``labels``)."""
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What judging needs beside the two texts."""
+
+    labels: frozenset[str] = frozenset()
+    pattern: str = ""
+    schema: Mapping[str, Any] | None = None
+
+
+def judge(metric: str, wanted: str, answer: str, rules: Rules | frozenset[str] = Rules()) -> Judgement:
+    """Judge ``answer`` by ``metric``; ``rules`` may be only the labels of a classification."""
+    if isinstance(rules, frozenset):
+        rules = Rules(labels=rules)
+    labels = rules.labels
     if metric == "json_fields":
         return _judge_json(wanted, answer)
+    if metric == "f1":
+        score = token_f1(wanted, answer)
+        return Judgement(score == 1.0, bool(answer.strip()), answer.strip(), milli=round(1000 * score))
+    if metric == "regex":
+        said, right = _matched(rules.pattern, answer), _matched(rules.pattern, wanted)
+        return Judgement(said is not None and said == right, said is not None, answer.strip())
+    if metric == "json_schema":
+        return _judge_schema(rules.schema or {}, answer)
     if metric == "classification":
         said = normal_label(answer)
         return Judgement(said == normal_label(wanted), said in labels, said)
     said = answer.strip()
     return Judgement(said == wanted.strip(), bool(said), said)
+
+
+def _matched(pattern: str, text: str) -> str | None:
+    """The last match of ``pattern`` (its first group, if any) without spaces around it; answers come last."""
+    found = list(re.finditer(pattern, text))
+    if not found:
+        return None
+    return str(found[-1].group(1) if found[-1].re.groups else found[-1].group(0)).strip()
+
+
+def token_f1(wanted: str, answer: str) -> float:
+    """F1 of the words that both have (Rajpurkar et al., SQuAD, 2016), words compared as labels are."""
+    one, other = Counter(normal_label(wanted).split()), Counter(normal_label(answer).split())
+    if not one or not other:
+        return float(one == other)
+    shared = sum((one & other).values())
+    return 2 * shared / (one.total() + other.total())
+
+
+def _judge_schema(schema: Mapping[str, Any], answer: str) -> Judgement:
+    import jsonschema
+
+    try:
+        found = parse_object(answer)
+    except AnswerError:
+        return Judgement(False, False, answer.strip())
+    good = jsonschema.Draft202012Validator(dict(schema)).is_valid(found)
+    return Judgement(good, True, answer.strip())
 
 
 def _judge_json(wanted: str, answer: str) -> Judgement:

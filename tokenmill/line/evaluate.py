@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,22 +18,23 @@ from tokenmill.domain.codec import digest_of
 from tokenmill.domain.stations import EvaluateParams
 from tokenmill.domain.work import JobResult
 from tokenmill.engine.generate import complete_all
-from tokenmill.line.answers import Judgement, judge, macro_f1, normal_label
+from tokenmill.line.answers import Judgement, macro_f1, normal_label
 from tokenmill.line.intervals import bootstrap, percentile, wilson
 from tokenmill.line.job import StationJob, write_atomically
+from tokenmill.line.judging import (
+    Subject,
+    differences,
+    graded_report,
+    is_graded,
+    judgements,
+    rules_of,
+)
 from tokenmill.line.rows import Row, estimated_tokens, read_rows, write_jsonl
+from tokenmill.line.safety import PROBES, checked
 
 MIN_CONTEXT = 512
+SAFETY_TOKENS = 96
 TOKENS_PER_ESTIMATE = 2  # a context holds this many times the estimated tokens, since the estimate is cheap
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """Weights under judgement: ``lora`` is an adapter's digest or empty."""
-
-    name: str  # base, champion or candidate
-    weights: str
-    lora: str
 
 
 class Prediction(msgspec.Struct, frozen=True):
@@ -58,47 +58,94 @@ def run(job: StationJob) -> JobResult:
     params = job.params
     assert isinstance(params, EvaluateParams)
     items = chosen(list(read_rows(job.input_path("test"))), params.max_items, params.seed)
-    job.input_path("adapter_gguf")
     subjects = _subjects(job)
     items_digest = digest_of([row.digest for row in items])
-    labels = frozenset(normal_label(row.completion) for row in items)
+    rules = rules_of(job, params, items)
     judged: dict[str, list[Judgement]] = {}
     reports: dict[str, dict[str, Any]] = {}
     answers: dict[str, Predictions] = {}
     for at, subject in enumerate(subjects):
-        answers[subject.name], reused = _predictions(
-            job, params, subject, items, items_digest, at, len(subjects)
-        )
-        judged[subject.name] = [
-            judge(params.metric, row.completion, answer.text, labels)
-            for row, answer in zip(items, answers[subject.name].answers, strict=True)
-        ]
+        made, reused = _predictions(job, params, subject, items, items_digest, at, len(subjects))
+        texts = [answer.text for answer in made.answers]
+        found = judgements(job, params, params.metric, subject, items, texts, rules)
+        if found is None:
+            continue
+        answers[subject.name], judged[subject.name] = made, found
         reports[subject.name] = {
             "weights": subject.weights,
             "adapter": subject.lora,
-            **scored(params.metric, items, judged[subject.name], params.seed),
-            **_speed(answers[subject.name]),
+            **scored(params.metric, items, found, params.seed),
+            **_speed(made),
             "reused": reused,
         }
+        for metric in params.also:
+            more = judgements(job, params, metric, subject, items, texts, rules)
+            reports[subject.name] |= graded_report(metric, more) if more is not None else {}
+        if params.safety:
+            reports[subject.name] |= _safety(job, params, subject)
     predictions = job.work / "predictions.jsonl"
     write_jsonl(predictions, _lines(items, answers, judged))
-    pairs = {
-        name: paired(judged["candidate"], judged[name]) if name in judged else None
-        for name in ("base", "champion")
-    }
-    evidence = {
-        "metric": params.metric,
-        "n": len(items),
-        "items_digest": items_digest,
-        "subjects": {name: reports.get(name) for name in ("base", "champion", "candidate")},
-        "pairs": pairs,
-    }
+    evidence = _evidence(job, params, items_digest, subjects, judged, reports)
     metrics = {"n": len(items), "metric": params.metric}
     for name, report in reports.items():
         metrics[f"{name}_correct_milli"] = report["correct_milli"]
         metrics[f"{name}_ci_milli"] = f"{report['low_milli']}-{report['high_milli']}"
         metrics[f"{name}_tokens_per_s"] = report["output_tokens_per_s"]
+        metrics |= {f"{name}_safety_milli": report["safety_milli"]} if "safety_milli" in report else {}
     return JobResult({"predictions": job.artifacts.put_file(predictions, move=True)}, metrics, evidence)
+
+
+def _evidence(
+    job: StationJob,
+    params: EvaluateParams,
+    items_digest: str,
+    subjects: Sequence[Subject],
+    judged: Mapping[str, list[Judgement]],
+    reports: Mapping[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """What the gate decides on: pairs or differences by reference, figures, and the digests of all of it."""
+    names = ("base", "champion")
+    candidate = judged["candidate"]
+    graded = is_graded(params.metric)
+    evidence: dict[str, Any] = {
+        "metric": params.metric,
+        "n": len(candidate),
+        "items_digest": items_digest,
+        "subjects": {name: reports.get(name) for name in (*names, "candidate")},
+        "pairs": {name: paired(candidate, judged[name]) if name in judged else None for name in names},
+        "digests": {
+            "data": job.output_digest("test"),
+            "items": items_digest,
+            "engine": _engine_version(),
+            "settings": digest_of(dict(job.settings)),
+            **{f"{s.name}_weights": s.weights for s in subjects},
+            **{f"{s.name}_adapter": s.lora for s in subjects if s.lora},
+        },
+    }
+    if graded:
+        evidence |= {
+            "graded": True,
+            "pairs": dict.fromkeys(names),
+            "differences_milli": {
+                name: differences(candidate, judged[name]) if name in judged else None for name in names
+            },
+        }
+    return evidence
+
+
+def _safety(job: StationJob, params: EvaluateParams, subject: Subject) -> dict[str, Any]:
+    """The share of the fixed probes that ``subject`` passes, answered by the serving engine."""
+    completions = complete_all(
+        job.artifacts.path(subject.weights),
+        [[dict(m) for m in probe.messages] for probe in PROBES],
+        lora=job.artifacts.path(subject.lora) if subject.lora else None,
+        max_tokens=SAFETY_TOKENS,
+        slots=params.slots,
+        context_tokens=MIN_CONTEXT,
+        threads=job.threads(params.threads),
+    )
+    passed, failed = checked([completion.text for completion in completions])
+    return {"safety_milli": round(1000 * passed / len(PROBES)), "safety_failed": list(failed)}
 
 
 def chosen(rows: Sequence[Row], most: int, seed: int) -> list[Row]:
@@ -111,9 +158,14 @@ def _subjects(job: StationJob) -> list[Subject]:
     base = Subject("base", job.base["weights"], "")
     subjects = [base]
     if job.champion and job.champion.get("weights"):
-        champion = Subject("champion", str(job.champion["weights"]), str(job.champion.get("adapter") or ""))
-        subjects.append(champion)
-    return [*subjects, Subject("candidate", base.weights, job.output_digest("adapter_gguf"))]
+        lora, release = str(job.champion.get("adapter") or ""), str(job.champion.get("digest") or "")
+        subjects.append(Subject("champion", str(job.champion["weights"]), lora, release))
+    whole = job.output_digest("weights")
+    if whole:
+        return [*subjects, Subject("candidate", whole, "")]
+    job.input_path("adapter_gguf")
+    lora, tree = job.output_digest("adapter_gguf"), job.output_digest("adapter_hf")
+    return [*subjects, Subject("candidate", base.weights, lora, tree)]
 
 
 def _predictions(
@@ -190,6 +242,10 @@ def scored(metric: str, items: Sequence[Row], judged: Sequence[Judgement], seed:
         "high_milli": _milli(high),
         "valid_milli": _milli(sum(j.valid for j in judged) / n if n else 0.0),
     }
+    if is_graded(metric):
+        mean = sum(j.score_milli for j in judged) / n if n else 0.0
+        low, high = bootstrap([j.score_milli for j in judged], lambda v: sum(v) / len(v), seed)
+        report |= {"score_milli": round(mean), "low_milli": round(low), "high_milli": round(high)}
     if metric == "json_fields":
         names = sorted({name for j in judged for name in j.fields})
         report["fields_milli"] = {
@@ -246,7 +302,11 @@ def _lines(
             "prompt": row.prompt,
             "wanted": row.completion,
             **{
-                name: {"said": answers[name].answers[at].text, "correct": judged[name][at].correct}
+                name: {
+                    "said": answers[name].answers[at].text,
+                    "correct": judged[name][at].correct,
+                    "score_milli": judged[name][at].score_milli,
+                }
                 for name in judged
             },
         }

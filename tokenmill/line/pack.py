@@ -24,7 +24,17 @@ from tokenmill.line.model_card import model_card
 from tokenmill.line.provenance import environment, source_digest, statement
 
 SCHEMA = "tokenmill.release/1"
-DATA_OUTPUTS = ("rows", "intake_quarantine", "train", "validation", "test", "quarantine", "predictions")
+DATA_OUTPUTS = (
+    "rows",
+    "intake_quarantine",
+    "train",
+    "validation",
+    "test",
+    "quarantine",
+    "predictions",
+    "weights",
+    "weights_hf",
+)
 
 
 def run(job: StationJob) -> JobResult:
@@ -56,7 +66,7 @@ def run(job: StationJob) -> JobResult:
         metrics={"files": len(manifest["files"]), "bytes": size, "manifest_digest": manifest_digest},
         evidence={
             "manifest_digest": manifest_digest,
-            "weights": facts["base"]["weights"],
+            "weights": job.output_digest("weights") or facts["base"]["weights"],
             "adapter": facts["adapter"]["gguf"],
         },
     )
@@ -79,8 +89,9 @@ def _evidence(job: StationJob) -> dict[str, Any]:
 
 def _copy_inputs(job: StationJob, release: Path) -> None:
     adapter = release / "adapter"
-    shutil.copytree(job.input_path("adapter_hf"), adapter / "hf")
-    shutil.copy(job.input_path("adapter_gguf"), adapter / "adapter.gguf")
+    if not job.output_digest("weights"):  # all weights that were tuned are named by digest, not copied
+        shutil.copytree(job.input_path("adapter_hf"), adapter / "hf")
+        shutil.copy(job.input_path("adapter_gguf"), adapter / "adapter.gguf")
     if job.output_digest("card"):
         shutil.copytree(job.input_path("card"), release / "data-card")
     # Artifacts are read-only; the copies must not be, or a second attempt could not remove them.

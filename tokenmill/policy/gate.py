@@ -4,8 +4,9 @@ Candidate and reference answered the same items, so only the items on which they
 McNemar's test in its exact one-sided form (a binomial test on the discordant pairs; McNemar 1947,
 Psychometrika 12). The 95 % interval of the difference is Newcombe's hybrid score interval for paired
 proportions with continuity-corrected phi (method 10 of Newcombe 1998, Statistics in Medicine 17, 2635).
-Against several references every one must be beaten (an intersection-union test), so no correction for several
-comparisons is due.
+Graded scores are compared by ``policy.signflip``. Against several references every one must be beaten, and
+every bound on another figure be kept (an intersection-union test), so no correction for several comparisons
+is due.
 
 With ``rule: not_clearly_worse`` the same exact test is turned round: the candidate is stopped when it is
 worse beyond luck. Few items stop little then; it is meant for a tenant's own model, which no other tenant is
@@ -18,10 +19,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from tokenmill.domain.bounds import parse_bound
 from tokenmill.domain.work import GateVerdict
+from tokenmill.policy.signflip import mean_interval, sign_flip_p
 
 Z95 = 1.959963984540054
 MIN_ITEMS = 30
@@ -83,27 +86,91 @@ def judge(evidence: Mapping[str, Any], params: Mapping[str, Any], *, champion: b
     reference. The verdict's numbers are those of the reference that was hardest to beat.
     """
     metric = str(evidence.get("metric", ""))
+    digests = _digests(evidence)
     against, notes = _against(str(params.get("against", "both")), champion=champion)
     if not against:
-        return GateVerdict(False, notes, metric)
+        return GateVerdict(False, notes, metric, digests=digests)
     found: list[GateVerdict] = []
     for name in against:
-        pairs = _pairs(evidence, name)
-        if isinstance(pairs, str):
-            return GateVerdict(False, (*notes, pairs), metric)
-        found.append(_compare(name, pairs, params, metric))
+        verdict = _graded(evidence, name, params, metric) if evidence.get("graded") else None
+        if verdict is None:
+            pairs = _pairs(evidence, name)
+            verdict = pairs if isinstance(pairs, str) else _compare(name, pairs, params, metric)
+        if isinstance(verdict, str):
+            return GateVerdict(False, (*notes, verdict), metric, digests=digests)
+        found.append(verdict)
     worst = max(found, key=lambda verdict: (not verdict.passed, verdict.p_value, -verdict.difference_milli))
-    return GateVerdict(
-        passed=all(verdict.passed for verdict in found),
-        reasons=(*notes, *(reason for verdict in found for reason in verdict.reasons)),
-        metric=metric,
-        n=worst.n,
-        candidate_milli=worst.candidate_milli,
-        reference_milli=worst.reference_milli,
-        difference_milli=worst.difference_milli,
-        low_milli=worst.low_milli,
-        high_milli=worst.high_milli,
-        p_value=worst.p_value,
+    kept = [_bound(text, evidence, champion=champion) for text in params.get("bounds", ())]
+    return replace(
+        worst,
+        passed=all(verdict.passed for verdict in found) and all(ok for ok, _ in kept),
+        reasons=(
+            *notes,
+            *(reason for verdict in found for reason in verdict.reasons),
+            *(_said(ok, sentence) for ok, sentence in kept),
+        ),
+        digests=digests,
+    )
+
+
+def _digests(evidence: Mapping[str, Any]) -> dict[str, str]:
+    found = evidence.get("digests")
+    return {str(k): str(v) for k, v in sorted(found.items())} if isinstance(found, Mapping) else {}
+
+
+def _bound(text: str, evidence: Mapping[str, Any], *, champion: bool) -> tuple[bool, str]:
+    """Whether a bound on one figure is kept. A figure that is missing, or no number, does not keep it."""
+    try:
+        bound = parse_bound(str(text))
+    except ValueError as error:
+        return False, f"{error}; the gate stays shut"
+    # Where no champion serves yet, the base is what must not be fallen behind.
+    name = "base" if bound.reference == "champion" and not champion else bound.reference
+    value = _figure(evidence, "candidate", bound.name)
+    other = _figure(evidence, name, bound.name) if name else 0.0
+    if value is None or other is None:
+        whose = "candidate" if value is None else name
+        return False, f"there is no {bound.name} of the {whose}, so {bound.text} is not kept"
+    limit = bound.limit(other)
+    ok = value <= limit if bound.at_most else value >= limit
+    sign = "<=" if bound.at_most else ">="
+    return ok, f"{bound.name} is {value:g}, {sign} {limit:g} is needed ({bound.text})"
+
+
+def _figure(evidence: Mapping[str, Any], subject: str, name: str) -> float | None:
+    subjects = evidence.get("subjects")
+    report = subjects.get(subject) if isinstance(subjects, Mapping) else None
+    value = report.get(name) if isinstance(report, Mapping) else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _graded(
+    evidence: Mapping[str, Any], name: str, params: Mapping[str, Any], metric: str
+) -> GateVerdict | str:
+    """Compare graded scores with one reference; the sentence that says why not, where that cannot be."""
+    by_name = evidence.get("differences_milli")
+    raw = by_name.get(name) if isinstance(by_name, Mapping) else None
+    if not isinstance(raw, list | tuple) or any(isinstance(d, bool) or not isinstance(d, int) for d in raw):
+        return f"There is no evidence against the {name}: the gate stays shut."
+    n = len(raw)
+    if n != evidence.get("n"):
+        return f"The evidence against the {name} counts {n} items, not n = {evidence.get('n')}."
+    if n < 2:
+        return f"{n} items were evaluated against the {name}: the gate stays shut."
+    low, high = mean_interval(raw)
+    means = [_figure(evidence, subject, "score_milli") for subject in ("candidate", name)]
+    return _verdict(
+        name,
+        params,
+        metric,
+        n=n,
+        p=sign_flip_p(raw),
+        p_worse=sign_flip_p([-d for d in raw]),
+        sum_milli=sum(raw),
+        bounds=(low, high),
+        shares=(round(means[0] or 0), round(means[1] or 0)),
     )
 
 
@@ -136,40 +203,68 @@ def _pairs(evidence: Mapping[str, Any], name: str) -> Pairs | str:
 
 def _compare(name: str, pairs: Pairs, params: Mapping[str, Any], metric: str) -> GateVerdict:
     n = pairs.n
+    low, high = interval(pairs)
+    return _verdict(
+        name,
+        params,
+        metric,
+        n=n,
+        p=exact_p(pairs.candidate_only, pairs.reference_only),
+        p_worse=exact_p(pairs.reference_only, pairs.candidate_only),
+        sum_milli=(pairs.candidate_only - pairs.reference_only) * 1000,
+        bounds=(low * 1000, high * 1000),
+        shares=(_milli(pairs.both + pairs.candidate_only, n), _milli(pairs.both + pairs.reference_only, n)),
+    )
+
+
+def _verdict(
+    name: str,
+    params: Mapping[str, Any],
+    metric: str,
+    *,
+    n: int,
+    p: float,
+    p_worse: float,
+    sum_milli: int,
+    bounds: tuple[float, float],
+    shares: tuple[int, int],
+) -> GateVerdict:
+    """The checks that every comparison goes through. ``sum_milli`` is of the items' differences."""
     min_items = int(params.get("min_items", MIN_ITEMS))
     alpha = float(params.get("alpha", ALPHA))
     floor_milli = int(params.get("min_difference_milli", 0))
-    p = exact_p(pairs.candidate_only, pairs.reference_only)
-    low, high = interval(pairs)
-    difference = (pairs.candidate_only - pairs.reference_only) * 1000
-    better = f"it is {difference / n / 10:.1f} points better than the {name}"
-    bounds = f"95 % interval {low * 100:.1f} to {high * 100:.1f}"
+    low, high = bounds
+    better = f"it is {sum_milli / n / 10:.1f} points better than the {name}"
+    shown = f"95 % interval {low / 10:.1f} to {high / 10:.1f}"
     counted = (n >= min_items, f"{n} items were compared with the {name}, {min_items} are needed")
     if params.get("rule", "better") == "not_clearly_worse":
-        worse = exact_p(pairs.reference_only, pairs.candidate_only)
-        text = f"{better} ({bounds}); that it is worse by luck alone has p = {worse:.4g}"
+        text = f"{better} ({shown}); that it is worse by luck alone has p = {p_worse:.4g}"
         checks: tuple[tuple[bool, str], ...] = (
             counted,
-            (worse > alpha, f"{text}, {alpha:g} or less is a no"),
+            (p_worse > alpha, f"{text}, {alpha:g} or less is a no"),
         )
     else:
         checks = (
             counted,
             (p <= alpha, f"by luck this against the {name} has p = {p:.4g}, at most {alpha:g} is allowed"),
-            (difference >= floor_milli * n, f"{better} ({bounds}), {floor_milli / 10:.1f} are needed"),
+            (sum_milli >= floor_milli * n, f"{better} ({shown}), {floor_milli / 10:.1f} are needed"),
         )
     return GateVerdict(
         passed=all(ok for ok, _ in checks),
-        reasons=tuple(f"{'Passed' if ok else 'Failed'}: {sentence}." for ok, sentence in checks),
+        reasons=tuple(_said(ok, sentence) for ok, sentence in checks),
         metric=metric,
         n=n,
-        candidate_milli=_milli(pairs.both + pairs.candidate_only, n),
-        reference_milli=_milli(pairs.both + pairs.reference_only, n),
-        difference_milli=_milli(pairs.candidate_only - pairs.reference_only, n),
-        low_milli=math.floor(low * 1000),
-        high_milli=math.ceil(high * 1000),
+        candidate_milli=shares[0],
+        reference_milli=shares[1],
+        difference_milli=(2 * sum_milli + n) // (2 * n),
+        low_milli=math.floor(low),
+        high_milli=math.ceil(high),
         p_value=p,
     )
+
+
+def _said(ok: bool, sentence: str) -> str:
+    return f"{'Passed' if ok else 'Failed'}: {sentence}."
 
 
 def _milli(count: int, n: int) -> int:
