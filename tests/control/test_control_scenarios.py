@@ -10,7 +10,7 @@ from control_mill import GB, GPU, Mill, chat, factory
 from tokenmill.control.why import why
 from tokenmill.domain import events as ev
 from tokenmill.domain.effects import StartJob, StartReplica, StopJob, StopReplica
-from tokenmill.domain.factory import Accelerator, Node, Project, Resources, Tenant
+from tokenmill.domain.factory import Accelerator, Node, Project, Rack, Resources, Site, Tenant
 from tokenmill.domain.work import JobSpec, JobStatus, ReplicaStatus
 
 TRAY = Resources(1000, GB, 4)
@@ -184,3 +184,21 @@ def test_a_tenant_at_its_limit_waits_and_why_says_so(mill: Mill) -> None:
     assert "holds 8 of at most 8" in " ".join(why(mill.state, "two", mill.now).reasons)
     mill.tell(ev.JobSubmitted, "three", replace(SPEC, tenant="b"))
     assert started(mill) == ["three"]
+
+
+def test_a_cap_of_power_is_never_exceeded(mill: Mill) -> None:
+    for rack in range(2):
+        for slot in range(2):
+            name = f"r{rack}/n{slot}"
+            cards = tuple(Accelerator(f"{name}/{i}", "gb300", 0) for i in range(4))
+            watts = {"idle_mw": 1_000_000, "power_mw": 5_000_000}
+            mill.tell(ev.NodeJoined, Node(name, "here", f"r{rack}", "", 64_000, 900 * GB, cards, **watts))
+    caps = (Rack("r0", "here", power_cap_mw=6_000_000),)
+    mill.apply(factory(racks=caps, sites=(Site("here", "EU", 16_000_000, 1000),)))
+    for name in ("a", "b", "c"):
+        mill.tell(ev.JobSubmitted, name, SPEC)
+    places = {effect.job: effect.nodes[0].split("/")[0] for effect in mill.started_jobs()}
+    assert sorted(places.values()) == ["r0", "r1", "r1"], "the capped rack takes one"
+    mill.tell(ev.JobSubmitted, "d", SPEC)
+    assert started(mill) == []
+    assert "its cap is 6.0 kW" in " ".join(why(mill.state, "d", mill.now).reasons)

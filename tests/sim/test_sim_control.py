@@ -26,6 +26,7 @@ SITUATIONS = {
     *(f"job stopping {stop}" for stop in ("cancelled", "timed_out", "node_lost", "preempted")),
     "job tried again",
     "flip",
+    "within a cap",
     "given up",
     "rolled back",
     "scaled up",

@@ -12,13 +12,14 @@ from collections.abc import Mapping
 
 from tokenmill.control.draft import Draft
 from tokenmill.control.keys import check_tenant
+from tokenmill.control.placing import find
 from tokenmill.control.state import State
 from tokenmill.domain.effects import ChargeWork
 from tokenmill.domain.errors import ConflictError, NotFoundError, RefusedError
 from tokenmill.domain.events import LeaseReleased, LeaseRequested
 from tokenmill.domain.factory import Resources, Tenant
 from tokenmill.domain.work import Lease, WorkUsage
-from tokenmill.policy.place import Demand, Placement, explain, place
+from tokenmill.policy.place import Demand, Placement, explain
 
 
 def grant_all(
@@ -67,7 +68,7 @@ def check_requested(state: State, event: LeaseRequested) -> None:
             fix="Ask for a time above zero and at least one core.",
         )
     demand = demand_of(event, state.index.tenants)
-    if place(state.index.fleet, demand) is None:
+    if find(Draft(state), event.lease, event.at_us + event.duration_us, demand) is None:
         nodes = explain(state.index.rooms.values(), demand)
         raise RefusedError(
             "no node has room for this lease",
@@ -92,7 +93,7 @@ def check_released(state: State, event: LeaseReleased) -> None:
 def requested(draft: Draft, event: LeaseRequested) -> None:
     """Grant a tenant's lease; ``check_requested`` found room in this very state."""
     demand = demand_of(event, draft.index.tenants)
-    placement = place(draft.fleet, demand)
+    placement = find(draft, event.lease, event.at_us + event.duration_us, demand)
     if placement is None:
         return
     draft.grant(

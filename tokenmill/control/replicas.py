@@ -12,12 +12,13 @@ from dataclasses import replace
 from tokenmill.control import canary
 from tokenmill.control.draft import Draft
 from tokenmill.control.leases import end_all, grant_all
-from tokenmill.control.reservations import FAR_US, drop, open_fleet
+from tokenmill.control.placing import find
+from tokenmill.control.reservations import FAR_US, drop
 from tokenmill.domain.effects import StartReplica, StopReplica
 from tokenmill.domain.events import ReplicaExited, ReplicaReady, ReplicaStarted
 from tokenmill.domain.factory import Deployment
 from tokenmill.domain.work import Release, Replica, ReplicaStatus
-from tokenmill.policy.place import Demand, place
+from tokenmill.policy.place import Demand
 
 BACKOFF_US = 1_000_000
 BACKOFF_MOST_US = 60_000_000
@@ -126,7 +127,7 @@ def start(draft: Draft, replica: Replica, now_us: int) -> bool:
     if release is None or spec is None:
         return False
     demand = demand_of(draft, spec, release)
-    placement = place(open_fleet(draft, replica.id, FAR_US), demand)
+    placement = find(draft, replica.id, FAR_US, demand)
     if placement is None:
         return False
     grant_all(draft, replica.id, demand, placement, ("", ""), now_us)

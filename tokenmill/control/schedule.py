@@ -13,6 +13,7 @@ from tokenmill.control import jobs, replicas
 from tokenmill.control.draft import Draft
 from tokenmill.control.index import QueueKey, priority_of, queue_key
 from tokenmill.control.leases import grant_all
+from tokenmill.control.placing import find
 from tokenmill.control.reservations import (
     FAR_US,
     RESERVATIONS_MOST,
@@ -28,7 +29,7 @@ from tokenmill.domain.effects import StartJob
 from tokenmill.domain.work import Job, JobStatus, Replica, ReplicaStatus, Reservation
 from tokenmill.policy.backfill import foresee
 from tokenmill.policy.fleet import Room
-from tokenmill.policy.place import Demand, Memo, holds, place
+from tokenmill.policy.place import Demand, Memo, holds
 from tokenmill.policy.preempt import Victim, evict, job_cost_us, replica_cost_us
 from tokenmill.policy.share import Head, Shares, borrowed, bounded, pick, refusal, within_guarantee
 
@@ -134,7 +135,7 @@ def demand_of(draft: Draft, key: QueueKey) -> Demand:
 def _start(draft: Draft, job: Job, demand: Demand, now_us: int, memo: Memo) -> bool:
     """Place the gang, hold its leases and have it started, all in this step, or do nothing."""
     spec = job.spec
-    placement = place(open_fleet(draft, job.id, end_us(spec, now_us)), demand, memo)
+    placement = find(draft, job.id, end_us(spec, now_us), demand, memo)
     if placement is None:
         return False
     grant_all(draft, job.id, demand, placement, (spec.tenant, spec.project), now_us)

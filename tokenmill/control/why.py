@@ -12,7 +12,7 @@ from tokenmill.control.index import HELD_US
 from tokenmill.control.releases import fits
 from tokenmill.control.state import State
 from tokenmill.control.table import reason_of
-from tokenmill.control.why_waiting import candidates, kept, shape, turn
+from tokenmill.control.why_waiting import candidates, kept, power, shape, turn
 from tokenmill.domain.codec import from_plain
 from tokenmill.domain.errors import NotFoundError
 from tokenmill.domain.work import (
@@ -106,7 +106,7 @@ def _waiting(
     asked = f"it asks for {demand.workers} worker(s) of {need.cpu_millis} thousandths of a core"
     asked += f", {need.memory_bytes} bytes, {need.accelerators} {need.accelerator_kind or 'accelerators'}"
     theirs, follows = kept(state, name, now_us)
-    found = [asked, *reasons, *theirs]
+    found = [asked, *reasons, *theirs, *power(state, name, demand)]
     if not choices:
         found.append("no node is alive")
     elif not any(choice.accepted for choice in choices):

@@ -6,7 +6,9 @@ It asks the same policies that decided. On a small floor every node is a candida
 
 from __future__ import annotations
 
+from tokenmill.control.draft import Draft
 from tokenmill.control.index import queue_key
+from tokenmill.control.placing import power_reason
 from tokenmill.control.state import State
 from tokenmill.domain.work import Job, Reservation
 from tokenmill.policy.fleet import Block
@@ -85,6 +87,12 @@ def _block(block: Block, demand: Demand) -> Candidate:
     if block.most_nodes < len(block.rooms):
         reason += f", at most {block.most_nodes} may be"
     return block.id, count > 0, reason
+
+
+def power(state: State, name: str, demand: Demand) -> list[str]:
+    """The cap of power that keeps it waiting, if one does."""
+    reason = power_reason(Draft(state), name, demand)
+    return [reason] if reason else []
 
 
 def shape(state: State, demand: Demand) -> list[str]:

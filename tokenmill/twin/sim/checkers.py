@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from tokenmill.control.draft import Draft
 from tokenmill.control.index import index_state
+from tokenmill.control.placing import drawn_mw
 from tokenmill.control.snapshot import dump, load
 from tokenmill.control.state import State
 from tokenmill.control.table import table_of
@@ -12,6 +14,7 @@ from tokenmill.control.why import why
 from tokenmill.domain import effects as fx
 from tokenmill.domain import events as ev
 from tokenmill.domain.work import Alias, JobStatus, ReplicaStatus, RunStatus
+from tokenmill.policy.power import caps_of
 from tokenmill.twin.sim.floor import Floor
 
 HOLDING = (ReplicaStatus.STARTING, ReplicaStatus.READY, ReplicaStatus.DRAINING)
@@ -41,6 +44,7 @@ class Checkers:
         self.note(before, after)
         self.nothing_held_twice(after)
         self.gangs_whole(after)
+        self.power_within_caps(before, after)
         self.leases_match_processes(after)
         self.plan_fresh(before, event, after)
         self.only_passed_serve(after)
@@ -111,6 +115,17 @@ class Checkers:
             node = state.nodes[name].node
             assert cpu[name] <= node.cpu_millis, f"{name} has more CPU leased than it has"
             assert memory[name] <= node.memory_bytes, f"{name} has more memory leased than it has"
+
+    def power_within_caps(self, before: State, after: State) -> None:
+        """What is started never takes a place above its cap. A lowered cap only stops further starts."""
+        caps = caps_of(after.factory)
+        if not caps or len(after.leases) <= len(before.leases):
+            return
+        was, now = drawn_mw(Draft(before), caps), drawn_mw(Draft(after), caps)
+        for name, cap in caps.items():
+            if now[name] > was[name]:
+                assert now[name] * cap.factor_milli // 1000 <= cap.limit_mw, f"{name} is above its cap"
+                self.reached.add("within a cap")
 
     def gangs_whole(self, state: State) -> None:
         for job in state.jobs.values():

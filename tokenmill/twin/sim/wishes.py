@@ -66,7 +66,7 @@ class Wishes:
         )
         return Factory(
             name="sim",
-            sites=(Site("here", "EU"), Site("there", "US")),
+            sites=(Site("here", "EU", rng.choice((0, 0, 3_000_000)), 1200), Site("there", "US")),
             tenants=self.tenants(),
             racks=(Rack("rack0", "here", schedulable_nodes=1),) if rng.random() < 0.2 else (),
             models=(

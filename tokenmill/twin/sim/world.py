@@ -173,6 +173,8 @@ class World(People):
                 site=self.rng.choice(("here", "there")),
                 rack=f"rack{number % 2}",
                 domain=f"rack{number % 2}" if self.rng.random() < 0.5 else "",
+                idle_mw=200_000,
+                power_mw=1_200_000,
                 cpu_millis=self.rng.choice((4000, 16000)),
                 memory_bytes=64 * GB,
                 accelerators=tuple(
