@@ -17,7 +17,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import FACTORY
+from live_bed import FACTORY
 
 from tokenmill import compose
 from tokenmill.control.core import replay

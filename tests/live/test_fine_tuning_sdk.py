@@ -44,7 +44,7 @@ def tuning_steps(live: Any, run: str) -> bool:
 
 def test_the_sdk_fine_tunes_through_kills_and_uses_the_result(live: Any, until: Callable[..., None]) -> None:
     pytest.importorskip("peft")
-    from conftest import FACTORY
+    from live_bed import FACTORY
 
     own = replace(FACTORY.deployments[0], resources=Resources(cpu_millis=500, memory_bytes=1_000_000_000))
     tenants = (*FACTORY.tenants, Tenant("globex", (Project("default"),)))
