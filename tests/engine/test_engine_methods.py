@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tokenmill.domain.errors import CorruptWeightsError, EngineError, ResourceError, UsageError
+from tokenmill.domain.errors import CorruptWeightsError, DataError, EngineError, ResourceError, UsageError
 from tokenmill.engine import examples
 from tokenmill.engine.gang import Gang, gang_of
 from tokenmill.engine.safe import check_adapter_fits, check_safe, shapes_of
@@ -231,3 +231,24 @@ def test_a_batch_that_the_gang_cannot_share_is_refused(
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match="8 rows cannot be shared by 3"):
         train(request_)
+
+
+def test_preferences_move_the_model_towards_the_better_answer(request_: TrainRequest) -> None:
+    from tokenmill.engine.likelihood import mean_log_likelihoods
+
+    def said(answer: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": "who?"}, {"role": "assistant", "content": answer}]
+
+    row = {"messages": said("Marta"), "rejected": "nobody"}
+    request_.train_jsonl.write_text(f"{json.dumps(row)}\n" * 16)
+    outcome = train(replace(request_, method="dpo", batch=4, epochs=2))
+    assert outcome.method == "dpo"
+    assert outcome.loss_curve[0][1] == pytest.approx(0.693, abs=0.01)  # ln 2: policy and reference are one
+    assert outcome.loss_curve[-1][1] < 0.6
+    better, worse = said("Marta"), said("nobody")
+    before = mean_log_likelihoods(request_.base_dir, None, [better, worse])
+    after = mean_log_likelihoods(request_.base_dir, outcome.adapter_dir, [better, worse])
+    assert after[0] - after[1] > before[0] - before[1] + 0.1
+    write_rows(request_.train_jsonl, 4)
+    with pytest.raises(DataError, match="no worse answer"):
+        train(replace(request_, method="dpo", seed=3))

@@ -217,7 +217,7 @@ class CommandParams:
     """A station of your own: a command that reads inputs and writes outputs as files."""
 
     command: tuple[str, ...] = _param(
-        doc="Program and arguments; `{in:NAME}`, `{out:NAME}` and `{work}` become paths."
+        doc="Program and arguments; `{in:NAME}`, `{out:NAME}`, `{work}`, `{factory}` are paths."
     )
     outputs: tuple[str, ...] = _param((), doc="Names of the files or folders that it writes.")
 

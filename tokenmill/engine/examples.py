@@ -9,7 +9,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class Example:
 
     input_ids: tuple[int, ...]
     lengths: tuple[int, ...]
+    pair: dict[str, Any] = field(default_factory=dict)  # of a preference row: prompt and both answers
 
     @property
     def tokens(self) -> int:

@@ -169,8 +169,14 @@ def _cpu_has_bf16() -> bool:
 
 
 def _rows(request: TrainRequest, tokenizer: Any) -> tuple[list[examples.Example], dict[str, int]]:
-    read = examples.read_rows(request.train_jsonl)
-    rows, skipped = examples.tokenize(read, tokenizer, request.max_tokens, request.learn)
+    if request.method == "dpo":
+        from tokenmill.engine.preference import read_pairs
+
+        pairs, skipped = read_pairs(request.train_jsonl, tokenizer, request.max_tokens)
+        rows = [examples.Example((0,) * pair["tokens"], (), pair) for pair in pairs]
+    else:
+        read = examples.read_rows(request.train_jsonl)
+        rows, skipped = examples.tokenize(read, tokenizer, request.max_tokens, request.learn)
     if not rows:
         raise DataError(
             f"no row of {request.train_jsonl.name} can be trained on: {skipped or 'it is empty'}",
@@ -181,8 +187,8 @@ def _rows(request: TrainRequest, tokenizer: Any) -> tuple[list[examples.Example]
 
 
 def _validation(request: TrainRequest, tokenizer: Any) -> list[examples.Example]:
-    if request.validation_jsonl is None:
-        return []
+    if request.validation_jsonl is None or request.method == "dpo":
+        return []  # the loss of preferences is not that of answers
     rows = examples.read_rows(request.validation_jsonl)[:VALIDATION_ROWS]
     kept, _ = examples.tokenize(rows, tokenizer, request.max_tokens, request.learn)
     return sorted(kept, key=lambda row: row.tokens)
@@ -229,14 +235,22 @@ def _trainer(
 ) -> Any:
     model = weights.load(request, setting.dtype, setting.device)
     optimizer = weights.MasterAdamW(model, request.lr)
-    trainer = Trainer(
-        model=model,
-        args=TrainingArguments(**arguments(request, setting, micro, watch.gang)),
-        train_dataset=[row.row() for row in rows],
-        data_collator=Padding(tokenizer.pad_token_id or 0),
-        callbacks=[watch.callback()],
-        optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, watch.lr_share)),
-    )
+    optimizers = (optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, watch.lr_share))
+    settings = arguments(request, setting, micro, watch.gang)
+    if request.method == "dpo":
+        from tokenmill.engine.preference import dpo_trainer
+
+        pairs = [row.pair for row in rows]
+        trainer = dpo_trainer(request, settings, model, tokenizer, pairs, optimizers, watch.callback())
+    else:
+        trainer = Trainer(
+            model=model,
+            args=TrainingArguments(**settings),
+            train_dataset=[row.row() for row in rows],
+            data_collator=Padding(tokenizer.pad_token_id or 0),
+            callbacks=[watch.callback()],
+            optimizers=optimizers,
+        )
     trainer.remove_callback(PrinterCallback)
     return trainer
 

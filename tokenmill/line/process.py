@@ -18,7 +18,7 @@ from tokenmill.domain.errors import ResourceError, TokenmillError
 from tokenmill.domain.work import JobResult
 from tokenmill.line.job import StationJob, read_job, write_atomically
 
-STATIONS = ("intake", "curate", "tune", "evaluate", "pack")
+STATIONS = ("intake", "curate", "tune", "evaluate", "pack", "command", "python")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
