@@ -212,6 +212,7 @@ def whole_day(seed: int, hours: float) -> None:
     trained = [day.world.training[name] for name in sorted(day.world.training)]
     kept, ran = sum(t.saved_s for t in trained), sum(t.ran_s for t in trained)
     peak = max(row.watts for row in day.series)
+    lost = sum(kind == "NodeLost" for _, kind in day.world.log)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{hours:g} h of the reference factory, seed {seed}")
     print(f"{wall:.0f} s, of which {ready:.0f} s to bring it up; {cpu:.0f} CPU-s; {memory:.0f} MB")
@@ -226,7 +227,7 @@ def whole_day(seed: int, hours: float) -> None:
     )
     print(
         f"replicas {min(row.ready for row in day.series)} to {max(row.ready for row in day.series)}, "
-        f"most nodes lost at once {max(row.nodes_lost for row in day.series)}, "
+        f"nodes lost {lost}, most at once {max(row.nodes_lost for row in day.series)}, "
         f"{day.world.steps - control:,} control steps"
     )
     print(

@@ -191,3 +191,13 @@ def test_quantiles_are_as_exact_as_their_bins():
     exact = np.quantile(fleet.floor.log[:, 1] - at, 0.9)
     assert fleet.quantile(0, fa.END_TO_END, 0.9) == pytest.approx(exact, rel=0.033)
     assert math.isfinite(exact)
+
+
+def test_planning_does_not_import_numba():
+    """It takes a second; only a run on the compiled floor needs it."""
+    code = (
+        "import sys, tokenmill.twin.rehearse, tokenmill.compose;"
+        "print(sorted({'numba', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -30,6 +30,7 @@ from tokenmill.twin.faults import Fault
 from tokenmill.twin.step_table import EngineRules
 from tokenmill.twin.traffic import Lengths
 from tokenmill.twin.training import Training
+from tokenmill.twin.world import Timings
 
 GB = 1 << 30
 HOUR_US = 3_600_000_000
@@ -115,6 +116,16 @@ def test_the_autoscaler_follows_the_load():
     assert quiet.series[-1].ready == 4
     assert busy.series[-1].ready > 5
     assert busy.series[-1].ready == busy.series[-1].wanted
+
+
+def test_a_service_that_sleeps_is_woken_by_its_first_requests():
+    asleep = FactoryDay(
+        factory(replicas=0), [table(RULES)], [Demand(2.0, Lengths(100), Lengths(20))], timings=Timings()
+    )
+    asleep.run(300)
+    assert asleep.fleet.count(fa.REFUSED) > 0
+    assert asleep.series[0].ready == 1
+    assert asleep.series[-1].refused_per_s == 0
 
 
 def test_a_power_cap_lowers_the_clock_and_holds():

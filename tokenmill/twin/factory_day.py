@@ -103,7 +103,7 @@ class FactoryDay:
     _start_us: int = 0
     _watts: float = 0.0
     _used: float = 0.0
-    _refused: int = 0
+    _refused: dict[int, int] = field(default_factory=dict)  # by alias, up to the last report
 
     def __post_init__(self) -> None:
         """Bring the factory up: its replicas are ready when the day begins."""
@@ -244,14 +244,17 @@ class FactoryDay:
     def _report(self, end_s: float) -> None:
         """Tell the control plane the load of each deployment, as the gateway does."""
         outstanding = self.fleet.outstanding()
-        refused = self.fleet.count(fa.REFUSED)
+        refused = self.fleet.floor.refused
+        now_us = self._us(end_s)
+        self.world.now_us = max(self.world.now_us, now_us)
         for alias, deployment in enumerate(self.factory.deployments):
             pool = self.fleet.pools[alias, : self.fleet.sizes[alias]]
             load = int(outstanding[pool].sum())
-            turned = refused - self._refused if alias == 0 else 0
-            self.world.now_us = max(self.world.now_us, self._us(end_s))
-            self.world.send(events.LoadReported(self._us(end_s), deployment.name, load, turned))
-        self._refused = refused
+            turned = int(refused[alias]) - self._refused.get(alias, 0)
+            self._refused[alias] = int(refused[alias])
+            full, asleep = (turned, 0) if len(pool) else (0, turned)
+            wait_us = round(self.fleet.longest_wait_s(alias, end_s) * 1e6)
+            self.world.send(events.LoadReported(now_us, deployment.name, load, full, asleep, wait_us))
 
     def _totals(self) -> tuple[int, int, int, float, float]:
         count = self.fleet.count

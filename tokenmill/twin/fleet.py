@@ -126,6 +126,17 @@ class Fleet:
         state = self.floor.replicas
         return state["batch"] + state["tail"] - state["head"]
 
+    def longest_wait_s(self, alias: int, at_s: float) -> float:
+        """How long the oldest request that waits in a replica of an alias has waited; 0 when none does."""
+        floor = self.floor
+        pool = self.pools[alias, : self.sizes[alias]]
+        state = floor.replicas[pool]
+        waits = state["tail"] > state["head"]
+        if not waits.any():
+            return 0.0
+        first = floor.queue[pool, state["head"] % floor.queue.shape[1]]
+        return float(max(0.0, (at_s - floor.slots["arrival"][pool, first])[waits].max()))
+
     def joules(self) -> float:
         """Energy above idle so far."""
         return float(math.fsum(self.floor.replicas["joules"]))
@@ -220,6 +231,7 @@ def _floor(fleet: Fleet) -> Floor:
         engines=np.array([_engine(table, fleet.queue_per_slot) for table in tables], fa.ENGINE),
         curves=_curves(tables),
         counts=np.zeros(fa.COUNTS, np.int64),
+        refused=np.zeros(aliases, np.int64),
         histograms=np.zeros((aliases, 3, BINS), np.int64),
         targets=np.array(targets, np.float64),
         log=np.zeros((fleet.log_rows, 3)),

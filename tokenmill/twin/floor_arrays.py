@@ -117,6 +117,7 @@ class Floor(NamedTuple):
     engines: Array  # E of ENGINE
     curves: Array  # E x tokens x 2: seconds and joules of an iteration
     counts: Array  # COUNTS, int64
+    refused: Array  # A, int64: requests that no replica of the alias could take
     histograms: Array  # A x 3 x bins, int64: TTFT, TPOT, end to end
     targets: Array  # A x 2: TTFT and TPOT in seconds that count as good
     log: Array  # rows x 3: first token, end, replica; no rows when it is not wanted

@@ -143,6 +143,7 @@ def run(floor: Floor, requests: Array, pools: Array, sizes: Array, kinds: Array,
             r = choose(floor, request, pools[alias], sizes[alias], kinds[alias], home)
         if r < 0 or not fits(floor, request, r):
             floor.counts[REFUSED] += 1
+            floor.refused[alias] += 1
             continue
         if floor.quotas.shape[0] > 0:
             tokens = request["input"] + request["output"]
