@@ -82,7 +82,7 @@ def test_state_file(tmp_path: Path) -> None:
             assert state["pid"] == os.getpid()
             assert state["port"] == r.gateway.port
             assert state["table_version"] == 1
-            assert state["deployments"]["m"] == {"in_flight": 1, "refused_full": 0}
+            assert state["deployments"]["m"].items() >= {"in_flight": 1, "refused_full": 0}.items()
             assert state["endpoints"]["r-0"]["in_flight"] == 1
             assert state["memory_bytes"] > 0
             await task

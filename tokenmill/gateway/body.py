@@ -119,7 +119,7 @@ def output_bound(asked: Asked, entry: AliasEntry) -> int:
 
 
 def engine_body(asked: Asked, served_model: str) -> bytes:
-    """The bytes for the engine: its model name, ``developer`` as ``system``, usage asked for."""
+    """The bytes for the engine: its model name, ``developer`` as ``system``, usage asked for, no nulls."""
     document = asked.document
     changes: dict[str, Any] = {}
     if served_model and served_model != asked.alias:
@@ -132,8 +132,9 @@ def engine_body(asked: Asked, served_model: str) -> bytes:
         changes["messages"] = [
             {**m, "role": "system"} if m.get("role") == "developer" else m for m in document["messages"]
         ]
-    if changes:
-        document = {k: v for k, v in {**document, **changes}.items() if not (k in changes and v is None)}
+    if changes or None in document.values():
+        # OpenAI's clients send null for what they leave to the server; engines want such fields left out.
+        document = {k: v for k, v in {**document, **changes}.items() if v is not None}
     return orjson.dumps(document)
 
 
@@ -198,6 +199,23 @@ def _check_messages(document: dict[str, Any]) -> None:
     for position, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise bad_request("Every message must be an object with a 'role'.", f"messages[{position}]")
+        content = message.get("content")
+        if isinstance(content, list):
+            _check_parts(content, f"messages[{position}].content")
+
+
+def _check_parts(parts: list[Any], where: str) -> None:
+    """Images come in the request: an engine that fetched addresses would do so from inside the factory."""
+    for number, part in enumerate(parts):
+        if not isinstance(part, dict):
+            raise bad_request("Every content part must be an object.", f"{where}[{number}]")
+        if part.get("type") != "image_url":
+            continue
+        image = part.get("image_url")
+        url = image.get("url") if isinstance(image, dict) else image
+        if not isinstance(url, str) or not url.startswith("data:"):
+            message = "An image must be a data URL, such as data:image/png;base64,...; nothing is fetched."
+            raise bad_request(message, f"{where}[{number}].image_url")
 
 
 def _check_prompt(document: dict[str, Any], name: str) -> None:

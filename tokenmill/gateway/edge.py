@@ -75,6 +75,7 @@ class Gateway:
         self.draining = False
         self.started_us = clock()
         self.loop_lag_s = 0.0
+        self.ticked_s = loop.time()
         self.port = options.port
         self.outcomes = OutcomeCounts()
         self.shadows = Shadows(options.spool.parent.parent / "shadow" / options.spool.name)
@@ -130,7 +131,8 @@ class Gateway:
         self.metrics.add(self.metrics.responses, (str(status),))
 
     def poll_table(self) -> None:
-        """Take a newer table when there is one."""
+        """Take a newer table when there is one. Called ten times a second, as long as the loop is well."""
+        self.ticked_s = self.loop.time()
         if self.tables.poll():
             self.memory = refresh(self.serving.index, self.memory)
 

@@ -20,6 +20,11 @@ _OVERFLOW = re.compile(
     re.IGNORECASE,
 )
 
+_BLIND = re.compile(
+    r"image input is not supported|not a multimodal model|does not support image|no multimodal",
+    re.IGNORECASE,
+)
+
 
 class ApiError(Exception):
     """A refusal or failure that is answered with an OpenAI error object.
@@ -106,6 +111,12 @@ def unknown_path(method: str, path: str) -> ApiError:
     return ApiError(404, "unknown_url", f"Unknown request URL: {method} {path[:200]}.")
 
 
+def not_stored(name: str) -> ApiError:
+    """For whoever asks for a Response by its id."""
+    message = f"Response '{name[:100]}' is not found: responses are not stored here; keep what you need."
+    return ApiError(404, "response_not_found", message, param="id")
+
+
 def unavailable(message: str, retry_us: int = 1_000_000, code: str = "engine_unavailable") -> ApiError:
     return ApiError(503, code, message, retry_us=retry_us)
 
@@ -143,6 +154,9 @@ def from_engine_object(status: int, parsed: Any, context_tokens: int) -> ApiErro
         return context_overflow(
             limit if isinstance(limit, int) else context_tokens, asked if isinstance(asked, int) else 0
         )
+    if _BLIND.search(message):
+        text = "This model cannot see images. GET /v1/models lists the others."
+        return ApiError(400, "unsupported_content", text, param="messages", reason=message)
     code = fields.get("code")
     param = fields.get("param")
     if status == 422:

@@ -14,6 +14,7 @@ from tokenmill import __version__
 from tokenmill.gateway.edge import Gateway
 
 LAG_S = 2.0
+SILENT_S = 10.0
 PENDING_S = 600.0
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -46,6 +47,8 @@ def reasons(gateway: Gateway) -> list[str]:
         found.append(f"the spool cannot be written: {gateway.spool.problem}")
     if gateway.loop_lag_s > LAG_S:
         found.append(f"the event loop was {gateway.loop_lag_s:.1f} s late")
+    if gateway.loop.time() - gateway.ticked_s > SILENT_S:
+        found.append("the loop that reads the table has stopped")
     oldest = gateway.oldest_pending_s()
     if oldest > PENDING_S:
         found.append(f"the oldest request has waited {oldest:.0f} s for its first byte")
@@ -71,6 +74,7 @@ def readiness(gateway: Gateway) -> tuple[bool, bytes]:
         },
         "oldest_pending_s": round(gateway.oldest_pending_s(), 3),
         "loop_lag_s": round(gateway.loop_lag_s, 4),
+        "heartbeat_age_s": round(gateway.loop.time() - gateway.ticked_s, 3),
     }
     return not why, orjson.dumps(body)
 

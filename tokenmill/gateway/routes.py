@@ -12,6 +12,7 @@ import orjson
 
 from tokenmill import __version__
 from tokenmill.domain.table import KeyEntry
+from tokenmill.gateway import openapi
 from tokenmill.gateway.body import CHAT, COMPLETIONS, EMBEDDINGS
 from tokenmill.gateway.bridge import Bridge, Dialect, replay
 from tokenmill.gateway.caller import idle_slot
@@ -20,7 +21,14 @@ from tokenmill.gateway.dialects.messages import Messages
 from tokenmill.gateway.dialects.rerank import Rerank, Score
 from tokenmill.gateway.dialects.responses import Responses
 from tokenmill.gateway.edge import Gateway
-from tokenmill.gateway.errors import ApiError, invalid_key, unavailable, unknown_model, unknown_path
+from tokenmill.gateway.errors import (
+    ApiError,
+    invalid_key,
+    not_stored,
+    unavailable,
+    unknown_model,
+    unknown_path,
+)
 from tokenmill.gateway.exchange import Exchange
 from tokenmill.gateway.forward import Forwarding
 from tokenmill.gateway.health import gauges, readiness
@@ -49,6 +57,7 @@ TOKENIZERS: dict[str, Answer] = {
     "/messages/count_tokens": count_tokens,
 }
 ANTHROPIC = "/messages"
+DESCRIPTION = openapi.document()
 CONSOLE = frozenset(("/", "/login", "/logout", "/console", "/static", "/api", "/favicon.ico"))
 CONSOLE_TREES = ("/console/", "/static/", "/api/")
 TENANT_TREES = ("files", "batches", "fine_tuning", "feedback")
@@ -66,6 +75,9 @@ def dispatch(gateway: Gateway, connection: ClientConnection, request: HttpReques
     if make is not None:
         dialect = make()
         return _model_request(gateway, connection, request, dialect, dialect)
+    if short.startswith("/responses/"):
+        _error(connection, request, not_stored(short[11:]), gateway.request_id())
+        return None
     if short in TOKENIZERS:
         return _tokenizing(gateway, connection, request, short)
     if short[1:].partition("/")[0] in TENANT_TREES:
@@ -200,6 +212,8 @@ def _own(gateway: Gateway, connection: ClientConnection, request: HttpRequest) -
         connection.respond(request, 200 if ready else 503, body)
     elif path == "/version":
         connection.respond(request, 200, orjson.dumps({"version": __version__}))
+    elif path == "/openapi.json":
+        connection.respond(request, 200, DESCRIPTION)
     elif path == "/metrics":
         _metrics(gateway, connection, request)
     else:
