@@ -202,3 +202,37 @@ def test_a_cap_of_power_is_never_exceeded(mill: Mill) -> None:
     mill.tell(ev.JobSubmitted, "d", SPEC)
     assert started(mill) == []
     assert "its cap is 6.0 kW" in " ".join(why(mill.state, "d", mill.now).reasons)
+
+
+def test_a_repaired_node_returns_through_its_acceptance_test(mill: Mill) -> None:
+    mill.join("n0", gpus=4)
+    mill.join("n1", gpus=4)
+    mill.apply(factory(sites=(Site("here", "EU", acceptance=("dcgmi", "diag", "-r", "2")),)))
+    node = mill.state.nodes["n0"].node
+    mill.tell(ev.NodeLost, "n0", "no heartbeat")
+    mill.tell(ev.NodeJoined, node)
+    (test,) = mill.of(StartJob)
+    assert (test.nodes, test.spec.command) == (("n0",), ("dcgmi", "diag", "-r", "2"))
+    mill.tell(ev.JobSubmitted, "gang", replace(SPEC, workers=2))
+    assert started(mill) == [], "the node takes nothing yet"
+    mill.tell(ev.JobExited, test.job, 1, 1)
+    assert "failed its acceptance test" in why(mill.state, "n0", mill.now).reasons[0]
+    mill.tell(ev.NodeLost, "n0")
+    mill.tell(ev.NodeJoined, node)
+    (again,) = mill.of(StartJob)
+    mill.tell(ev.JobExited, again.job, 1, 0)
+    assert started(mill) == ["gang"]
+
+
+def test_a_cordoned_node_is_emptied_and_its_gang_starts_on_spares(mill: Mill) -> None:
+    racks(mill, 1, 3)
+    mill.apply(factory())
+    mill.tell(ev.JobSubmitted, "gang", replace(SPEC, workers=2))
+    bad = mill.state.jobs["gang"].nodes[0]
+    mill.tell(ev.NodeCordoned, bad, "it is slow", "ada")
+    assert [effect.job for effect in mill.of(StopJob)] == ["gang"]
+    mill.tell(ev.JobExited, "gang", 1, 143)
+    (start,) = mill.of(StartJob)
+    assert bad not in start.nodes
+    assert start.attempt == 2
+    assert "it is slow" in why(mill.state, bad, mill.now).reasons

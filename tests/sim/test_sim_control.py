@@ -26,6 +26,8 @@ SITUATIONS = {
     *(f"job stopping {stop}" for stop in ("cancelled", "timed_out", "node_lost", "preempted")),
     "job tried again",
     "flip",
+    "cordoned",
+    "node tested",
     "within a cap",
     "given up",
     "rolled back",

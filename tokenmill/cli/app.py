@@ -53,6 +53,7 @@ VERBS: dict[str, Verb] = {
     "bench": Verb("Measure TTFT, TPOT and tokens per second through the gateway.", MAKE),
     "plan": Verb("Show what a factory file would change, rehearsed on the twin.", CHANGE),
     "apply": Verb("Apply a factory file or a saved plan.", CHANGE),
+    "cordon": Verb("Take a node out of use, or into use again.", CHANGE),
     "rollback": Verb("Point an alias back at an earlier release.", CHANGE),
     "promote": Verb("Hold an alias, let it go on, or promote a release at once.", CHANGE),
     "recall": Verb("Take a release out of every alias for ever, and list whom it served.", CHANGE),

@@ -123,6 +123,7 @@ class Api:
             ("POST", "/api/rollback", self.roll_back),
             ("POST", "/api/steer", self.steer),
             ("POST", "/api/recall", self.recall),
+            ("POST", "/api/cordon", self.cordon),
             ("GET", "/api/leases", self.leases),
             ("POST", "/api/leases", self.request_lease),
             ("DELETE", "/api/leases/{id}", self.release_lease),
@@ -227,6 +228,9 @@ class Api:
 
     async def steer(self, request: Request) -> Response:
         return answer(await self.commands.steer(await read_object(request), _by(request)))
+
+    async def cordon(self, request: Request) -> Response:
+        return answer(await self.commands.cordon(await read_object(request), _by(request)))
 
     async def recall(self, request: Request) -> Response:
         return answer(await self.commands.recall(await read_object(request), _by(request)))

@@ -167,6 +167,15 @@ class Commands:
         await self.submit(events.AliasSteered(self.context.now_us(), alias, action, release, by))
         return {"alias": alias, "action": action, **promotion_view(self.context.state.aliases[alias])}
 
+    async def cordon(self, body: dict[str, Any], by: str) -> dict[str, Any]:
+        """Take a node out of use, or with ``undo`` into use again."""
+        node, now_us = text_of(body, "node"), self.context.now_us()
+        if body.get("undo"):
+            await self.submit(events.NodeTrusted(now_us, node, by))
+        else:
+            await self.submit(events.NodeCordoned(now_us, node, str(body.get("reason", ""))[:500], by))
+        return {"node": node, "cordoned": not body.get("undo")}
+
     async def recall(self, body: dict[str, Any], by: str) -> dict[str, Any]:
         """Forbid a release; the answer lists whom it served."""
         release, reason = text_of(body, "release"), text_of(body, "reason")

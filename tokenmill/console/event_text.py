@@ -69,6 +69,10 @@ def _work_text(event: events.Event, names: Names) -> str:
         case events.JobExited(job=job, result=result, code=code, reason=reason):
             end = "finished" if result is not None or code == 0 else f"failed with code {code}"
             return f"Job {job}{_named(job, names)} {end}{_because(reason)}"
+        case events.NodeCordoned(node=node, reason=reason):
+            return f"Node {node} was cordoned{_because(reason)}"
+        case events.NodeTrusted(node=node):
+            return f"Node {node} takes work again"
         case events.RunSubmitted(run=run, line=line):
             return f"Run {run} of line {line} was submitted"
         case _:

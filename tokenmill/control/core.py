@@ -182,19 +182,27 @@ def _imported(draft: Draft, event: events.ModelImported) -> None:
 RECORDED = (ChargeWork, RecordRelease, RecordRecall)
 """Effects that leave a record behind, and that no other record asks for again."""
 
+
+def _job_exited(draft: Draft, event: events.JobExited) -> None:
+    jobs.exited(draft, event)
+    nodes.tested(draft, event)
+
+
 HANDLERS: dict[type, Callable[[Draft, Any], None]] = {
     events.ControllerStarted: _started,
     events.Tick: _tick,
     events.SpecApplied: specs.applied,
     events.NodeJoined: nodes.joined,
     events.NodeLost: nodes.lost,
+    events.NodeCordoned: nodes.cordoned,
+    events.NodeTrusted: nodes.trusted,
     events.ModelImported: _imported,
     events.ReplicaStarted: replicas.started,
     events.ReplicaReady: replicas.ready,
     events.ReplicaExited: replicas.exited,
     events.JobSubmitted: jobs.submitted,
     events.JobStarted: jobs.started,
-    events.JobExited: jobs.exited,
+    events.JobExited: _job_exited,
     events.JobCancelled: jobs.cancelled,
     events.RunSubmitted: runs.submitted,
     events.RunCancelled: runs.cancelled,
@@ -214,6 +222,8 @@ HANDLERS: dict[type, Callable[[Draft, Any], None]] = {
 }
 
 CHECKS: dict[type, Callable[[State, Any], None]] = {
+    events.NodeCordoned: nodes.check_cordoned,
+    events.NodeTrusted: nodes.check_trusted,
     events.ControllerStarted: _check_started,
     events.SpecApplied: specs.check_applied,
     events.JobSubmitted: jobs.check_submitted,

@@ -269,7 +269,9 @@ class Draft:
         cpu_millis = memory_bytes = accelerators = 0
         for lease in leases:
             known = known.set(lease.id, lease)
-            changed[lease.node] = taken(changed.get(lease.node) or rooms[lease.node], lease)
+            room = changed.get(lease.node) or rooms.get(lease.node)
+            if room is not None:  # a cordoned node has none
+                changed[lease.node] = taken(room, lease)
             cpu_millis += lease.cpu_millis
             memory_bytes += lease.memory_bytes
             accelerators += len(lease.accelerators)

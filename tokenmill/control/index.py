@@ -34,7 +34,7 @@ QueueKey = tuple[int, str, Resources, int]  # (priority, tenant, resources, work
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """``rooms`` and ``total`` are of live nodes; tuples are sorted. Stopped replicas are left out."""
+    """``rooms``, ``total``: of nodes that take work. Tuples are sorted. Stopped replicas are not in it."""
 
     deployments: Map[str, Deployment] = Map()
     lines: Map[str, Line] = Map()
@@ -255,7 +255,7 @@ def _rooms(factory: Factory, nodes: Mapping[str, NodeState]) -> tuple[dict[str, 
         node = state.node
         room = room_of(node, law.get(node.site, ""))
         idle.append(room)
-        if not state.lost:
+        if not state.lost and not state.cordon:
             rooms[node.id] = room
             cpu_millis += node.cpu_millis
             memory_bytes += node.memory_bytes

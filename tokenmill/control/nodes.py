@@ -1,9 +1,10 @@
-"""Nodes: they join, are lost and come back. What ran on a lost node holds its lease until its end is
-reported.
+"""Nodes: they join, are lost, are cordoned and come back. What ran on a lost node holds its lease until its
+end is reported.
 
 A lost node may be cut off with its processes alive, so nothing that it held is given to anyone else; its
 replicas are replaced elsewhere and its jobs stopped, to be tried again. A floor reports the exits of what is
-gone when the node is back.
+gone when the node is back. A cordoned node takes nothing new and what runs on it is moved. Where the site
+names an acceptance test, a node that was lost stays cordoned until that command has ended well on it.
 """
 
 from __future__ import annotations
@@ -12,8 +13,13 @@ from dataclasses import replace
 
 from tokenmill.control import jobs, replicas
 from tokenmill.control.draft import Draft
-from tokenmill.domain.events import NodeJoined, NodeLost
-from tokenmill.domain.work import JobStatus, NodeState
+from tokenmill.control.state import State
+from tokenmill.domain.effects import StartJob
+from tokenmill.domain.errors import ConflictError, NotFoundError
+from tokenmill.domain.events import JobExited, NodeCordoned, NodeJoined, NodeLost, NodeTrusted
+from tokenmill.domain.work import Job, JobSpec, JobStatus, Lease, NodeState
+
+TEST_TIMEOUT_US = 1_800_000_000
 
 
 def joined(draft: Draft, event: NodeJoined) -> None:
@@ -21,7 +27,84 @@ def joined(draft: Draft, event: NodeJoined) -> None:
     old = draft.nodes.get(event.node.id)
     if old is not None and not old.lost and old.node == event.node:
         return
-    draft.nodes = draft.nodes.set(event.node.id, NodeState(event.node, event.at_us))
+    cordon = old.cordon if old is not None else ""
+    draft.nodes = draft.nodes.set(event.node.id, NodeState(event.node, event.at_us, cordon=cordon))
+    command = _acceptance(draft, event.node.site) if old is not None and old.lost else ()
+    if command:
+        _begin_test(draft, event.node.id, command, event.at_us)
+    draft.reindex()
+
+
+def _acceptance(draft: Draft, site: str) -> tuple[str, ...]:
+    return next((one.acceptance for one in draft.factory.sites if one.name == site), ())
+
+
+def _begin_test(draft: Draft, node: str, command: tuple[str, ...], now_us: int) -> None:
+    """Run the site's test on this very node, beside whatever may still be there: it holds nothing of it."""
+    job = draft.new_id("j")
+    known = draft.nodes[node]
+    draft.nodes = draft.nodes.set(node, replace(known, cordon="it has to pass its acceptance test", test=job))
+    spec = JobSpec(
+        "command",
+        "",
+        "",
+        command,
+        timeout_us=TEST_TIMEOUT_US,
+        max_attempts=1,
+        name=f"acceptance of {node}",
+        preemptible=False,
+    )
+    draft.put_job(Job(job, spec, JobStatus.STARTING, now_us, (node,), now_us, 0, 1))
+    draft.grant((Lease(draft.new_id("l"), node, job, "", "", 0, 0, (), now_us),), now_us)
+    draft.effects.append(StartJob(job, 1, spec, (node,), ((),)))
+
+
+def tested(draft: Draft, event: JobExited) -> None:
+    """When that was a node's acceptance test: it is trusted again, or stays cordoned with the reason."""
+    job = draft.jobs.get(event.job)
+    if job is None or not job.status.ended or job.spec.tenant:
+        return
+    for name, known in sorted(draft.nodes.items()):
+        if known.test == event.job:
+            passed = job.status is JobStatus.SUCCEEDED
+            cordon = "" if passed else f"it failed its acceptance test: {job.reason}"
+            draft.nodes = draft.nodes.set(name, replace(known, cordon=cordon, test=""))
+            draft.reindex()
+
+
+def check_cordoned(state: State, event: NodeCordoned) -> None:
+    """Raise unless the node is known and not cordoned yet."""
+    known = _known(state, event.node)
+    if known.cordon:
+        raise ConflictError(f"node {event.node} is cordoned already: {known.cordon}")
+
+
+def check_trusted(state: State, event: NodeTrusted) -> None:
+    """Raise unless the node is cordoned."""
+    known = _known(state, event.node)
+    if not known.cordon:
+        raise ConflictError(f"node {event.node} is not cordoned")
+
+
+def _known(state: State, node: str) -> NodeState:
+    known = state.nodes.get(node)
+    if known is None:
+        raise NotFoundError(f"there is no node {node!r}", fix="See `tokenmill status`.")
+    return known
+
+
+def cordoned(draft: Draft, event: NodeCordoned) -> None:
+    """Nothing new goes there; replicas are replaced elsewhere, jobs start again from a checkpoint."""
+    known = draft.nodes[event.node]
+    reason = event.reason or "a person does not trust it"
+    draft.nodes = draft.nodes.set(event.node, replace(known, cordon=reason))
+    draft.reindex()
+    _move_away(draft, event.node, event.at_us, "preempted", f"node {event.node} was cordoned: {reason}")
+
+
+def trusted(draft: Draft, event: NodeTrusted) -> None:
+    """It takes work again, whatever a test of it says later."""
+    draft.nodes = draft.nodes.set(event.node, replace(draft.nodes[event.node], cordon="", test=""))
     draft.reindex()
 
 
@@ -33,11 +116,15 @@ def lost(draft: Draft, event: NodeLost) -> None:
     draft.nodes = draft.nodes.set(event.node, replace(old, lost=True))
     draft.reindex()
     reason = f"node {event.node} was lost" + (f": {event.reason}" if event.reason else "")
-    owners = sorted({lease.owner for lease in draft.leases.values() if lease.node == event.node})
+    _move_away(draft, event.node, event.at_us, "node_lost", reason)
+
+
+def _move_away(draft: Draft, node: str, now_us: int, kind: str, reason: str) -> None:
+    owners = sorted({lease.owner for lease in draft.leases.values() if lease.node == node})
     for owner in owners:
         replica = draft.replicas.get(owner)
         job = draft.jobs.get(owner)
         if replica is not None:
-            replicas.retire(draft, replica, event.at_us, reason)
+            replicas.retire(draft, replica, now_us, reason)
         elif job is not None and job.status in (JobStatus.STARTING, JobStatus.RUNNING):
-            jobs.stop(draft, job, "node_lost", reason)
+            jobs.stop(draft, job, kind, reason)

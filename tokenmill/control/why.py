@@ -225,8 +225,11 @@ def _named(state: State, name: str, now_us: int) -> Explanation:
         node = state.nodes[name]
         owners = sorted({lease.owner for lease in state.leases.values() if lease.node == name})
         rule = "A lost node takes nothing new; what it held stays held until its end is known."
-        status = "lost" if node.lost else "alive"
-        return Explanation(name, "node", status, rule, tuple(f"{owner} is on it" for owner in owners))
+        status = "lost" if node.lost else "cordoned" if node.cordon else "alive"
+        reasons = (*((node.cordon,) if node.cordon else ()), *(f"{owner} is on it" for owner in owners))
+        back = f"`tokenmill cordon {name} --undo`"
+        changes = (f"job {node.test} ends well",) if node.test else (back,) if node.cordon else ()
+        return Explanation(name, "node", status, rule, reasons, (), changes)
     if name in state.keys:
         key = state.keys[name]
         expired = bool(key.expires_us) and key.expires_us <= now_us

@@ -50,6 +50,25 @@ class NodeLost:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeCordoned:
+    """Nothing new goes there, and what runs there is moved: a person or a watcher does not trust the node."""
+
+    at_us: int
+    node: str
+    reason: str
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeTrusted:
+    """The node may take work again."""
+
+    at_us: int
+    node: str
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelImported:
     """Weights are in the artifact store, or ``imported.error`` says why not."""
 
@@ -263,6 +282,8 @@ Event = (
     | SpecApplied
     | NodeJoined
     | NodeLost
+    | NodeCordoned
+    | NodeTrusted
     | ModelImported
     | ReplicaStarted
     | ReplicaReady

@@ -46,6 +46,7 @@ class Site:
     jurisdiction: str = ""
     power_cap_mw: int = 0  # milliwatts; 0 is no stated cap
     pue_milli: int = 1000  # power usage effectiveness in thousandths
+    acceptance: tuple[str, ...] = ()  # command that a node which was lost must pass before it takes work
 
 
 @dataclass(frozen=True, slots=True)

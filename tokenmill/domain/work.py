@@ -64,6 +64,8 @@ class NodeState:
     node: Node
     joined_us: int
     lost: bool = False
+    cordon: str = ""  # why it takes no work, though it is there
+    test: str = ""  # the job that is its acceptance test
 
 
 @dataclass(frozen=True, slots=True)

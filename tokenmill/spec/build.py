@@ -192,6 +192,7 @@ def site(document: docs.SiteDocument) -> nouns.Site:
         jurisdiction=document.jurisdiction or "",
         power_cap_mw=document.power_cap or 0,
         pue_milli=document.pue,
+        acceptance=tuple(document.acceptance),
     )
 
 

@@ -78,6 +78,10 @@ class SiteDocument(Strict):
     )
     power_cap: Power | None = Field(default=None, description="Most power that the site may draw.")
     pue: Pue = Field(default=1000, description="Power of the whole site per power of its computers.")
+    acceptance: list[Text] = Field(
+        default=[],
+        description="Command that a node which was lost must pass before it takes work, as a list.",
+    )
     nodes: Literal["this-machine"] | list[NodeFields] = Field(
         default=[], description="`this-machine`, or a list of nodes."
     )

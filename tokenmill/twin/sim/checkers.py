@@ -66,6 +66,9 @@ class Checkers:
             self.reached |= {
                 "drained to make room" for r in after.replicas.values() if "makes room" in r.reason
             }
+        if after.nodes is not before.nodes:
+            self.reached |= {"cordoned" for node in after.nodes.values() if node.cordon}
+            self.reached |= {"node tested" for node in after.nodes.values() if node.test}
         if after.jobs is not before.jobs:
             self.reached |= {f"job {job.status} {job.stop}".strip() for job in after.jobs.values()}
             self.reached |= {"job tried again" for job in after.jobs.values() if job.attempt > 1}

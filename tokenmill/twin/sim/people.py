@@ -213,6 +213,7 @@ class People(Wishes):
             ev.RollbackRequested(now, "nothing"),
             ev.AliasSteered(now, "nothing", "hold"),
             ev.TuningDropped(now, "ft-x"),
+            ev.NodeCordoned(now, "n-x", "it is slow"),
         ]
         wrong += [ev.JobSubmitted(now, name, spec) for name in sorted(state.jobs)[:1]]
         wrong += [ev.KeyCreated(now, state.keys[name]) for name in sorted(state.keys)[:1]]
@@ -242,6 +243,19 @@ class People(Wishes):
             if node.rack == rack and name not in self.floor.down:
                 self.floor.down.add(name)
                 self.tell(ev.NodeLost(self.now, name, f"{rack} has no power"))
+
+    def cordon(self) -> None:
+        """A person does not trust a node, or trusts it again."""
+        if self.state.nodes:
+            name = self.rng.choice(sorted(self.state.nodes))
+            known = self.state.nodes[name]
+            trust = bool(known.cordon) != (self.rng.random() < 0.1)
+            asked = (
+                ev.NodeTrusted(self.now, name)
+                if trust
+                else ev.NodeCordoned(self.now, name, "it is slow", "ada")
+            )
+            self.ask(asked)
 
     def step_clock(self) -> None:
         """The controller's clock is set, forward or back."""
@@ -337,6 +351,7 @@ ACTIONS = (
     *("lease",) * 2,
     "give_lease_back",
     "late_controller",
+    *("cordon",) * 2,
     *("mistake",) * 4,
     "lose_node",
     *("return_node",) * 2,

@@ -64,9 +64,10 @@ class Wishes:
             Station("gate", "gate", ("evaluate",), {"against": "both", "min_items": 30}),
             Station("pack", "pack", ("gate",), {}, small),
         )
+        here = Site("here", "EU", rng.choice((0, 0, 3_000_000)), 1200, rng.choice(((), ("dcgmi", "diag"))))
         return Factory(
             name="sim",
-            sites=(Site("here", "EU", rng.choice((0, 0, 3_000_000)), 1200), Site("there", "US")),
+            sites=(here, Site("there", "US")),
             tenants=self.tenants(),
             racks=(Rack("rack0", "here", schedulable_nodes=1),) if rng.random() < 0.2 else (),
             models=(

@@ -192,6 +192,9 @@ class World(People):
         self.faults = False
         for node in sorted(self.floor.down):
             self.come_back(node)
+        for name, known in sorted(self.state.nodes.items()):
+            if known.cordon and not known.test:
+                self.tell(ev.NodeTrusted(self.now, name))
         for name, run in sorted(self.state.runs.items()):
             if run.paused and not run.status.ended:
                 self.tell(ev.RunResumed(self.now, name))
