@@ -145,6 +145,28 @@ def test_what_can_never_fit_is_refused():
     fleet.check()
 
 
+@pytest.mark.parametrize("rules", ["mixed", "preempting", "prefix, preempting"])
+def test_a_lost_replica_gives_back_what_had_not_begun(rules):
+    """Every request ends, goes elsewhere or breaks; tokens and blocks still add up."""
+    work = workload(4, 300, 60.0)
+    requests, units = columns(work)
+    fleet = Fleet([table(RULES[rules], SMALL_CACHE)], [0] * 3, units=units, unit_tokens=32, log_rows=300)
+    broken = 0
+    for part in np.array_split(requests, 6):
+        fleet.send(part)
+        at_s = float(part["at"][-1])
+        again, lost = fleet.fail(1, at_s)
+        broken += lost
+        again["at"] = at_s
+        fleet.send(again)
+        fleet.check()
+    fleet.advance()
+    fleet.check()
+    assert broken > 0
+    assert fleet.count(fa.FINISHED) == len(work) - broken
+    assert (fleet.floor.log[:, 1] > 0).sum() == len(work) - broken
+
+
 def test_an_unknown_router_is_named():
     with pytest.raises(DataError, match="two-choices"):
         Fleet([table(EngineRules())], [0], ["best"])

@@ -114,7 +114,10 @@ class Fleet:
             for tenant in (*waiting["tenant"], *floor.slots[r][running]["tenant"]):
                 floor.meters[tenant, 0] -= 1
         floor.counts[fa.TAKEN] -= len(again) + broken
-        floor.counts[fa.INPUT] -= int(waiting["input"].sum()) + int(floor.slots[r][running]["input"].sum())
+        prompts = int(floor.slots[r][running]["input"].sum())
+        floor.counts[fa.INPUT] -= int(waiting["input"].sum()) + prompts
+        # What was prefilled for nothing; of those thrown out before, the second time has not come.
+        floor.counts[fa.RECOMPUTED] += prompts + int(state["progress"]) - int(waiting["made"].sum())
         for name in ("batch", "cached", "blocks", "head", "tail", "progress", "free", "fresh", "alone"):
             state[name] = 0
         floor.phases[r % floor.phases.shape[0]] = 0
@@ -164,8 +167,8 @@ class Fleet:
         if inside == 0:
             worked = int(counts[fa.PREFILLED]) + int(counts[fa.HIT])
             owed = int(counts[fa.INPUT]) + int(counts[fa.RECOMPUTED])
-            # What preemption threw out was computed, or found in the cache, and is so again.
-            invariant(worked == owed or bool(counts[fa.PREEMPTED]), "prompt tokens were lost")
+            # What preemption or a failure threw out was computed, or found in the cache, and is owed again.
+            invariant(worked == owed, "prompt tokens were lost")
 
     def quantile(self, alias: int, measure: int, q: float) -> float:
         """Seconds below which a share ``q`` of an alias's requests are; ``measure`` is TTFT, TPOT or
