@@ -1,8 +1,7 @@
 """The one place that builds a factory out of the rooms, and the controller's process.
 
 ``python -m tokenmill.compose control --dir DIR`` leads the factory in DIR until SIGTERM, SIGINT or
-``POST /api/down``; then it stops everything cleanly. The functions below ``main`` start, find and end such a
-process for the command line.
+``POST /api/down``. The functions below ``main`` start, find and end such a process for the command line.
 """
 
 from __future__ import annotations
@@ -36,6 +35,7 @@ from tokenmill.domain.factory import Factory
 from tokenmill.floor import logs, procfs
 from tokenmill.floor.books import Books
 from tokenmill.floor.inbox import RuntimeOptions
+from tokenmill.floor.line_watch import LineWatch
 from tokenmill.floor.load import LoadWatch
 from tokenmill.floor.local import LocalFloor
 from tokenmill.floor.lock import (
@@ -111,6 +111,7 @@ def build_controller(paths: Paths, settings: Settings, factory_file: Path) -> Co
             openlineage=settings.openlineage,
             sign=signatures_of(paths).sign,
         ),
+        LineWatch(factory_file.parent),
     )
     started_us = now_us()
     context = ApiContext(

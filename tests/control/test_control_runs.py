@@ -12,6 +12,7 @@ from tokenmill.domain import events as ev
 from tokenmill.domain.effects import RecordRelease, StartJob, StopJob
 from tokenmill.domain.errors import ConflictError, NotFoundError, UsageError
 from tokenmill.domain.factory import Deployment, Line, Station
+from tokenmill.domain.trigger import Trigger
 from tokenmill.domain.work import JobResult, JobStatus, RunStatus, StationStatus
 
 GOOD = {"both": 60, "neither": 20, "candidate_only": 18, "reference_only": 2}
@@ -293,3 +294,42 @@ def test_two_lines_that_want_the_same_accelerator_both_progress(mill: Mill) -> N
         mill.finish(start, result(params["kind"], params["champion"], GOOD, data))
     assert sorted(order) == ["letters", "tickets"]
     assert {run.status for run in mill.state.runs.values()} == {RunStatus.SUCCEEDED}
+
+
+def test_a_line_starts_by_itself_when_enough_rows_are_new(line: Mill) -> None:
+    (tickets,) = [found for found in line.state.factory.lines if found.name == "tickets"]
+    own = factory(TUNED)
+    with_trigger = replace(tickets, trigger=Trigger(new_rows=100))
+    line.apply(replace(own, lines=(with_trigger,)))
+    line.tell(ev.LineObserved, "tickets", (0, 99))
+    assert not line.state.runs
+    line.tell(ev.LineObserved, "tickets", (0, 100))
+    (run,) = line.state.runs.values()
+    assert run.by == "trigger (100 new rows, 100 are enough)"
+    before = line.state
+    line.tell(ev.LineObserved, "tickets", (0, 500))  # it runs already
+    assert line.state is before
+    line.tell(ev.RunCancelled, run.id)
+    line.tell(ev.LineObserved, "tickets", (0, 600))  # the last run read nothing: no storm of attempts
+    assert len(line.state.runs) == 1
+    line.tell(ev.LineObserved, "nothing", (0, 600))
+    assert len(line.state.runs) == 1
+
+
+def test_a_line_by_the_clock_and_after_a_run_that_read_its_data(line: Mill) -> None:
+    (tickets,) = [found for found in line.state.factory.lines if found.name == "tickets"]
+    line.apply(replace(factory(TUNED), lines=(replace(tickets, trigger=Trigger("* * * * *", 50)),)))
+    line.tell(ev.LineObserved, "tickets", (0, 10))
+    (run,) = line.state.runs
+    assert line.state.runs[run].by.startswith("trigger (cron")
+    while starts := line.of(StartJob):
+        params = starts[0].spec.params
+        made = result(params["kind"], params["champion"])
+        metrics = {"profile": [0, 10]} if params["kind"] == "intake" else {}
+        line.finish(starts[0], replace(made, metrics=metrics))
+    assert line.state.runs[run].status is RunStatus.SUCCEEDED
+    line.apply(replace(factory(TUNED), lines=(replace(tickets, trigger=Trigger(new_rows=50)),)))
+    line.tell(ev.LineObserved, "tickets", (0, 59))
+    assert len(line.state.runs) == 1
+    line.tell(ev.LineObserved, "tickets", (0, 60))
+    assert len(line.state.runs) == 2

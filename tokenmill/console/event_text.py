@@ -13,7 +13,7 @@ from tokenmill.domain.codec import to_plain
 Names = Mapping[str, str]
 NO_NAMES: Names = MappingProxyType({})
 
-QUIET = (events.Tick, events.LoadReported, events.JobStarted, events.ReplicaStarted)
+QUIET = (events.Tick, events.LoadReported, events.LineObserved, events.JobStarted, events.ReplicaStarted)
 """Kinds that say little to a person and are left out of the page."""
 
 

@@ -32,6 +32,7 @@ from tokenmill.control import (
     runs,
     specs,
     steer,
+    triggers,
     tunings,
 )
 from tokenmill.control.draft import Draft
@@ -219,6 +220,7 @@ HANDLERS: dict[type, Callable[[Draft, Any], None]] = {
     events.LeaseReleased: leases.released,
     events.LoadReported: deployments.scaled,
     events.OutcomesReported: canary.reported,
+    events.LineObserved: triggers.observed,
 }
 
 CHECKS: dict[type, Callable[[State, Any], None]] = {

@@ -276,6 +276,17 @@ class OutcomesReported:
     seen: Outcomes
 
 
+@dataclass(frozen=True, slots=True)
+class LineObserved:
+    """What a line's data is like now: a profile of its rows (see ``domain.trigger``). Starts a run that is
+    due.
+    """
+
+    at_us: int
+    line: str
+    profile: tuple[int, ...] = ()
+
+
 Event = (
     ControllerStarted
     | Tick
@@ -307,4 +318,5 @@ Event = (
     | LeaseReleased
     | LoadReported
     | OutcomesReported
+    | LineObserved
 )

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tokenmill.domain.trigger import Trigger
+
 
 @dataclass(frozen=True, slots=True)
 class Accelerator:
@@ -208,6 +210,7 @@ class Line:
     base: str  # model that is tuned
     stations: tuple[Station, ...]
     priority: int = 0
+    trigger: Trigger | None = None  # without one it is run by hand
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from tokenmill.domain.errors import NotLeaderError, ResourceError, StoreError, T
 from tokenmill.domain.events import ControllerStarted, Event, NodeJoined, NodeLost, SpecApplied, Tick
 from tokenmill.floor.books import Books
 from tokenmill.floor.inbox import Item, RuntimeOptions, first_of
+from tokenmill.floor.line_watch import LineWatch
 from tokenmill.floor.load import LoadWatch, OutcomeWatch
 from tokenmill.floor.openlineage import LineageSink
 from tokenmill.floor.ports import Clock, Floor
@@ -50,6 +51,7 @@ class Runtime:
         load_watch: LoadWatch,
         now_us: Clock,
         options: RuntimeOptions,
+        line_watch: LineWatch | None = None,
     ) -> None:
         self.state: State = EMPTY
         self.epoch = 0
@@ -61,6 +63,7 @@ class Runtime:
         self._books = books
         self._load_watch = load_watch
         self._lineage = LineageSink(options.openlineage)
+        self._line_watch = line_watch
         self._outcome_watch = OutcomeWatch(load_watch.file)
         self._now_us = now_us
         self._options = options
@@ -343,6 +346,9 @@ class Runtime:
             now_us = self._now_us()
             found: list[Event] = [*await asyncio.to_thread(self._outcome_watch.look, now_us)]
             found += await asyncio.to_thread(self._load_watch.look, now_us)
+            if self._line_watch is not None:
+                lines = self.state.factory.lines
+                found += await asyncio.to_thread(self._line_watch.look, lines, now_us)
             for event in found:
                 await self._report(event)
 

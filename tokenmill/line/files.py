@@ -20,6 +20,7 @@ import orjson
 
 from tokenmill.domain.errors import DataError, MissingExtraError
 from tokenmill.domain.stations import IntakeParams
+from tokenmill.domain.trigger import PROFILE_BUCKETS, bucket
 from tokenmill.line.rows import Refused
 
 BOM = b"\xef\xbb\xbf"
@@ -51,6 +52,7 @@ class Source:
     header: tuple[str, ...] = ()
     sha: Any = field(default_factory=hashlib.sha256)
     bytes_before: int = 0  # of the files before this one
+    profile: list[int] = field(default_factory=lambda: [0] * PROFILE_BUCKETS)  # of its lines' lengths
 
     @property
     def format(self) -> str:
@@ -107,6 +109,8 @@ class Source:
                 self.sha.update(rest)
                 size += len(rest)
             self.bytes_read += size
+            if raw.strip():
+                self.profile[bucket(size)] += 1
             if self.bytes_before + self.bytes_read > self.params.max_bytes:
                 raise DataError(
                     f"the file has more than {self.params.max_bytes:,} bytes",

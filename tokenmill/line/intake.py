@@ -74,6 +74,7 @@ def run(job: StationJob) -> JobResult:
             "blank_lines": sum(source.blank_lines for source in sources),
             "bytes": sum(source.bytes_read for source in sources),
             "sha": sha,
+            "profile": [sum(counts) for counts in zip(*(s.profile for s in sources), strict=True)],
             "first_reasons": [f"line {r.line}: {r.reason}" for r in first],
         },
         evidence={"source": {"name": Path(params.path).name, "sha": sha}},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tokenmill.domain import factory as nouns
+from tokenmill.domain.trigger import Trigger
 from tokenmill.spec import documents as docs
 from tokenmill.spec.catalogue import NodeType, catalogue
 
@@ -161,7 +162,14 @@ def line(document: docs.LineDocument) -> nouns.Line:
         base=document.base,
         stations=stations,
         priority=document.priority,
+        trigger=trigger(document.trigger),
     )
+
+
+def trigger(fields: docs.TriggerFields | None) -> Trigger | None:
+    if fields is None:
+        return None
+    return Trigger(fields.cron or "", fields.new_rows or 0, fields.drift or 0)
 
 
 def job(document: docs.JobDocument) -> nouns.JobTemplate:

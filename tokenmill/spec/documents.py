@@ -15,9 +15,11 @@ from tokenmill.spec.fields import (
     Context,
     Count,
     Cpu,
+    Cron,
     Currency,
     Digest,
     Duration,
+    Index,
     Jurisdiction,
     Money,
     Name,
@@ -253,6 +255,16 @@ class StationFields(Strict):
     timeout: Duration | None = Field(default=None, description="Longest time of its job.")
 
 
+class TriggerFields(Strict):
+    """What starts a run of the line by itself; any one of these is enough. Times are UTC."""
+
+    cron: Cron | None = Field(default=None, description="Five fields as in crontab: `30 2 * * 1-5`.")
+    new_rows: Positive | None = Field(default=None, description="So many rows more than the last run read.")
+    drift: Index | None = Field(
+        default=None, description="Stability index of the new rows' lengths; 0.25 is a large change."
+    )
+
+
 class LineDocument(Strict):
     """Data in, released model out. Either `data` and parameters by station, or `stations`."""
 
@@ -276,6 +288,7 @@ class LineDocument(Strict):
     resources: ResourceFields = Field(default=ResourceFields(), description="What each job asks of a node.")
     timeout: Duration = Field(default=3_600_000_000, description="Longest time of each job.")
     priority: Priority = Field(default=0, description="Higher goes first.")
+    trigger: TriggerFields | None = Field(default=None, description="When it runs by itself; else by hand.")
 
 
 class JobDocument(Strict):

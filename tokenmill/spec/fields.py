@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from tokenmill.domain import units
 from tokenmill.domain.errors import UsageError
+from tokenmill.domain.trigger import parse_cron
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 ALIAS = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._:/-]{0,126}[A-Za-z0-9])?")
@@ -155,6 +156,20 @@ def _ratio(value: object) -> int:
     return round(value * 1000)
 
 
+def _cron(value: object) -> str:
+    try:
+        parse_cron(value if isinstance(value, str) else "")
+    except ValueError as error:
+        fail(str(error), "minute hour day month weekday, for example 30 2 * * 1-5")
+    return str(value)
+
+
+def _index(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 10:
+        fail(f"{value!r} does not fit", "a number above 0 and up to 10, for example 0.25")
+    return round(value * 1000)
+
+
 def _money(value: object) -> tuple[int, str]:
     try:
         micros, currency = units.parse_money(value)
@@ -170,5 +185,9 @@ _SHARE_SCHEMA = {"type": "string", "pattern": r"^\d{1,3}(\.\d)?\s*%$", "examples
 Share = Annotated[int, BeforeValidator(_share), WithJsonSchema(_SHARE_SCHEMA)]
 _RATIO_SCHEMA = {"type": "number", "minimum": 1, "maximum": 100}
 Ratio = Annotated[int, BeforeValidator(_ratio), WithJsonSchema(_RATIO_SCHEMA)]
+Cron = Annotated[str, BeforeValidator(_cron), WithJsonSchema({"type": "string"})]
+Index = Annotated[
+    int, BeforeValidator(_index), WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "maximum": 10})
+]
 Pue = Annotated[int, BeforeValidator(_pue), WithJsonSchema({"type": "number", "minimum": 1, "maximum": 5})]
 Money = Annotated[tuple[int, str], BeforeValidator(_money), WithJsonSchema(_MONEY_SCHEMA)]

@@ -77,6 +77,10 @@ class People(Wishes):
             self.ask(ev.JobCancelled(self.now, self.rng.choice(sorted(self.state.jobs))))
 
     def submit_run(self) -> None:
+        """Somebody asks for a run, or the line's data have grown."""
+        if self.rng.random() < 0.3:
+            self.ask(ev.LineObserved(self.now, "tickets", (0, self.rng.randrange(300))))
+            return
         self.ask(
             ev.RunSubmitted(
                 self.now, self.new("run"), "tickets", force=self.rng.choice(("", "", "curate", "nothing"))

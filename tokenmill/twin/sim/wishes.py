@@ -23,6 +23,7 @@ from tokenmill.domain.factory import (
     Station,
     Tenant,
 )
+from tokenmill.domain.trigger import Trigger
 from tokenmill.twin.sim.floor import SECOND
 
 GB = 1 << 30
@@ -76,7 +77,7 @@ class Wishes:
                 Model("giant", "hf://g/giant"),
             ),
             deployments=tuple(deployments),
-            lines=(Line("tickets", "alpha", "main", "small", stations),),
+            lines=(Line("tickets", "alpha", "main", "small", stations, trigger=Trigger(new_rows=100)),),
             jobs=tuple(
                 JobTemplate(f"burn{i}", "beta", "main", ("true",), gpu, workers=2)
                 for i in range(rng.randrange(2))

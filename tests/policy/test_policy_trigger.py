@@ -1,0 +1,92 @@
+"""When a line starts by itself: cron times, new rows, drift; each alone and at its edge."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenmill.domain.trigger import Trigger, bucket, month_and_day, parse_cron
+from tokenmill.policy.trigger import due, stability_milli
+
+
+def us(text: str) -> int:
+    return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()) * 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("cron", "after", "expected"),
+    [
+        ("30 2 * * *", "2026-11-26T02:29:59", "2026-11-26T02:30"),
+        ("30 2 * * *", "2026-11-26T02:30:00", "2026-11-27T02:30"),
+        ("*/15 * * * *", "2026-12-31T23:50", "2027-01-01T00:00"),
+        ("0 9 * * 1-5", "2026-11-27T10:00", "2026-11-30T09:00"),
+        ("0 0 29 2 *", "2026-03-01T00:00", "2028-02-29T00:00"),
+        ("0 0 13 * 5", "2026-11-12T00:00", "2026-11-13T00:00"),
+        ("0 0 1 * 7", "2026-11-26T00:00", "2026-11-29T00:00"),
+        ("5,10-12/2 8 * 1,6 *", "2026-06-30T08:11", "2026-06-30T08:12"),
+    ],
+)
+def test_the_next_time_that_is_due(cron: str, after: str, expected: str) -> None:
+    assert parse_cron(cron).next_after(us(after)) == us(expected)
+
+
+def test_a_day_that_never_comes_is_never_due() -> None:
+    assert parse_cron("0 0 31 2 *").next_after(us("2026-01-01")) is None
+
+
+@given(st.integers(0, 60_000))
+def test_the_calendar_is_the_gregorian_one(day: int) -> None:
+    expected = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=day)
+    assert month_and_day(day) == (expected.month, expected.day)
+
+
+@pytest.mark.parametrize(
+    "cron",
+    ["", "* * * *", "60 * * * *", "* 24 * * *", "* * 0 * *", "a * * * *", "5-2 * * * *", "*/0 * * * *"],
+)
+def test_what_is_no_cron_is_refused(cron: str) -> None:
+    with pytest.raises(ValueError, match=r"expected|is no"):
+        parse_cron(cron)
+
+
+def decided(trigger: Trigger, profile: list[int], before: list[int], now: str = "2026-11-26T03:00") -> bool:
+    return due(
+        trigger,
+        profile,
+        last_profile=before,
+        last_started_us=us("2026-11-26T01:00"),
+        now_us=us(now),
+    ).run
+
+
+def test_enough_new_rows_start_a_run() -> None:
+    assert not decided(Trigger(new_rows=100), [0, 199], [0, 100])
+    assert decided(Trigger(new_rows=100), [0, 200], [0, 100])
+    assert decided(Trigger(new_rows=100), [0, 100], [])
+    assert not decided(Trigger(new_rows=100), [0, 50], [0, 500])
+
+
+def test_drift_is_of_the_new_rows_only() -> None:
+    before = [0, 400, 400, 0]
+    assert not decided(Trigger(drift_milli=250), [0, 500, 500, 0], before)
+    assert decided(Trigger(drift_milli=250), [0, 400, 400, 100], before)
+    assert not decided(Trigger(drift_milli=250), [0, 400, 400, 20], before)  # too few to tell
+    assert stability_milli([0, 10], [0, 10]) == 0
+    assert stability_milli([], [5]) == 0
+
+
+def test_time_starts_a_run_once() -> None:
+    trigger = Trigger(cron="0 2 * * *")
+    assert decided(trigger, [], [])
+    assert not decided(trigger, [], [], now="2026-11-26T01:59")
+    at_us, now_us = us("2026-11-26T02:00"), us("2026-11-26T03:00")
+    found = due(trigger, [], last_profile=[], last_started_us=at_us, now_us=now_us)
+    assert not found.run
+    assert found.reasons == ("not due: cron '0 2 * * *'",)
+
+
+def test_rows_are_counted_by_the_length_of_their_line() -> None:
+    assert [bucket(n) for n in (0, 1, 2, 3, 4, 1023, 1024, 1 << 40)] == [0, 0, 1, 1, 2, 9, 10, 23]

@@ -1,0 +1,48 @@
+"""A line that starts by itself: what the floor saw of its data, held against its last run by
+``policy.trigger``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokenmill.control import runs
+from tokenmill.control.draft import Draft
+from tokenmill.domain.events import LineObserved
+from tokenmill.domain.work import Run
+from tokenmill.policy.trigger import due
+
+FRESH_US = 90_000_000
+"""A cron time so long before the first observation counts; one that lies further back is not made up for."""
+
+
+def observed(draft: Draft, event: LineObserved) -> None:
+    """Start a run where one is due. Nothing happens while the line runs, or its base is not at hand."""
+    line = draft.index.lines.get(event.line)
+    if line is None or line.trigger is None or line.base not in draft.models:
+        return
+    own = [run for run in draft.runs.values() if run.line == line.name]
+    if any(not run.status.ended for run in own):
+        return
+    last = max(own, key=lambda run: (run.submitted_us, run.id), default=None)
+    profile = _profile(last)
+    # A run that ended before it had read its data is not tried again until somebody changes something.
+    known = event.profile if last is not None and not profile else profile
+    decision = due(
+        line.trigger,
+        event.profile,
+        last_profile=known,
+        last_started_us=last.submitted_us if last is not None else event.at_us - FRESH_US,
+        now_us=event.at_us,
+    )
+    if decision.run:
+        why = next(reason for reason in decision.reasons if reason.startswith("due"))
+        runs.begin(draft, line, draft.new_id("run"), event.at_us, f"trigger ({why.removeprefix('due: ')})")
+
+
+def _profile(run: Run | None) -> Sequence[int]:
+    for state in run.stations if run is not None else ():
+        found = state.result.metrics.get("profile") if state.result is not None else None
+        if isinstance(found, list | tuple):
+            return [int(count) for count in found]
+    return ()

@@ -1,0 +1,109 @@
+"""When a line starts by itself: cron expressions, bounds, and profiles of its data. Decides nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PROFILE_BUCKETS = 24
+"""A profile counts rows by the length of their line in bytes: bucket ``k`` holds 2**k to 2**(k+1) - 1."""
+
+FIELDS = (
+    ("minute", 0, 59),
+    ("hour", 0, 23),
+    ("day of month", 1, 31),
+    ("month", 1, 12),
+    ("day of week", 0, 7),
+)
+MINUTE_US = 60_000_000
+DAY_MINUTES = 24 * 60
+SEARCH_DAYS = 366 * 9  # 29 February on a given weekday may be far off; after that it never comes
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """Any of these starts a run; 0 and an empty text are off. All times are UTC."""
+
+    cron: str = ""
+    new_rows: int = 0  # since the last run
+    drift_milli: int = 0  # of the new rows' profile against the last run's, as a stability index
+
+
+def bucket(size_bytes: int) -> int:
+    """The place of a row in a profile."""
+    return min(PROFILE_BUCKETS - 1, max(0, size_bytes.bit_length() - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Cron:
+    """Minutes, hours, days, months and weekdays (0 is Sunday) at which something is due, as in crontab(5)."""
+
+    minutes: frozenset[int]
+    hours: frozenset[int]
+    days: frozenset[int]
+    months: frozenset[int]
+    weekdays: frozenset[int]
+    either_day: bool  # both kinds of day are restricted: one that fits is enough
+
+    def next_after(self, at_us: int) -> int | None:
+        """The first full minute after ``at_us`` that is due, in microseconds; ``None`` when none ever is."""
+        first_minute = at_us // MINUTE_US + 1
+        for day in range(first_minute // DAY_MINUTES, first_minute // DAY_MINUTES + SEARCH_DAYS):
+            if not self._fits(day):
+                continue
+            for hour in sorted(self.hours):
+                for minute in sorted(self.minutes):
+                    at = day * DAY_MINUTES + hour * 60 + minute
+                    if at >= first_minute:
+                        return at * MINUTE_US
+        return None
+
+    def _fits(self, day: int) -> bool:
+        month, of_month = month_and_day(day)
+        weekday = (day + 4) % 7  # 1 January 1970 was a Thursday
+        by_month, by_week = of_month in self.days, weekday in self.weekdays
+        return month in self.months and ((by_month or by_week) if self.either_day else (by_month and by_week))
+
+
+def month_and_day(day: int) -> tuple[int, int]:
+    """Month and day of the Gregorian calendar, ``day`` days after 1 January 1970.
+
+    The arithmetic is Howard Hinnant's ``civil_from_days`` (2013), which begins years in March.
+    """
+    _, of_era = divmod(day + 719_468, 146_097)
+    year = (of_era - of_era // 1460 + of_era // 36_524 - of_era // 146_096) // 365
+    of_year = of_era - (365 * year + year // 4 - year // 100)
+    month = (5 * of_year + 2) // 153
+    return (month + 3 if month < 10 else month - 9), of_year - (153 * month + 2) // 5 + 1
+
+
+def parse_cron(text: str) -> Cron:
+    """Read five fields of numbers, ``*``, ranges, lists and steps. Raises ``ValueError`` that names the
+    field.
+    """
+    parts = text.split()
+    if len(parts) != len(FIELDS):
+        raise ValueError(f"{text!r} has {len(parts)} fields; expected minute hour day month weekday")
+    sets = [_field(part, *field) for part, field in zip(parts, FIELDS, strict=True)]
+    weekdays = frozenset(day % 7 for day in sets[4])
+    either = parts[2] != "*" and parts[4] != "*"
+    return Cron(sets[0], sets[1], sets[2], sets[3], weekdays, either)
+
+
+def _field(text: str, name: str, least: int, most: int) -> frozenset[int]:
+    found: set[int] = set()
+    for piece in text.split(","):
+        span, slash, step = piece.partition("/")
+        first, dash, last = span.partition("-")
+        try:
+            width = int(step) if slash else 1
+            if span == "*":
+                low, high = least, most
+            else:
+                low = int(first)
+                high = int(last) if dash else (most if slash else low)
+        except ValueError as error:
+            raise ValueError(f"{piece!r} is no {name}") from error
+        if not least <= low <= high <= most or width < 1:
+            raise ValueError(f"{piece!r} is no {name}; expected {least} to {most}")
+        found.update(range(low, high + 1, width))
+    return frozenset(found)

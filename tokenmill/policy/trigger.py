@@ -1,0 +1,71 @@
+"""Whether a line is due to run by itself: the time, enough new rows or data that drifted.
+
+Drift is the population stability index of the new rows' profile against that of the rows the last run read:
+the sum of (p - q) ln(p / q) over buckets. By custom 0.1 is some change and 0.25 a large one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from tokenmill.domain.trigger import Trigger, parse_cron
+
+MIN_DRIFT_ROWS = 50  # fewer new rows say nothing about drift
+HALF = 0.5  # added to each bucket, so that an empty one does not make the index infinite
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """The decision, with what was looked at and what came of it."""
+
+    run: bool
+    reasons: tuple[str, ...]
+
+
+def due(
+    trigger: Trigger,
+    profile: Sequence[int],
+    *,
+    last_profile: Sequence[int],
+    last_started_us: int,
+    now_us: int,
+) -> Due:
+    """Decide on data of this ``profile``; ``last_profile`` is of the rows that the line's last run read.
+
+    Without an earlier run ``last_started_us`` is when the trigger was first looked at, so that a cron time
+    before it is not made up for.
+    """
+    fresh = [max(0, now - then) for now, then in _padded(profile, last_profile)]
+    checks: list[tuple[bool, str]] = []
+    if trigger.cron:
+        at_us = parse_cron(trigger.cron).next_after(last_started_us)
+        checks.append((at_us is not None and at_us <= now_us, f"cron {trigger.cron!r}"))
+    if trigger.new_rows:
+        new = sum(profile) - sum(last_profile)
+        checks.append((new >= trigger.new_rows, f"{new} new rows, {trigger.new_rows} are enough"))
+    if trigger.drift_milli:
+        index = stability_milli(last_profile, fresh)
+        told = sum(fresh) >= MIN_DRIFT_ROWS and sum(last_profile) > 0
+        sentence = (
+            f"the new rows drifted by {index / 1000:.2f}, {trigger.drift_milli / 1000:.2f} is the bound"
+        )
+        checks.append((told and index >= trigger.drift_milli, sentence))
+    reasons = tuple(f"{'due' if yes else 'not due'}: {sentence}" for yes, sentence in checks)
+    return Due(any(yes for yes, _ in checks), reasons)
+
+
+def stability_milli(before: Sequence[int], after: Sequence[int]) -> int:
+    """The population stability index of two profiles in thousandths; 0 when one is empty."""
+    if not sum(before) or not sum(after):
+        return 0
+    pairs = _padded(before, after)
+    total_p, total_q = (sum(counts) + HALF * len(pairs) for counts in (before, after))
+    shares = [((a + HALF) / total_p, (b + HALF) / total_q) for a, b in pairs]
+    return round(1000 * math.fsum((a - b) * math.log(a / b) for a, b in shares))
+
+
+def _padded(one: Sequence[int], other: Sequence[int]) -> list[tuple[int, int]]:
+    return list(zip_longest(one, other, fillvalue=0))
