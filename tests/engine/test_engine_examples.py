@@ -49,5 +49,10 @@ def test_a_broken_row_names_its_line(tmp_path: Path, line: str) -> None:
 
 
 def test_labels_cover_the_completion_only() -> None:
-    row = examples.Example((1, 2, 3, 4), 2).row()
+    row = examples.Example((1, 2, 3, 4), (2, 2)).row()
     assert row == {"input_ids": [1, 2, 3, 4], "labels": [-100, -100, 3, 4]}
+
+
+def test_labels_of_a_conversation_skip_what_is_given_in_between() -> None:
+    row = examples.Example((1, 2, 3, 4, 5), (1, 1, 2, 1)).row()
+    assert row["labels"] == [-100, 2, -100, -100, 5]
