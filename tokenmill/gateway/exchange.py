@@ -72,7 +72,7 @@ class Exchange:
         self._sent = False  # an engine has had the request
         self._sent_s = 0.0
         self._paused = False
-        self._last_token_s = 0.0
+        self._first_token_s = 0.0
 
     @property
     def started(self) -> bool:
@@ -209,6 +209,7 @@ class Exchange:
             gateway.asleep[settlement.alias] = gateway.asleep.get(settlement.alias, 0) + 1
         if self.model:
             gateway.metrics.model(self.model).running -= 1
+            self._note_gaps()
 
     # -- to the engine
     def _send(self, endpoint: Endpoint) -> None:
@@ -268,14 +269,17 @@ class Exchange:
     def first_byte(self) -> None:
         self._keep(requests.first_byte(self.gateway.memory, self.request, self.gateway.clock()))
 
-    def tokens_came(self, count: int) -> None:
-        now = self.gateway.loop.time()
-        metrics = self.gateway.metrics.model(self.model)
-        if self._last_token_s == 0.0:
-            metrics.ttft.observe(now - self.http.arrived_s)
-        else:
-            metrics.token_gap.observe((now - self._last_token_s) / count)
-        self._last_token_s = now
+    def first_token(self) -> None:
+        now = self._first_token_s = self.gateway.loop.time()
+        self.gateway.metrics.model(self.model).ttft.observe(now - self.http.arrived_s)
+
+    def _note_gaps(self) -> None:
+        """The stream has ended: its gaps between tokens, all by their mean, which costs nothing per token."""
+        stream = self._relay.stream if self._relay is not None else None
+        if stream is not None and stream.deltas > 1 and self._first_token_s:
+            gaps = stream.deltas - 1
+            mean_s = (self.gateway.loop.time() - self._first_token_s) / gaps
+            self.gateway.metrics.model(self.model).token_gap.observe(mean_s, gaps)
 
     def complete(self, status: int, usage: TokenUsage) -> None:
         gateway = self.gateway
@@ -378,7 +382,7 @@ class Exchange:
         if relay is None or relay.upstream is None or self.settled or self.settling or self._paused:
             return
         limit = options.silence_s if relay.started else options.first_byte_s
-        if now - max(self._sent_s, relay.upstream.heard) > limit:
+        if now - max(self._sent_s, relay.upstream.heard_s(now)) > limit:
             relay.drop()
             self.lost(f"it said nothing for {limit:g} s")
 

@@ -15,6 +15,7 @@ import orjson
 
 from tokenmill.control.requests import TokenUsage
 from tokenmill.domain.errors import TokenmillError
+from tokenmill.gateway.pattern import Pattern
 
 EVENT_BYTES = 1024 * 1024
 EDGE_BYTES = 64 * 1024
@@ -89,6 +90,11 @@ def estimate_output(data: bytes) -> TokenUsage:
     return TokenUsage(output_tokens=count, counted_by="estimate")
 
 
+def _says_usage(data: bytes) -> bool:
+    """Some engines write ``"usage":null`` in every event."""
+    return b'"usage"' in data and data.count(b'"usage":null') < data.count(b'"usage"')
+
+
 def _boundary(data: bytes | bytearray, start: int) -> int:
     """End of the last whole event in ``data[start:]``, or 0. Events end with an empty line, LF or CRLF."""
     plain = data.rfind(b"\n\n", start)
@@ -104,10 +110,11 @@ class EventStream:
     returned, so that the caller can settle first. After an ``error`` nothing more is returned.
     """
 
-    __slots__ = ("_carry", "_last", "deltas", "done", "error", "finished", "hide_usage", "usage")
+    __slots__ = ("_carry", "_last", "deltas", "done", "error", "finished", "hide_usage", "pattern", "usage")
 
     def __init__(self, hide_usage: bool) -> None:
         self.hide_usage = hide_usage
+        self.pattern: Pattern | None = None  # learns when there is one
         self.usage: TokenUsage | None = None
         self.deltas = 0  # events, or parts of one, that carry output
         self.done = False
@@ -122,15 +129,31 @@ class EventStream:
             payload = self._whole_events(payload)
             if not payload:
                 return b""
-        deltas = len(_DELTA.findall(payload))
+        found = [match.end() for match in _DELTA.finditer(payload)]
         self._last = payload
-        if deltas:
-            self.deltas += deltas
-        if b'"usage"' in payload or b"[DONE]" in payload or b'"error"' in payload:
+        self.deltas += len(found)
+        if _says_usage(payload) or b"[DONE]" in payload or b'"error"' in payload:
             return self._look(payload)
         if not self.finished and b'"finish_reason":null' not in payload:
             self.finished = _FINISH.search(payload) is not None
+        if len(found) == 1 and self.pattern is not None and not self.finished:
+            self.pattern.learn(payload, found[0] - 1)
         return payload
+
+    def skim(self, data: bytes) -> int:
+        """How many leading bytes of ``data``, raw from a chunk's start on, may go on as they are.
+
+        They are whole chunks of one event each with output and nothing else, and are counted.
+        """
+        pattern = self.pattern
+        if pattern is None or self._carry:
+            return 0
+        if pattern.is_one(data):
+            self.deltas += 1
+            return len(data)
+        taken, count = pattern.leading(data)
+        self.deltas += count
+        return taken
 
     def rest(self) -> bytes:
         """What is left at the end of the body: an event without its empty line."""
@@ -198,6 +221,7 @@ class EventStream:
             return True
         if chunk.get("error"):
             self.error = chunk
+            self.pattern = None
             return False
         usage = usage_of(chunk.get("usage"))
         if usage is None:

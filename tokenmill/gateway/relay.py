@@ -21,6 +21,7 @@ from tokenmill.gateway.meter import (
     find_usage,
 )
 from tokenmill.gateway.outlet import Outlet
+from tokenmill.gateway.pattern import Pattern
 from tokenmill.gateway.upstream import Upstream
 
 WHOLE_BYTES = 1024 * 1024
@@ -45,8 +46,8 @@ class Owner(Protocol):
     def first_byte(self) -> None:
         """The answer begins: nothing is retried from here on."""
 
-    def tokens_came(self, count: int) -> None:
-        """Output reached us."""
+    def first_token(self) -> None:
+        """The first output reached us."""
 
     def complete(self, status: int, usage: TokenUsage) -> None:
         """The engine answered to the end: settle."""
@@ -89,6 +90,10 @@ class Relay:
         elif status == 200 and self._type.startswith(b"text/event-stream"):
             self.stream = EventStream(hide_usage=self.owner.hide_usage)
             self._length = None  # an event may be taken out, so the engine's length is not ours
+            chunked = fields.get(b"transfer-encoding", b"").lower() == b"chunked"
+            if chunked and self.owner.http.chunked_ok and self.upstream is not None:
+                self.stream.pattern = Pattern()
+                self.upstream.shortcut = self._shortcut
 
     def on_payload(self, data: bytes) -> None:
         stream = self.stream
@@ -97,17 +102,26 @@ class Relay:
             return
         if not self.owner.response_id:
             self.owner.response_id = find_id(data)
-        before = stream.deltas
+        none_before = stream.deltas == 0
         try:
             out = stream.feed(data)
         except BrokenStreamError as error:
             self.drop()
             self.owner.lost(str(error))
             return
-        if stream.deltas != before:
-            self.owner.tokens_came(stream.deltas - before)
+        if none_before and stream.deltas:
+            self.owner.first_token()
         if out or stream.error is not None:
             self._pass_on(stream, out)
+
+    def _shortcut(self, data: bytes) -> int:
+        """Pass whole chunks of plain output on as the engine framed them; see ``EventStream.skim``."""
+        if not self.started or self.stream is None:
+            return 0
+        taken = self.stream.skim(data)
+        if taken:
+            self.owner.connection.write(data if taken == len(data) else data[:taken])
+        return taken
 
     def on_end(self) -> None:
         self.upstream = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -70,7 +71,12 @@ class Upstream(asyncio.Protocol):
         self.used = 0  # requests begun
         self.idle_since = 0.0
         self.keep_s = DEFAULT_KEEP_S
-        self.heard = 0.0  # when the last bytes came
+        self.shortcut: Callable[[bytes], int] | None = None
+        self._heard_s = 0.0
+        self._news = False  # bytes came since ``heard_s`` was asked
+        self._kept = b""  # the start of a chunk, when what came before it took the shortcut
+        self._between = False  # the last bytes ended a chunk
+        self._aligned = False  # and nothing of the next has come: the shortcut may be taken
         self._answered = False  # any byte of the current answer came
         self._head_bytes = 0
         self._headers: list[tuple[bytes, bytes]] | None = []
@@ -85,7 +91,21 @@ class Upstream(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        self.heard = self.pool.loop.time()
+        self._news = True
+        if self._aligned and self.shortcut is not None:
+            if self._kept:
+                data, self._kept = self._kept + data, b""
+            taken = self.shortcut(data)
+            if taken == len(data):
+                return
+            if taken:
+                data = data[taken:]
+                if _is_partial(data):
+                    self._kept = data
+                    return
+        self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
         if self.receiver is None:
             self.abort()  # an answer that nobody asked for: never let it meet the next request
             return
@@ -106,6 +126,9 @@ class Upstream(asyncio.Protocol):
             self._lose(f"its headers are longer than {HEAD_BYTES} bytes")
         elif self._ended:
             self._finish()
+        else:
+            # A size line that ends here was told by ``on_chunk_header``, so this is the end of a chunk.
+            self._aligned = self._between and data.endswith(b"\r\n")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
@@ -158,6 +181,12 @@ class Upstream(asyncio.Protocol):
         if self.receiver is not None and not self._extra:
             self.receiver.on_payload(data)
 
+    def on_chunk_header(self) -> None:
+        self._between = False
+
+    def on_chunk_complete(self) -> None:
+        self._between = True
+
     def on_message_complete(self) -> None:
         if not self._extra and self._parser.get_status_code() >= 200:
             self._ended = True
@@ -172,7 +201,10 @@ class Upstream(asyncio.Protocol):
         assert transport is not None, "begin is called after connection_made"
         self.receiver = receiver
         self.used += 1
-        self.heard = self.pool.loop.time()
+        self._heard_s = self.pool.loop.time()
+        self.shortcut = None
+        self._kept = b""
+        self._between = self._aligned = False
         self._answered = self._ended = False
         self._headers = []
         self._head_bytes = 0
@@ -183,6 +215,12 @@ class Upstream(asyncio.Protocol):
         transport.write(head + body if len(body) < 65536 else head)
         if len(body) >= 65536:
             transport.write(body)
+
+    def heard_s(self, now: float) -> float:
+        """When bytes last came, by the loop's clock, as exactly as this is asked."""
+        if self._news:
+            self._news, self._heard_s = False, now
+        return self._heard_s
 
     def pause(self) -> None:
         if self.transport is not None and not self.transport.is_closing():
@@ -219,6 +257,21 @@ class Upstream(asyncio.Protocol):
         self.abort()
         if receiver is not None:
             receiver.on_lost(reason, untouched=untouched)
+
+
+def _is_partial(data: bytes) -> bool:
+    """Whether ``data``, from a chunk's start on, is part of a chunk of a usual size and not all of it."""
+    end = data.find(b"\r\n", 0, 8)
+    if end < 0:
+        return len(data) < 6
+    digits = data[:end]
+    if not digits.isalnum() or end > 4:
+        return False
+    try:
+        size = int(digits, 16)
+    except ValueError:
+        return False
+    return size > 0 and len(data) < end + size + 4
 
 
 def _keep_of(value: bytes) -> float:

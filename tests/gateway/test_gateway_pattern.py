@@ -1,0 +1,204 @@
+"""The short way through the relay: the client gets the same events and the meter counts the same tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_gateway_framing import Wire
+
+from tokenmill.control.requests import TokenUsage
+from tokenmill.gateway.errors import ApiError
+from tokenmill.gateway.message import HttpRequest
+from tokenmill.gateway.pattern import LONGEST, Pattern
+from tokenmill.gateway.relay import Relay
+from tokenmill.gateway.upstream import Address, Pool, Upstream
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def event(word: str, finish: str | None = None, index: int = 0) -> bytes:
+    body = {"id": "chatcmpl-1", "choices": [{"index": index, "delta": {"content": word}}], "n": 1}
+    body["choices"][0]["finish_reason"] = finish  # type: ignore[index]
+    return b"data: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"
+
+
+class Sink:
+    """A client's connection, and the owner of the relay: writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.got: list[bytes] = []
+        self.connection = self
+        self.http = HttpRequest("POST", "/", b"/", [], b"", True, True, 0.0, 0)
+        self.settled = self.settling = False
+        self.hide_usage = True
+        self.context_tokens = 0
+        self.response_id = ""
+        self.usage = TokenUsage()
+        self.lost_for = ""
+        self.finished = False
+
+    def write(self, data: bytes) -> None:
+        self.got.append(data)
+
+    def head(self, request: HttpRequest, status: int, headers: bytes, length: int | None) -> bytes:
+        return b""
+
+    def respond(self, request: HttpRequest, status: int, body: bytes, **more: bytes) -> None:
+        self.got.append(body)
+
+    def finish(self, keep_alive: bool) -> None:
+        self.finished = True
+
+    def abort(self) -> None:
+        self.finished = True
+
+    def answer_headers(self) -> bytes:
+        return b""
+
+    def first_byte(self) -> None:
+        """Nothing to do."""
+
+    def first_token(self) -> None:
+        """Nothing to do."""
+
+    def complete(self, status: int, usage: TokenUsage) -> None:
+        self.settled, self.usage = True, usage
+
+    def reject(self, error: ApiError) -> None:
+        self.lost_for = error.message
+
+    def lost(self, reason: str) -> None:
+        self.lost_for = reason
+
+    def again(self) -> None:
+        raise AssertionError("nothing was reused")
+
+
+def unchunk(data: bytes) -> bytes:
+    """Payload of strictly framed chunks, and nothing after their end."""
+    out = b""
+    while data:
+        size, _, data = data.partition(b"\r\n")
+        assert size == b"%x" % int(size, 16)
+        out, data = out + data[: int(size, 16)], data[int(size, 16) :]
+        assert data.startswith(b"\r\n")
+        data = data[2:]
+    return out
+
+
+def relayed(pieces: list[bytes]) -> tuple[Sink, Relay, Upstream]:
+    loop = asyncio.new_event_loop()
+    try:
+        upstream = Upstream(Pool(loop, 1.0), Address("h", 1))
+        upstream.connection_made(Wire())
+        sink = Sink()
+        relay = Relay(sink, upstream)
+        upstream.begin(relay, b"", b"")
+        for piece in pieces:
+            upstream.data_received(piece)
+        return sink, relay, upstream
+    finally:
+        loop.close()
+
+
+WORDS = st.lists(
+    st.one_of(
+        st.sampled_from(["", " token", '"', "\\", '"}}],"usage":{', "data: [DONE]", "\n\n", "é"]), st.text()
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(WORDS, st.lists(st.integers(0, 100_000), max_size=12), st.integers(1, 3), st.booleans())
+def test_any_split_relays_the_same_events_and_counts_the_same(
+    words: list[str], cuts: list[int], together: int, zero: bool
+) -> None:
+    plain = [event(w) for w in words]
+    grouped = [b"".join(plain[i : i + together]) for i in range(0, len(plain), together)]
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3}}\n\n'
+    tail = event("", "stop")
+    body = b"".join(chunk(e) for e in (event(""), *grouped, tail, usage, b"data: [DONE]\n\n")) + b"0\r\n\r\n"
+    if zero:  # other framing than ours
+        body = b"0" + body
+    sent = HEAD + body
+    edges = [0, *sorted(c % (len(sent) + 1) for c in cuts), len(sent)]
+    sink, relay, upstream = relayed([sent[a:b] for a, b in itertools.pairwise(edges) if a != b])
+    assert sink.lost_for == ""
+    got = b"".join(sink.got)
+    assert got.endswith(b"0\r\n\r\n")
+    assert unchunk(got[:-5]) == b"".join([event(""), *plain, tail, b"data: [DONE]\n\n"])
+    assert relay.stream is not None
+    assert relay.stream.deltas == sum(1 for w in words if w)
+    assert sink.usage == TokenUsage(7, 0, 3, 0, "engine")
+    assert sink.finished
+    assert upstream.usable
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 40), st.integers(0, 100_000))
+def test_a_cut_stream_counts_what_was_passed_on(count: int, cut: int) -> None:
+    sent = HEAD + b"".join(chunk(event(f" w{n}")) for n in range(count))
+    whole = sent[: len(HEAD) + cut % (len(sent) - len(HEAD) + 1)]
+    sink, relay, _ = relayed([whole])
+    passed = b"".join(sink.got).count(b'"content"')
+    assert (relay.stream.deltas if relay.stream else 0) == passed
+
+
+def test_most_of_a_stream_takes_the_short_way_as_it_came() -> None:
+    chunks = [chunk(event(f" word {n}")) for n in range(50)]
+    sink, relay, upstream = relayed(
+        [HEAD, *chunks[:20], b"".join(chunks[20:]) + chunks[0][:40], chunks[0][40:]]
+    )
+    assert all(a is b for a, b in zip(sink.got[2:21], chunks[1:20], strict=True))
+    assert b"".join(chunks[20:]) in sink.got
+    assert b"".join(sink.got).endswith(chunks[0])
+    assert relay.stream is not None
+    assert relay.stream.deltas == 51
+    assert upstream.usable
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        chunk(event("")),
+        chunk(event("x", "stop")),
+        chunk(event("x") + event("y")),
+        chunk(event("x", index=1)),
+        chunk(event("x")).replace(b"\r\n", b";a=b\r\n", 1),
+        chunk(event("x")).upper(),
+        b"0" + chunk(event("x")),
+        b"+" + chunk(event("x")),
+        chunk(event("x"))[:-1],
+        chunk(event("x"))[:-2] + b"\n\n",
+        chunk(event("x" * LONGEST)),
+        chunk(b"data: [DONE]\n\n"),
+        chunk(b'data: {"error":{"message":"no"}}\n\n'),
+        b"",
+    ],
+)
+def test_what_is_not_alike_is_left_to_the_parser(other: bytes) -> None:
+    pattern = Pattern()
+    first = event("one")
+    assert not pattern.is_one(chunk(event("x")))
+    pattern.learn(first, first.index(b"one"))
+    assert pattern.is_one(chunk(event("x")))
+    assert not pattern.is_one(other)
+    assert pattern.leading(chunk(event("x")) + other) == (len(chunk(event("x"))), 1)
+
+
+def test_an_engine_whose_events_always_differ_is_given_up_on() -> None:
+    pattern = Pattern()
+    for number in range(20):
+        text = event(f"one{number}").replace(b'"n":1', b'"n":%d' % number)
+        pattern.learn(text, text.index(b"one"))
+    assert not pattern.is_one(chunk(text))
