@@ -14,7 +14,8 @@ import orjson
 from tokenmill.control.requests import TokenUsage
 from tokenmill.domain.table import Endpoint
 from tokenmill.gateway.body import CHAT, Asked
-from tokenmill.gateway.upstream import Address, Pool, address_of, fetch
+from tokenmill.gateway.fetch import fetch
+from tokenmill.gateway.upstream import Address, Pool, address_of
 
 PATIENCE_S = 2.0
 

@@ -314,9 +314,8 @@ class Exchange:
             self.settling = True
             self._task = gateway.spawn(self._end_cut(reason))
             return
-        turn = requests.engine_lost(
-            self._index(), gateway.memory, self.request, gateway.clock(), reason, NOTHING
-        )
+        index, now_us = self._index(), gateway.clock()
+        turn = requests.engine_lost(index, gateway.memory, self.request, now_us, reason, NOTHING)
         self._fresh = False
         if any(isinstance(a, Forward) for a in turn.actions):
             gateway.metrics.retries += 1
@@ -354,9 +353,8 @@ class Exchange:
             self.settling = True
             self._task = self.gateway.spawn(self._end_cut(""))
             return
-        gateway = self.gateway
-        turn = requests.client_gone(self._index(), gateway.memory, self.request, gateway.clock(), NOTHING)
-        self._carry_out(turn)
+        memory, now_us = self.gateway.memory, self.gateway.clock()
+        self._carry_out(requests.client_gone(self._index(), memory, self.request, now_us, NOTHING))
 
     def interrupt(self) -> None:
         """The gateway stops and cannot wait any longer."""

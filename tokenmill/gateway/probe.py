@@ -15,7 +15,8 @@ from tokenmill.domain.table import Endpoint
 from tokenmill.federation.directory import peers_in, read_models, unreachable
 from tokenmill.gateway.body import HOP
 from tokenmill.gateway.edge import Gateway
-from tokenmill.gateway.upstream import address_of, fetch
+from tokenmill.gateway.fetch import fetch
+from tokenmill.gateway.upstream import address_of
 
 AHEAD_US = 1_000_000
 PATIENCE_S = 0.8

@@ -19,8 +19,9 @@ from tokenmill.gateway.dialects.messages import translated_error
 from tokenmill.gateway.dialects.messages_input import messages_of, tools_of
 from tokenmill.gateway.edge import Gateway
 from tokenmill.gateway.errors import ApiError, bad_request, unavailable, unknown_model
+from tokenmill.gateway.fetch import fetch
 from tokenmill.gateway.message import HttpRequest
-from tokenmill.gateway.upstream import Address, address_of, fetch
+from tokenmill.gateway.upstream import Address, address_of
 from tokenmill.policy.reside import reside
 from tokenmill.policy.route import PEER_PREFIX
 

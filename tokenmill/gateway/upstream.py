@@ -18,7 +18,6 @@ import httptools
 DEFAULT_KEEP_S = 4.0  # uvicorn closes idle connections after 5 s; llama.cpp says 5 s in its header
 HEAD_BYTES = 64 * 1024
 IDLE_PER_ADDRESS = 64
-COLLECTED_BYTES = 16 * 1024 * 1024
 
 
 class Receiver(Protocol):
@@ -365,50 +364,3 @@ class Pool:
         for upstream in list(self._live):
             upstream.abort()
         self._idle.clear()
-
-
-class _Collector:
-    """A receiver that keeps a small answer whole."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.answer: asyncio.Future[tuple[int, bytes]] = loop.create_future()
-        self.status = 0
-        self.parts: list[bytes] = []
-        self.size = 0
-
-    def on_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        self.status = status
-
-    def on_payload(self, data: bytes) -> None:
-        self.size += len(data)
-        if self.size <= COLLECTED_BYTES:
-            self.parts.append(data)
-
-    def on_end(self) -> None:
-        if not self.answer.done():
-            self.answer.set_result((self.status, b"".join(self.parts)))
-
-    def on_lost(self, reason: str, *, untouched: bool) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(OSError(reason))
-
-
-async def fetch(
-    pool: Pool, address: Address, method: bytes, path: bytes, body: bytes = b"", headers: bytes = b""
-) -> tuple[int, bytes]:
-    """One small request on a fresh connection. Raises ``OSError``; the caller sets a timeout."""
-    upstream = await pool.connect(address)
-    collector = _Collector(pool.loop)
-    head = b"%b %b HTTP/1.1\r\nhost: %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n" % (
-        method,
-        path,
-        address.authority,
-        len(body),
-        headers,
-    )
-    try:
-        upstream.begin(collector, head, body)
-        return await collector.answer
-    finally:
-        if upstream.receiver is collector:  # else it is in the pool again, or at work for somebody else
-            upstream.abort()
