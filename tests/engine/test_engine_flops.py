@@ -21,6 +21,7 @@ def test_a_peak_is_found_by_the_devices_own_name() -> None:
     assert peak_tflops("NVIDIA H200", "bf16") == 989
     assert peak_tflops("NVIDIA A100-SXM4-80GB", "bf16") == 312
     assert peak_tflops("NVIDIA B200", "bf16") == 2250
+    assert peak_tflops("NVIDIA GB200", "bf16") == 2500
     assert peak_tflops("NVIDIA H100 80GB HBM3", "fp32") == 0
     assert peak_tflops("cpu", "bf16") == 0
 

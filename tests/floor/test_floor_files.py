@@ -104,6 +104,8 @@ def test_this_machine_takes_the_name_that_the_file_gives_it() -> None:
 def test_a_gpu_has_the_catalogues_name() -> None:
     assert machine.kind_of("NVIDIA H100 80GB HBM3") == "h100-sxm"
     assert machine.kind_of("NVIDIA H200") == "h200-sxm"
+    assert machine.kind_of("NVIDIA B200") == "b200-sxm"
+    assert machine.kind_of("NVIDIA GB200") == "b200-gb200"
     assert machine.kind_of("NVIDIA A100-SXM4-80GB") == "a100-sxm-80gb"
     assert machine.kind_of("NVIDIA RTX 6000 Ada") == "nvidia-rtx-6000-ada"
 

@@ -15,11 +15,10 @@ sparse ones.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tokenmill.spec.catalogue import catalogue
+from tokenmill.spec.catalogue import accelerator_named
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +58,8 @@ def peak_tflops(device_name: str, precision: str) -> float:
     """
     if precision != "bf16":
         return 0.0
-    words = set(re.findall(r"[a-z]+\d+", device_name.lower()))
-    for found in sorted(catalogue().accelerators.values(), key=lambda a: a.id):
-        if found.id.split("-")[0] in words:
-            return found.tflops_bf16
-    return 0.0
+    found = accelerator_named(device_name)
+    return found.tflops_bf16 if found else 0.0
 
 
 def mfu(flops: float, seconds: float, peak: float, accelerators: int) -> float:

@@ -11,7 +11,7 @@ import psutil
 
 from tokenmill.domain.factory import Accelerator, Factory, Node
 from tokenmill.floor.energy import Counter, NvmlCounter
-from tokenmill.spec.catalogue import catalogue
+from tokenmill.spec.catalogue import accelerator_named
 
 LOCAL_NODE = "local"
 
@@ -74,12 +74,8 @@ def kind_of(name: str) -> str:
 
     One that the catalogue does not have keeps its driver's name, in small letters.
     """
-    plain = name.lower().replace(" ", "-")
-    words = set(plain.split("-"))
-    board = "pcie" if "pcie" in words else "sxm"
-    known = [kind for kind in catalogue().accelerators if kind.split("-")[0] in words]
-    known = [kind for kind in known if board in kind.split("-")] or known
-    return min(known, key=lambda kind: (len(kind), kind), default=plain)
+    known = accelerator_named(name)
+    return known.id if known else name.lower().replace(" ", "-")
 
 
 def _gpus(node_id: str) -> list[tuple[Accelerator, Counter]]:

@@ -187,6 +187,22 @@ def _catalogue_section() -> str:
     parts.append(_table(("rack", "holds", "check against"), racks) + "\n")
     parts.append(_table(("node", "size", "accelerators", "check against"), nodes) + "\n")
     parts.append(_table(("accelerator", "name", "memory", "power", "check against"), gpus) + "\n")
+    ports = [
+        (f"`{s.id}`", s.name, f"{s.ports} x {s.gbit_s} Gbit/s", s.fabric, s.source)
+        for s in known.switches.values()
+    ]
+    adapters = [
+        (f"`{a.id}`", f"{a.gbit_s} Gbit/s", a.fabric, a.source)
+        for a in (*known.nics.values(), *known.dpus.values())
+    ]
+    models = [
+        (f"`{m.id}`", f"{m.parameters / 1e9:.2f} G", f"{m.active_parameters / 1e9:.2f} G", m.source)
+        for m in known.models.values()
+    ]
+    parts.append(_table(("switch", "name", "ports", "fabric", "check against"), ports) + "\n")
+    parts.append(_table(("NIC or DPU", "rate", "fabric", "check against"), adapters) + "\n")
+    parts.append("Models that the twin knows by architecture:\n")
+    parts.append(_table(("model", "parameters", "of them for one token", "check against"), models) + "\n")
     return "\n".join(parts)
 
 
