@@ -1,7 +1,7 @@
 """The one place that builds a factory out of the rooms, and the controller's process.
 
 ``python -m tokenmill.compose control --dir DIR`` leads the factory in DIR until SIGTERM, SIGINT or
-``POST /api/down``. The functions below ``main`` start, find and end such a process for the command line.
+``POST /api/down``. Who starts, awaits and ends such a process is ``floor.controller``.
 """
 
 from __future__ import annotations
@@ -14,26 +14,22 @@ import logging
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import msgspec
 import uvicorn
 from starlette.applications import Starlette
 
 from tokenmill import __version__
 from tokenmill.console.api import make_app
 from tokenmill.console.context import ApiContext
-from tokenmill.domain.codec import from_plain, to_plain
 from tokenmill.domain.errors import MissingExtraError, NotLeaderError, ResourceError, TokenmillError
-from tokenmill.domain.events import Event, SpecApplied
-from tokenmill.domain.factory import Factory
-from tokenmill.floor import logs, procfs
+from tokenmill.floor import procfs
 from tokenmill.floor.books import Books
+from tokenmill.floor.controller import desired_file, left_for_us
 from tokenmill.floor.inbox import RuntimeOptions
 from tokenmill.floor.line_watch import LineWatch
 from tokenmill.floor.load import LoadWatch
@@ -41,17 +37,14 @@ from tokenmill.floor.local import LocalFloor
 from tokenmill.floor.lock import (
     ControllerFile,
     DirectoryLock,
-    already_running,
-    held,
     read_controller,
     write_controller,
 )
 from tokenmill.floor.log_lines import log_to
-from tokenmill.floor.node import factory_mark, signatures_of
+from tokenmill.floor.node import signatures_of
 from tokenmill.floor.ports import Floor
-from tokenmill.floor.records import Records, write_atomically
+from tokenmill.floor.records import write_atomically
 from tokenmill.floor.runtime import Runtime
-from tokenmill.spec.node_paths import NodePaths, node_names
 from tokenmill.spec.settings import Paths, Settings, load_settings
 from tokenmill.store.opening import Store, open_store
 from tokenmill.twin.rehearse import rehearse_plain
@@ -61,15 +54,6 @@ log = logging.getLogger("tokenmill.control")
 FOLDERS = ("run", "spool", "logs", "jobs", "artifacts")
 POLL_S = 0.05
 LOCAL = "local"
-
-
-@dataclass(frozen=True, slots=True)
-class Desired:
-    """``run/desired.json``: a factory file that the next controller applies once, when it starts."""
-
-    factory: Factory
-    base_version: int
-    by: str = "up"
 
 
 @dataclass(slots=True)
@@ -160,7 +144,7 @@ async def serve(controller: Controller) -> None:
     answering = asyncio.create_task(api.serve(sockets=[listener]), name="api")
     announcing = asyncio.create_task(_announce(controller), name="announce")
     try:
-        await runtime.run(_desired(controller.paths))
+        await runtime.run(left_for_us(controller.paths, now_us()))
     except BaseException:
         # Whoever leads now, or will lead, takes over what runs here.
         with contextlib.suppress(Exception):
@@ -215,22 +199,9 @@ async def _announce(controller: Controller) -> None:
     )
     await asyncio.to_thread(write_controller, paths, found)
     await controller.runtime.ready.wait()
-    _desired_file(paths).unlink(missing_ok=True)
+    desired_file(paths).unlink(missing_ok=True)
     url = controller.floor.url()
     await asyncio.to_thread(write_controller, paths, replace(found, url=url))
-
-
-def _desired_file(paths: Paths) -> Path:
-    return paths.run / "desired.json"
-
-
-def _desired(paths: Paths) -> tuple[Event, ...]:
-    """Return the factory file that ``up`` left for us. One that is stale by now is ignored by the core."""
-    try:
-        desired = from_plain(msgspec.json.decode(_desired_file(paths).read_bytes()), Desired)
-    except FileNotFoundError:
-        return ()
-    return (SpecApplied(now_us(), desired.base_version, desired.factory, desired.by),)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -278,122 +249,6 @@ def _lead(paths: Paths, settings: Settings, factory_file: Path) -> int:
 def _last_factory_file(paths: Paths) -> Path:
     last = read_controller(paths)
     return Path(last.factory_file) if last is not None else paths.root.parent / "factory.yaml"
-
-
-# For the command line.
-
-
-def start_controller(
-    paths: Paths,
-    settings: Settings,
-    factory_file: Path,
-    factory: Factory | None = None,
-    base_version: int = 0,
-) -> int:
-    """Start a controller in the background and return its pid. It applies ``factory`` first, if given.
-
-    Raises ``ConflictError`` when one runs already. ``settings`` are not passed on: the controller reads the
-    same environment; only the data directory is given.
-    """
-    del settings
-    if held(paths):
-        raise already_running(paths)
-    if factory is not None:
-        desired = Desired(factory, base_version)
-        write_atomically(_desired_file(paths), msgspec.json.encode(to_plain(desired)))
-    output = logs.open_log(paths.log("control"))
-    try:
-        child = subprocess.Popen(
-            (
-                *(sys.executable, "-m", "tokenmill.compose", "control"),
-                *("--dir", str(paths.root), "--factory", str(factory_file)),
-            ),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            cwd=factory_file.parent,
-            start_new_session=True,
-        )
-    finally:
-        os.close(output)
-    child.returncode = 0  # it outlives us on purpose, so that is nothing to warn of
-    return child.pid
-
-
-def wait_ready(paths: Paths, pid: int, timeout_s: float = 30.0) -> ControllerFile:
-    """Return when the controller leads and its API answers; models may still be on their way.
-
-    Raises ``ResourceError``, with the end of its log, when it ended or took too long.
-    """
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        found = read_controller(paths)
-        if found is not None and found.pid == pid and found.url and paths.control_socket.exists():
-            return found
-        state = procfs.stat(pid)
-        if state is None or not state.alive:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
-            break
-        time.sleep(POLL_S)
-    ended = (
-        "ended"
-        if (state := procfs.stat(pid)) is None or not state.alive
-        else f"is not ready after {timeout_s:g} s"
-    )
-    raise ResourceError(
-        f"the controller (pid {pid}) {ended}: {logs.tail(paths.log('control'), 1)}",
-        expected="a controller that answers",
-        fix=f"Read {paths.log('control')}.",
-    )
-
-
-def stop(paths: Paths, timeout_s: float = 90.0) -> bool:
-    """End the factory cleanly and return when nothing is left; False when none was running.
-
-    A controller that does not end in time is killed, and then everything that it had started.
-    """
-    found = read_controller(paths)
-    if found is None or not found.lives():
-        return clean_stop_without_controller(paths) > 0
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(found.pid, signal.SIGTERM)
-    deadline = time.monotonic() + timeout_s
-    while found.lives() and time.monotonic() < deadline:
-        time.sleep(POLL_S)
-    if found.lives():
-        procfs.kill(found.pid, lambda s: s.start_time == found.start_time)
-    clean_stop_without_controller(paths)
-    return True
-
-
-def clean_stop_without_controller(paths: Paths) -> int:
-    """End every process that a dead controller left, the gateway first; return how many there were.
-
-    Raises ``ConflictError`` while a controller runs: that one would start them again.
-    """
-    if held(paths):
-        raise already_running(paths)
-    return sum(
-        _end_marked(each) for each in (paths, *(NodePaths(paths.root, node) for node in node_names(paths)))
-    )
-
-
-def _end_marked(paths: Paths, grace_s: float = 10.0) -> int:
-    """End the processes of this machine that belong to one data directory, or to one node of it."""
-    mark = factory_mark(paths)
-    left = procfs.marked(mark)
-    gateways = {r.id for r in Records(paths.processes).read() if r.kind == "gateway"}
-    first = {pid for pid, name in left.items() if name in gateways}
-    for pids, wait_s in ((first, grace_s), (set(left) - first, grace_s)):
-        for pid in pids:
-            procfs.kill(pid, lambda s: procfs.mark_of(s.pid).endswith(f":{mark}"), signal.SIGTERM)
-        deadline = time.monotonic() + wait_s
-        while pids & set(procfs.marked(mark)) and time.monotonic() < deadline:
-            time.sleep(POLL_S)
-    for pid in procfs.marked(mark):
-        procfs.kill(pid, lambda s: procfs.mark_of(s.pid).endswith(f":{mark}"))
-    return len(left)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from typing import Any
 
 import httpx
 
-from tokenmill import compose
 from tokenmill.domain.factory import (
     Deployment,
     Factory,
@@ -26,7 +25,7 @@ from tokenmill.domain.factory import (
     Site,
     Tenant,
 )
-from tokenmill.floor import procfs
+from tokenmill.floor import controller, procfs
 from tokenmill.floor.lock import ControllerFile
 from tokenmill.floor.logs import tail
 from tokenmill.floor.node import factory_mark
@@ -61,12 +60,12 @@ class LiveFactory:
         self.secret = ""
 
     def up(self, factory: Factory | None = None) -> ControllerFile:
-        pid = compose.start_controller(self.paths, Settings(), self.file, factory)
-        self.controller = compose.wait_ready(self.paths, pid)
+        pid = controller.start_controller(self.paths, Settings(), self.file, factory)
+        self.controller = controller.wait_ready(self.paths, pid)
         return self.controller
 
     def down(self) -> None:
-        assert compose.stop(self.paths)
+        assert controller.stop(self.paths)
 
     def kill_controller(self) -> None:
         assert self.controller is not None

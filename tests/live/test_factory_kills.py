@@ -19,12 +19,12 @@ import httpx
 import pytest
 from live_bed import FACTORY
 
-from tokenmill import compose
 from tokenmill.control.core import replay
 from tokenmill.control.snapshot import dump
 from tokenmill.control.state import EMPTY
 from tokenmill.domain.codec import to_plain
 from tokenmill.domain.errors import ConflictError
+from tokenmill.floor import controller
 from tokenmill.store.opening import open_store
 
 pytestmark = [pytest.mark.live, pytest.mark.model, pytest.mark.timeout(180)]
@@ -140,9 +140,9 @@ def test_second_controller_is_refused_and_a_dead_ones_rest_can_be_ended(serving)
     assert done.returncode == 5
     assert "already running" in done.stderr
     with pytest.raises(ConflictError):
-        compose.clean_stop_without_controller(serving.paths)
+        controller.clean_stop_without_controller(serving.paths)
     serving.kill_controller()
-    assert compose.clean_stop_without_controller(serving.paths) == 2
+    assert controller.clean_stop_without_controller(serving.paths) == 2
     assert serving.left() == {}
 
 

@@ -1,6 +1,6 @@
 """Starts the controller's process and waits for it, showing what is being waited for.
 
-Starting itself is ``compose``'s; here a person sees imports and engines come up.
+Starting itself is ``floor.controller``'s; here a person sees imports and engines come up.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from rich.markup import escape
 from tokenmill.cli.client import Client
 from tokenmill.cli.options import Place
 from tokenmill.cli.output import stderr
-from tokenmill.compose import start_controller
 from tokenmill.console.reading import read_log
 from tokenmill.console.text import duration, number, size
 from tokenmill.domain.errors import EngineError, NotFoundError, ResourceError, TokenmillError
+from tokenmill.floor.controller import start_controller
 
 POLL_S = 0.25
 LOG_LINES = 12

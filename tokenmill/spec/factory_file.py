@@ -17,7 +17,8 @@ from tokenmill.domain.errors import Problem, SpecError
 from tokenmill.spec import build
 from tokenmill.spec import documents as docs
 from tokenmill.spec.entitlements import check_entitlements
-from tokenmill.spec.references import check_fit, check_references
+from tokenmill.spec.fit import check_fit
+from tokenmill.spec.references import check_references
 from tokenmill.spec.source import MAX_FILE_BYTES, Document, Found, Place, read_documents
 from tokenmill.spec.validate import Entry, identity, validate
 

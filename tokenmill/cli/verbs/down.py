@@ -9,7 +9,7 @@ import typer
 from tokenmill.cli.client import Client
 from tokenmill.cli.options import AsJson, Directory, File, locate
 from tokenmill.cli.output import examples, print_json, stderr, stdout, when_interrupted
-from tokenmill.compose import stop
+from tokenmill.floor.controller import stop
 
 app = typer.Typer(add_completion=False)
 

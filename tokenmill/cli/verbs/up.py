@@ -18,10 +18,10 @@ from tokenmill.cli.client import Client
 from tokenmill.cli.launch import lives, start, wait_until_ready, wait_until_up
 from tokenmill.cli.options import AsJson, Directory, File, Place, locate
 from tokenmill.cli.output import examples, print_json, stderr, stdout, when_interrupted
-from tokenmill.compose import stop
 from tokenmill.domain.codec import to_plain
 from tokenmill.domain.errors import ConflictError, ResourceError
 from tokenmill.domain.factory import Factory
+from tokenmill.floor.controller import stop
 from tokenmill.spec.factory_file import load
 
 app = typer.Typer(add_completion=False)
