@@ -1,10 +1,11 @@
 """Makes this example's data from CLINC150 (Larson et al., EMNLP 2019; CC BY 3.0).
 
-    python examples/clinc150/prepare.py PATH [--out FILE]
+    python examples/clinc150/prepare.py PATH [--test FILE] [--out FILE]
 
 PATH is ``train_val.jsonl.gz`` (rows of text, intent, domain and split), or a folder that holds it; without
 it the variable TOKENMILL_SHARED_DATA names the folder. Kept are the 15 intents of the banking domain. The
-set's own training part trains and its own validation part is held out; its test part is not used.
+set's own training part trains. FILE is its own test part, as rows of the same form (plain or gzip), and is
+held out; without it the validation part is, and figures are not figures on the set's test part.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import gzip
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 INTENTS = (
@@ -33,7 +35,6 @@ INTENTS = (
     "transactions",
     "transfer",
 )
-SPLITS = {"train": "train", "val": "test"}
 NAMES = ("train_val.jsonl.gz", "ds_clinc150/train_val.jsonl.gz")
 
 
@@ -46,25 +47,31 @@ def found(path: Path) -> Path:
     sys.exit(f"no data in {path}: expected one of {', '.join(str(p) for p in places)}")
 
 
+def kept(path: Path, part: str) -> Iterator[dict[str, str]]:
+    """Text and label of one part's rows with one of our intents."""
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
+        for line in lines:
+            row = json.loads(line)
+            if row["intent"] in INTENTS and row["split"] == part:
+                yield {"text": row["text"], "label": row["intent"].replace("_", " ")}
+
+
 def main() -> None:
     """Write one row per kept utterance: text, label and split."""
     parser = argparse.ArgumentParser(description="CLINC150 to the rows of this example")
     parser.add_argument("path", type=Path, nargs="?", default=os.environ.get("TOKENMILL_SHARED_DATA"))
+    parser.add_argument("--test", type=Path, default=None, help="the set's own test part")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "data" / "intents.jsonl")
     options = parser.parse_args()
     if options.path is None:
         parser.error("name the data file, or set TOKENMILL_SHARED_DATA")
+    path = found(Path(options.path))
+    held = list(kept(options.test, "test") if options.test is not None else kept(path, "val"))
+    rows = [{**row, "split": "train"} for row in kept(path, "train")]
+    rows += [{**row, "split": "test"} for row in held]
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    kept = 0
-    with gzip.open(found(Path(options.path)), "rt", encoding="utf-8") as lines, options.out.open("w") as out:
-        for line in lines:
-            row = json.loads(line)
-            if row["intent"] in INTENTS and row["split"] in SPLITS:
-                label = row["intent"].replace("_", " ")
-                said = {"text": row["text"], "label": label, "split": SPLITS[row["split"]]}
-                out.write(json.dumps(said) + "\n")
-                kept += 1
-    print(f"{kept} rows in {options.out}")
+    options.out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    print(f"{len(rows)} rows in {options.out}, {len(held)} of them held out")
 
 
 if __name__ == "__main__":

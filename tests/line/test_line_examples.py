@@ -90,12 +90,59 @@ def test_the_converters_keep_the_intents_that_they_name(tmp_path: Path) -> None:
     out = tmp_path / "banking.jsonl"
     run(str(REPOSITORY / "examples" / "banking77" / "prepare.py"), str(banking), "--out", str(out))
     assert [json.loads(line)["label"] for line in out.read_text().splitlines()] == ["card arrival"]
+    own = tmp_path / "test.csv"
+    own.write_text("text,category\nIs it on its way?,card_arrival\n")
+    prepare = str(REPOSITORY / "examples" / "banking77" / "prepare.py")
+    run(prepare, str(banking), "--test", str(own), "--out", str(out))
+    assert [json.loads(line)["split"] for line in out.read_text().splitlines()] == ["train", "test"]
 
 
 @pytest.mark.live
-@pytest.mark.parametrize(("name", "least"), [("clinc150", 1200), ("banking77", 1200)])
-def test_the_converters_read_the_public_files(tmp_path: Path, name: str, least: int) -> None:
-    if not (SHARED / f"ds_{name}").is_dir():
+def test_the_converter_of_calls_keeps_what_was_said_since_the_last_call(tmp_path: Path) -> None:
+    service = {
+        "service_name": "Weather_1",
+        "intents": [
+            {
+                "name": "GetWeather",
+                "description": "w",
+                "required_slots": ["city"],
+                "optional_slots": {"date": "x"},
+            }
+        ],
+    }
+    call = {"service": "Weather_1", "method": "GetWeather", "parameters": {"city": "Oslo"}}
+    said = [
+        {"role": "user", "content": "Rain in Oslo?"},
+        {"role": "assistant", "tool_call": call},
+        {"role": "tool", "results": [], "n_results": 0},
+        {"role": "assistant", "content": "No."},
+        {"role": "user", "content": "And tomorrow?"},
+        {"role": "assistant", "tool_call": call},
+    ]
+    dialogue = {"id": "1", "services": ["Weather_1"], "messages": said}
+    for name, value in (("train_services", service), ("train", dialogue)):
+        with gzip.open(tmp_path / f"{name}.jsonl.gz", "wt") as file:
+            file.write(json.dumps(value) + "\n")
+    out = tmp_path / "calls.jsonl"
+    run(str(REPOSITORY / "examples" / "tool_calls" / "prepare.py"), str(tmp_path), "--out", str(out))
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["messages"][0]["content"] for row in rows] == ["Rain in Oslo?", "And tomorrow?"]
+    made = rows[0]["messages"][-1]["tool_calls"][0]["function"]
+    assert made == {"name": "GetWeather", "arguments": '{"city": "Oslo"}'}
+    assert rows[0]["tools"][0]["function"]["parameters"]["properties"].keys() == {"city", "date"}
+
+
+@pytest.mark.live
+@pytest.mark.parametrize(
+    ("name", "data", "least"),
+    [
+        ("clinc150", "clinc150", 1200),
+        ("banking77", "banking77", 1200),
+        ("tool_calls", "sgd_dialogues", 400),
+    ],
+)
+def test_the_converters_read_the_public_files(tmp_path: Path, name: str, data: str, least: int) -> None:
+    if not (SHARED / f"ds_{data}").is_dir():
         pytest.skip(f"no public data in {SHARED}; set TOKENMILL_SHARED_DATA")
     out = tmp_path / "rows.jsonl"
     run(str(REPOSITORY / "examples" / name / "prepare.py"), str(SHARED), "--out", str(out))

