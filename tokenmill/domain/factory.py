@@ -70,6 +70,9 @@ class Fabric:
     site: str
     gbit_s: int
     latency_ns: int = 0
+    switch: str = ""  # of the catalogue
+    rails: int = 0  # adapters of a node; 0 is not said
+    planes: int = 1  # fabrics side by side, each with a port of every adapter
 
 
 @dataclass(frozen=True, slots=True)

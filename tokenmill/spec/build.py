@@ -206,7 +206,16 @@ def site(document: docs.SiteDocument) -> nouns.Site:
 
 def fabrics(document: docs.SiteDocument) -> tuple[nouns.Fabric, ...]:
     return tuple(
-        nouns.Fabric(f.name, f.type, document.name, max(1, f.bandwidth // 10**9), f.latency * 1000)
+        nouns.Fabric(
+            name=f.name,
+            kind=f.type,
+            site=document.name,
+            gbit_s=max(1, f.bandwidth // 10**9),
+            latency_ns=f.latency * 1000,
+            switch=f.switch or "",
+            rails=f.rails or 0,
+            planes=f.planes,
+        )
         for f in document.fabrics
     )
 

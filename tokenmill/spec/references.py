@@ -12,6 +12,7 @@ from tokenmill.domain.units import did_you_mean
 from tokenmill.spec import build
 from tokenmill.spec import documents as docs
 from tokenmill.spec.catalogue import catalogue
+from tokenmill.spec.fabrics import check_fabrics
 from tokenmill.spec.index import Index, in_catalogue, owner_problems, resource_kind
 from tokenmill.spec.lines import line_problems
 from tokenmill.spec.source import FieldPath, Found
@@ -35,7 +36,7 @@ def check_references(entries: Sequence[Entry]) -> list[Found]:
     for entry in entries:
         if entry.model is not None and entry.kind in checks:
             found += checks[entry.kind](entry.model, entry, index)
-    return found + _mixed_machines(index) + _mixed_currencies(entries) + _duplicate_fabrics(index)
+    return found + _mixed_machines(index) + _mixed_currencies(entries) + check_fabrics(entries)
 
 
 def _site(site: docs.SiteDocument, entry: Entry, index: Index) -> list[Found]:
@@ -163,18 +164,4 @@ def _mixed_currencies(entries: Sequence[Entry]) -> list[Found]:
             elif currency != first[0]:
                 expected = f"{first[0]}, as {first[1].title} in {first[1].document.start}"
                 found.append(entry.found((), f"is in {currency}", expected, "Use one currency."))
-    return found
-
-
-def _duplicate_fabrics(index: Index) -> list[Found]:
-    found: list[Found] = []
-    seen: dict[str, str] = {}
-    for entry in index.of("site").values():
-        for number, fabric in enumerate(
-            entry.model.fabrics if isinstance(entry.model, docs.SiteDocument) else []
-        ):
-            if fabric.name in seen:
-                message = f"the fabric {fabric.name!r} is already in site {seen[fabric.name]}"
-                found.append(entry.found(("fabrics", number, "name"), message, "each name once"))
-            seen.setdefault(fabric.name, entry.name)
     return found

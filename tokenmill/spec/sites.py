@@ -66,6 +66,16 @@ class FabricFields(Strict):
     )
     bandwidth: BitRate = Field(description="Of one accelerator or node in each direction: 800Gbit/s.")
     latency: Latency = Field(default=0, description="One way, for example 2us.")
+    switch: Text | None = Field(
+        default=None, description="Switch of the catalogue that it is built of, for `tokenmill fabric`."
+    )
+    rails: Positive | None = Field(
+        default=None,
+        description="Adapters of a node; as many as it has accelerators, or 1 of ethernet, if not written.",
+    )
+    planes: Positive = Field(
+        default=1, description="Fabrics side by side, each of which has a port of every adapter."
+    )
 
 
 class SiteDocument(Strict):
