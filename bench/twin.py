@@ -196,7 +196,7 @@ def reference_day(seed: int) -> FactoryDay:
     demand = Demand(4_000.0, Lengths(2000, 1.0), Lengths(500, 1.0), swing=0.3)
     tables = [reference_table(SLOTS, clock) for clock in (1.0, 0.9, 0.8)]
     power = Power(600.0, 1_000.0, 1.2, 16e6)
-    return FactoryDay(factory, tables, [demand], jobs, sorted(faults), power, seed)
+    return FactoryDay(factory, [tables], [demand], jobs, sorted(faults), power, seed)
 
 
 def whole_day(seed: int, hours: float) -> None:

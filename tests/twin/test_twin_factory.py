@@ -82,7 +82,7 @@ def job(name: str, at_s: float, workers: int, work_s: float) -> DayJob:
 
 def day(seed: int = 1, rate: float = 12.0, **given) -> FactoryDay:
     demand = Demand(rate, Lengths(400, 0.8), Lengths(150, 0.8), swing=0.2)
-    return FactoryDay(factory(), [table(RULES)], [demand], seed=seed, **given)
+    return FactoryDay(factory(), [[table(RULES)]], [demand], seed=seed, **given)
 
 
 def test_serving_training_and_faults_share_the_floor():
@@ -120,7 +120,7 @@ def test_the_autoscaler_follows_the_load():
 
 def test_a_service_that_sleeps_is_woken_by_its_first_requests():
     asleep = FactoryDay(
-        factory(replicas=0), [table(RULES)], [Demand(2.0, Lengths(100), Lengths(20))], timings=Timings()
+        factory(replicas=0), [[table(RULES)]], [Demand(2.0, Lengths(100), Lengths(20))], timings=Timings()
     )
     asleep.run(300)
     assert asleep.fleet.count(fa.REFUSED) > 0
@@ -135,7 +135,7 @@ def test_a_power_cap_lowers_the_clock_and_holds():
     engine = table(RULES)
     slow = replace(table(RULES, host_s=0.005), joules=tuple(0.97 * joules for joules in engine.joules))
     demand = Demand(25.0, Lengths(400, 0.8), Lengths(150, 0.8), swing=0.2)
-    capped = FactoryDay(factory(), [engine, slow], [demand], power=Power(cap_w=cap))
+    capped = FactoryDay(factory(), [[engine, slow]], [demand], power=Power(cap_w=cap))
     capped.run(900)
     assert max(row.clock for row in capped.series) == 1
     assert sum(row.watts for row in capped.series) < sum(row.watts for row in free.series)
@@ -151,7 +151,7 @@ def test_the_same_seed_gives_the_same_digest():
 
 def test_traffic_without_a_deployment_is_refused():
     with pytest.raises(DataError, match="not there"):
-        FactoryDay(factory(), [table(RULES)], [Demand(1.0, Lengths(10), Lengths(10), alias=3)])
+        FactoryDay(factory(), [[table(RULES)]], [Demand(1.0, Lengths(10), Lengths(10), alias=3)])
 
 
 @pytest.mark.parametrize(
@@ -182,3 +182,28 @@ def test_demand_has_the_rate_and_spread_that_it_says():
 def test_random_streams_are_apart():
     assert generator(1, "a").random() != generator(1, "b").random()
     assert generator(1, "a").random() == generator(1, "a").random()
+
+
+def two_services() -> Factory:
+    one = factory(replicas=2, most=2)
+    other = replace(one.deployments[0], name="code", replicas=3, max_replicas=3)
+    return replace(one, deployments=(one.deployments[0], other))
+
+
+def test_each_deployment_is_served_by_its_own_engine_and_has_a_series_of_its_own():
+    quick, slow = table(RULES), table(RULES, host_s=0.02)
+    demands = [Demand(2.0, Lengths(200), Lengths(50)), Demand(1.0, Lengths(200), Lengths(50), alias=1)]
+    run = FactoryDay(two_services(), [[quick], [slow]], demands, targets=[(9.0, 0.01), (9.0, 0.01)])
+    run.run(300)
+    first, second = run.series[-1].aliases
+    assert (first.ready, second.ready) == (2, 3)
+    assert first.tpot_p50_s < 0.01 < second.tpot_p50_s
+    assert first.good_per_s == first.output_per_s > 0
+    assert second.good_per_s == 0
+    assert second.slow > 0 == second.late
+    made = run.fleet.floor.served[:, fa.MADE]
+    assert made.sum() == run.fleet.count(fa.OUTPUT)
+    minutes = sum(minute.aliases[1].output_per_s for minute in run.series) * 60
+    assert minutes == pytest.approx(made[1])
+    with pytest.raises(DataError, match="engines for 1"):
+        FactoryDay(two_services(), [[quick]], demands)

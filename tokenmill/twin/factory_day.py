@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -20,7 +21,8 @@ from tokenmill.domain.errors import DataError
 from tokenmill.domain.factory import Factory
 from tokenmill.domain.work import JobSpec, Replica, ReplicaStatus
 from tokenmill.twin import floor_arrays as fa
-from tokenmill.twin.demand import Demand, merged
+from tokenmill.twin.day_series import Minute, Recorder
+from tokenmill.twin.demand import merged
 from tokenmill.twin.factory_world import FactoryWorld
 from tokenmill.twin.faults import Fault
 from tokenmill.twin.fleet import Fleet
@@ -33,6 +35,15 @@ SETTLE_US = 3_600_000_000
 SERVING = (ReplicaStatus.READY, ReplicaStatus.DRAINING)
 CAP_MARGIN = 0.9
 """Clocks go up again below this part of the power cap, and down above the cap itself."""
+
+
+class Arrivals(Protocol):
+    """Requests for one deployment, window by window: ``demand.Demand``, or a trace (``replay.Replay``)."""
+
+    @property
+    def alias(self) -> int: ...
+
+    def window(self, seed: int, start_s: float, end_s: float) -> Array: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,34 +66,17 @@ class Power:
     cap_w: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Minute:
-    """One row of the series; rates are means over the minute, the rest is as at its end."""
-
-    at_s: float
-    requests_per_s: float
-    output_per_s: float
-    refused_per_s: float
-    watts: float
-    in_flight: int
-    ready: int
-    wanted: int
-    training_accelerators: int
-    jobs_waiting: int
-    nodes_lost: int
-    clock: int
-
-
 @dataclass(slots=True)
 class FactoryDay:
-    """``tables`` are one engine at falling clocks; every deployment of ``factory`` is served by it.
+    """``engines`` has for each deployment of ``factory`` its engine at falling clocks, all as many.
 
-    ``demands`` go to the deployments in order, by ``Demand.alias``. ``factory`` names its nodes.
+    ``demands`` go to the deployments in order, by ``Demand.alias``. ``factory`` names its nodes. ``targets``
+    are (TTFT, TPOT) seconds by deployment; ``units`` the prefix blocks that traces name.
     """
 
     factory: Factory
-    tables: Sequence[StepTable]
-    demands: Sequence[Demand]
+    engines: Sequence[Sequence[StepTable]]
+    demands: Sequence[Arrivals]
     jobs: Sequence[DayJob] = ()
     faults: Sequence[Fault] = ()
     power: Power = Power()
@@ -90,6 +84,8 @@ class FactoryDay:
     epoch_s: float = 10.0
     router: str = "two-choices"
     timings: Timings = Timings(load_us=60_000_000, import_us=1_000_000)
+    targets: Sequence[tuple[float, float]] = ()
+    units: Array | None = None
     world: FactoryWorld = field(init=False)
     fleet: Fleet = field(init=False)
     series: list[Minute] = field(default_factory=list)
@@ -102,6 +98,8 @@ class FactoryDay:
     _clock: int = 0
     _start_us: int = 0
     _watts: float = 0.0
+    _recorder: Recorder = field(init=False)
+    _level: Array = field(init=False)  # by replica's number, its engine at full clock
     _used: float = 0.0
     _refused: dict[int, int] = field(default_factory=dict)  # by alias, up to the last report
 
@@ -112,7 +110,16 @@ class FactoryDay:
             raise DataError("traffic for a deployment that is not there", expected=f"0 to {aliases - 1}")
         most = sum(max(d.replicas, d.max_replicas) for d in self.factory.deployments)
         numbers = most + most // 4 + 8  # drained ones finish while others start
-        self.fleet = Fleet(self.tables, [0] * numbers, [self.router] * aliases)
+        if len(self.engines) != aliases or len({len(one) for one in self.engines}) != 1:
+            raise DataError(
+                f"engines for {len(self.engines)} deployments", expected=f"{aliases}, of equal clocks each"
+            )
+        tables = [table for engine in self.engines for table in engine]
+        self.fleet = Fleet(
+            tables, [0] * numbers, [self.router] * aliases, targets=self.targets, units=self.units
+        )
+        self._recorder = Recorder(self.fleet)
+        self._level = np.zeros(numbers, np.int64)
         self._free = list(range(numbers - 1, -1, -1))
         self.world = world = FactoryWorld(EMPTY, self.timings, busy=self._is_busy)
         world.training = {job.id: job.training for job in self.jobs}
@@ -182,6 +189,7 @@ class FactoryDay:
         for name in sorted(set(self._numbers) - set(replicas)):
             self._drop(name, at_s)
         pools: dict[str, list[int]] = {d.name: [] for d in self.factory.deployments}
+        levels = {d.name: alias * len(self.engines[0]) for alias, d in enumerate(self.factory.deployments)}
         for name, replica in sorted(replicas.items()):
             if (
                 replica.status is ReplicaStatus.READY
@@ -191,7 +199,9 @@ class FactoryDay:
                 number = self._free.pop()
                 self._numbers[name] = number
                 state = self.fleet.floor.replicas[number]
-                state["now"], state["engine"] = max(float(state["now"]), at_s), self._clock
+                self._level[number] = levels[replica.deployment]
+                state["now"] = max(float(state["now"]), at_s)
+                state["engine"] = self._level[number] + self._clock
             if replica.status is ReplicaStatus.READY and name in self._numbers:
                 pools[replica.deployment].append(self._numbers[name])
             elif replica.status not in SERVING and name in self._numbers:
@@ -209,6 +219,8 @@ class FactoryDay:
 
     def _serve(self, at_s: float, end_s: float) -> None:
         windows = [demand.window(self.seed, at_s, end_s) for demand in self.demands]
+        for demand, window in zip(self.demands, windows, strict=True):
+            self._recorder.offered[demand.alias] += len(window)
         again = [part for part in self._again if len(part)]
         if again:
             back = np.concatenate(again)
@@ -234,12 +246,12 @@ class FactoryDay:
         self.joules += self._watts * span
         level = self._clock
         if self.power.cap_w and self._watts > self.power.cap_w:
-            level = min(level + 1, len(self.tables) - 1)
+            level = min(level + 1, len(self.engines[0]) - 1)
         elif self._watts < CAP_MARGIN * self.power.cap_w:
             level = max(level - 1, 0)
         if level != self._clock:
             self._clock = level
-            self.fleet.floor.replicas["engine"][:] = level
+            self.fleet.floor.replicas["engine"][:] = self._level + level
 
     def _report(self, end_s: float) -> None:
         """Tell the control plane the load of each deployment, as the gateway does."""
@@ -281,6 +293,7 @@ class FactoryDay:
                 jobs_waiting=sum(job.status == "pending" for job in jobs),
                 nodes_lost=sum(known.lost for known in state.nodes.values()),
                 clock=self._clock,
+                aliases=self._recorder.minute(span),
             )
         )
         return now

@@ -235,6 +235,7 @@ def _floor(fleet: Fleet) -> Floor:
         curves=_curves(tables),
         counts=np.zeros(fa.COUNTS, np.int64),
         refused=np.zeros(aliases, np.int64),
+        served=np.zeros((aliases, 5), np.int64),
         histograms=np.zeros((aliases, 3, BINS), np.int64),
         targets=np.array(targets, np.float64),
         log=np.zeros((fleet.log_rows, 3)),

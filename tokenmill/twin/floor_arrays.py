@@ -103,6 +103,10 @@ COUNTS = 12
 
 TTFT, TPOT, END_TO_END = range(3)
 
+# By alias, by position in a row of ``Floor.served``: requests that ended, their output tokens, those of good
+# ones, and requests whose first token came late; slow ones began in time and then took too long per token.
+ENDED, MADE, MADE_GOOD, LATE, SLOW = range(5)
+
 
 class Floor(NamedTuple):
     """All of a factory's replicas. R replicas, S slots each, B the largest batch, E step tables, A
@@ -118,6 +122,7 @@ class Floor(NamedTuple):
     curves: Array  # E x tokens x 2: seconds and joules of an iteration
     counts: Array  # COUNTS, int64
     refused: Array  # A, int64: requests that no replica of the alias could take
+    served: Array  # A x 5, int64
     histograms: Array  # A x 3 x bins, int64: TTFT, TPOT, end to end
     targets: Array  # A x 2: TTFT and TPOT in seconds that count as good
     log: Array  # rows x 3: first token, end, replica; no rows when it is not wanted

@@ -13,14 +13,19 @@ import math
 from tokenmill.twin.compiling import compiled, inlined
 from tokenmill.twin.floor_arrays import (
     END_TO_END,
+    ENDED,
     EVENTS,
     FINISHED,
     GOOD,
     HIT,
+    LATE,
+    MADE,
+    MADE_GOOD,
     OUTPUT,
     PREEMPTED,
     PREFILLED,
     RECOMPUTED,
+    SLOW,
     TPOT,
     TTFT,
     UNIT,
@@ -261,7 +266,15 @@ def _end(floor: Floor, r: int, state: Array, s: int, slot: Array) -> None:
     floor.histograms[alias, END_TO_END, bin_of(now - slot["arrival"])] += 1
     floor.counts[FINISHED] += 1
     floor.counts[OUTPUT] += slot["output"]
-    if ttft <= floor.targets[alias, 0] and tpot <= floor.targets[alias, 1]:
+    served = floor.served[alias]
+    served[ENDED] += 1
+    served[MADE] += slot["output"]
+    if ttft > floor.targets[alias, 0]:
+        served[LATE] += 1
+    elif tpot > floor.targets[alias, 1]:
+        served[SLOW] += 1
+    else:
+        served[MADE_GOOD] += slot["output"]
         floor.counts[GOOD] += 1
     if slot["id"] >= 0 and floor.log.shape[0] > 0:
         floor.log[slot["id"], 0] = slot["first"]
