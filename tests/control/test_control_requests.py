@@ -171,6 +171,8 @@ def test_refresh_forgets_what_is_gone_but_not_what_is_open() -> None:
     assert refresh(index(0), turn.memory).endpoints == turn.memory.endpoints
     done = finished(index(), turn.memory, turn.request, NOW, 200, USED)
     assert not refresh(index(0), done.memory).endpoints
+    limited = arrive(index(quota=Quota(concurrent_requests=5)), EdgeMemory(), call())
+    done = finished(index(), limited.memory, limited.request, NOW, 200, USED)
     assert done.memory.meters
     assert not refresh(index_of(Table(2, "mill")), done.memory).meters
 

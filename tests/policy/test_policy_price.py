@@ -9,14 +9,14 @@ from tokenmill.domain.effects import ChargeWork
 from tokenmill.domain.factory import Price
 from tokenmill.domain.ledger import Outcome, Settlement
 from tokenmill.domain.work import WorkUsage
-from tokenmill.policy.price import FREE, price_of, settlement_postings, work_postings
+from tokenmill.policy.price import FREE, book_of, price_id, price_of, settlement_postings, work_postings
 
 PRICE = Price("chat", 150_000, 75_000, 600_000, 2_000_000_000, 300_000)
 DONE = Settlement("q1", 5, "a", "p", "k", "chat", "rel", "r1", "chat.completions", Outcome.OK, 200)
 
 
 def amounts(settlement: Settlement, price: Price = PRICE) -> dict[str, int]:
-    return {posting.unit: posting.amount for posting in settlement_postings(settlement, [price])}
+    return {posting.unit: posting.amount for posting in settlement_postings(settlement, price)}
 
 
 def test_cached_and_reasoning_tokens_are_parts_not_extras() -> None:
@@ -33,7 +33,7 @@ def test_cached_and_reasoning_tokens_are_parts_not_extras() -> None:
 def test_half_a_millionth_rounds_up_once_and_zero_is_not_posted() -> None:
     assert amounts(replace(DONE, input_tokens=1), Price("*", 500_000))["micros:USD"] == 1
     assert "micros:USD" not in amounts(replace(DONE, input_tokens=1), Price("*", 499_999))
-    assert settlement_postings(DONE, [PRICE]) == ()
+    assert settlement_postings(DONE, PRICE) == ()
 
 
 @given(*(st.integers(0, 10**6),) * 4)
@@ -63,3 +63,21 @@ def test_work_is_time_energy_and_money_and_the_factory_pays_itself_nothing() -> 
     own = work_postings(replace(charge, tenant="", project=""), [PRICE], 9)
     assert {p.unit for p in own} == {"accelerator_us", "cpu_us", "energy_mj"}
     assert {p.debit for p in own} == {"factory/chat"}
+
+
+def test_the_price_that_began_last_before_admission_is_valid() -> None:
+    old, new, star = Price("chat", 1), Price("chat", 2, from_us=100), Price("*", 9, from_us=50)
+    prices = [new, star, old]
+    assert [price_of(prices, "chat", at_us=at).input_micros_per_mtok for at in (0, 99, 100)] == [1, 1, 2]
+    assert book_of(prices, "chat") == (old, new)
+    assert book_of([star], "chat") == (FREE, star)
+    assert book_of([star, new], "chat", "") == (FREE, star, new)
+    assert price_of([new, star], "chat", at_us=60) is star
+    assert price_id(old) == price_id(replace(new, input_micros_per_mtok=1, from_us=0)) != price_id(new)
+
+
+def test_reasoning_has_a_price_of_its_own_where_one_is_written() -> None:
+    done = replace(DONE, output_tokens=50, reasoning_tokens=20)
+    assert amounts(done)["micros:USD"] == 30
+    dear = replace(PRICE, reasoning_micros_per_mtok=6_000_000)
+    assert amounts(done, dear)["micros:USD"] == (30 * 600_000 + 20 * 6_000_000) // 1_000_000

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenmill.domain.trigger import Trigger, bucket, month_and_day, parse_cron
+from tokenmill.domain.calendar import date_of
+from tokenmill.domain.trigger import Trigger, bucket, parse_cron
 from tokenmill.policy.trigger import due, stability_milli
 
 
@@ -40,7 +41,7 @@ def test_a_day_that_never_comes_is_never_due() -> None:
 @given(st.integers(0, 60_000))
 def test_the_calendar_is_the_gregorian_one(day: int) -> None:
     expected = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=day)
-    assert month_and_day(day) == (expected.month, expected.day)
+    assert date_of(day) == (expected.year, expected.month, expected.day)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ pytest.importorskip("numpy", reason="the twin's core needs the extra [twin]")
 from twin_floor import table
 
 from tokenmill.domain.factory import Quota
-from tokenmill.domain.table import Endpoint, TenantEntry
+from tokenmill.domain.table import Endpoint
 from tokenmill.policy import route as live
-from tokenmill.policy.admit import AdmitMemory, Admitted, Meter, admit, settle
+from tokenmill.policy.admit import Admitted, Limit, Meter, Use, admit, settle
 from tokenmill.twin import floor_arrays as fa
 from tokenmill.twin import quota_kernel, router_kernel
 from tokenmill.twin.fleet import Fleet, requests_of
@@ -95,7 +95,7 @@ def quota_of(draw: random.Random) -> Quota:
 def test_it_admits_as_the_live_policy_does(seed):
     draw = random.Random(seed)
     quota = quota_of(draw)
-    entry = TenantEntry("tenant", quota, (), ())
+    bounds = (Limit("tenant", "tenant", quota),)
     found = (
         quota.requests_per_minute,
         quota.tokens_per_minute,
@@ -104,26 +104,24 @@ def test_it_admits_as_the_live_policy_does(seed):
     )
     limits = np.array([-1 if limit is None else limit for limit in found], np.int64)
     meter = np.zeros(5, np.int64)
-    memory = AdmitMemory()
-    now_us, open_tokens, decisions = 86_390_000_000, [], set()
+    kept = (Meter(),)
+    now_us, opened, decisions = 86_390_000_000, [], set()
     for _ in range(300):
         now_us += int(draw.expovariate(1.0) * 1_000_000)
-        if open_tokens and draw.random() < 0.45:
-            tokens = open_tokens.pop()
-            memory = settle(entry, Quota(), memory, tokens, tokens, now_us)
-            quota_kernel.give_back(meter)
+        if opened and draw.random() < 0.45:
+            tokens, begun_us = opened.pop()
+            kept = settle(bounds, kept, Use(tokens), Use(tokens), begun_us, now_us)
+            quota_kernel.give_back(limits, meter, tokens, begun_us, now_us)
         tokens = draw.randint(2, 3_000)
-        asked = admit(entry, Quota(), memory, tokens - 1, 1, now_us)
+        asked = admit(bounds, kept, Use(tokens), now_us)
         allowed = quota_kernel.within(limits, meter, tokens, now_us)
         assert allowed == isinstance(asked, Admitted)
         decisions.add(allowed)
         if isinstance(asked, Admitted):
-            memory = asked.memory
+            kept = asked.meters
             quota_kernel.charge(limits, meter, tokens, now_us)
-            open_tokens.append(tokens)
-        live_meter = memory.tenant
-        if quota != Quota():
-            assert same(live_meter, meter, quota)
+            opened.append((tokens, now_us))
+        assert same(kept[0], meter, quota)
     assert True in decisions or quota.tokens_per_day is not None or quota.tokens_per_minute is not None
 
 

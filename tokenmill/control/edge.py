@@ -12,10 +12,11 @@ from enum import StrEnum
 
 from immutables import Map
 
-from tokenmill.domain.factory import Quota
+from tokenmill.domain.factory import Price, Quota
 from tokenmill.domain.ledger import Settlement
 from tokenmill.domain.table import AliasEntry, Endpoint, KeyEntry, Table, TenantEntry
-from tokenmill.policy.admit import AdmitMemory, Meter
+from tokenmill.policy.admit import NO_QUOTA, Limit, Meter, Use
+from tokenmill.policy.price import FREE, price_id
 
 COOLING_US = 1_000_000
 COOLING_MOST_US = 30_000_000
@@ -23,6 +24,17 @@ COOLING_MOST_US = 30_000_000
 
 PREFIXES = 8192
 """Prefix blocks remembered per generation; two generations are kept, so memory is bounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tariff:
+    """A price and its id, which is made once."""
+
+    id: str
+    price: Price
+
+
+FREE_TARIFF = Tariff(price_id(FREE), FREE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +46,24 @@ class Index:
     tenants: Mapping[str, TenantEntry]
     projects: Mapping[tuple[str, str], Quota]  # (tenant, project)
     aliases: Mapping[str, AliasEntry]
+    limits: Mapping[tuple[str, str], tuple[Limit, ...]]  # what binds a project, by (tenant, project)
+    model_limits: Mapping[tuple[str, str, str], tuple[Limit, ...]]  # the same where an alias has a quota too
+    books: Mapping[str, tuple[Tariff, ...]]  # prices of an alias, by the time from which they are valid
+
+    def bounds(self, key: KeyEntry, alias: str) -> tuple[Limit, ...]:
+        """Every limit that a request has to keep."""
+        if self.model_limits:
+            found = self.model_limits.get((key.tenant, key.project, alias))
+            if found is not None:
+                return found
+        return self.limits.get((key.tenant, key.project), ())
+
+    def tariff(self, alias: str, at_us: int) -> Tariff:
+        """The price of an alias at this time."""
+        for tariff in reversed(self.books.get(alias, ())):
+            if tariff.price.from_us <= at_us:
+                return tariff
+        return FREE_TARIFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +77,7 @@ class EndpointMemory:
 
 @dataclass(frozen=True, slots=True)
 class EdgeMemory:
-    """All that the gateway's decisions remember. ``meters`` are by "tenant" and "tenant/project"."""
+    """All that the gateway's decisions remember. ``meters`` are by the name that a ``Limit`` gives."""
 
     meters: Map[str, Meter] = Map()
     endpoints: Map[str, EndpointMemory] = Map()  # by replica id
@@ -98,7 +128,9 @@ class Request:
     call: Call
     phase: Phase
     endpoint: Endpoint | None = None
-    reserved: int = 0
+    reserved: Use = Use()
+    tariff: Tariff = FREE_TARIFF  # valid at admission
+    limits: tuple[Limit, ...] = ()  # those that it was admitted by
     tried: tuple[str, ...] = ()
     first_token_us: int = 0  # after arrival
 
@@ -161,7 +193,37 @@ def index_of(table: Table) -> Index:
         tenants={tenant.name: tenant for tenant in table.tenants},
         projects={(t.name, name): quota for t in table.tenants for name, quota in t.projects},
         aliases={alias.name: alias for alias in table.aliases},
+        limits={(t.name, name): _limits(t, name) for t in table.tenants for name, _ in t.projects},
+        model_limits=_model_limits(table),
+        books={a.name: tuple(Tariff(price_id(p), p) for p in a.prices) for a in table.aliases},
     )
+
+
+def _limits(tenant: TenantEntry, project: str) -> tuple[Limit, ...]:
+    """What binds a project whatever it asks for. Who has no quota has no meter either."""
+    quotas = [
+        (tenant.name, f"tenant {tenant.name}", tenant.quota),
+        (f"{tenant.name}/{project}", f"project {project}", dict(tenant.projects)[project]),
+    ]
+    return tuple(Limit(*found) for found in quotas if found[2] != NO_QUOTA)
+
+
+def _model_limits(table: Table) -> dict[tuple[str, str, str], tuple[Limit, ...]]:
+    """All limits of each project and alias of which at least one is a quota on that alias."""
+    found: dict[tuple[str, str, str], tuple[Limit, ...]] = {}
+    for tenant in table.tenants:
+        for project, _ in tenant.projects:
+            for bound in tenant.models:
+                if bound.project in ("", project):
+                    place = (tenant.name, project, bound.model)
+                    limit = Limit(
+                        f"{tenant.name}/{bound.project}/{bound.model}",
+                        f"{f'project {bound.project}' if bound.project else f'tenant {tenant.name}'} "
+                        f"on model {bound.model}",
+                        bound.quota,
+                    )
+                    found[place] = (*found.get(place, _limits(tenant, project)), limit)
+    return found
 
 
 def refresh(index: Index, memory: EdgeMemory) -> EdgeMemory:
@@ -189,18 +251,26 @@ def prefix_hits(memory: EdgeMemory, prefix: tuple[int, ...]) -> dict[str, int]:
     return hits
 
 
-def meters_of(memory: EdgeMemory, key: KeyEntry) -> AdmitMemory:
-    tenant = memory.meters.get(key.tenant)
-    project = memory.meters.get(f"{key.tenant}/{key.project}")
-    return AdmitMemory(tenant or Meter(), project or Meter())
+def meters_of(memory: EdgeMemory, limits: tuple[Limit, ...]) -> tuple[Meter, ...]:
+    return tuple(memory.meters.get(limit.meter) or Meter() for limit in limits)
 
 
-def keep_meters(meters: Map[str, Meter], key: KeyEntry, admitted: AdmitMemory) -> Map[str, Meter]:
-    return meters.set(key.tenant, admitted.tenant).set(f"{key.tenant}/{key.project}", admitted.project)
+def keep_meters(
+    meters: Map[str, Meter], limits: tuple[Limit, ...], kept: tuple[Meter, ...]
+) -> Map[str, Meter]:
+    for limit, meter in zip(limits, kept, strict=True):
+        meters = meters.set(limit.meter, meter)
+    return meters
 
 
-def opened(memory: EdgeMemory, call: Call, admitted: AdmitMemory, endpoint: Endpoint) -> EdgeMemory:
-    meters = keep_meters(memory.meters, call.key, admitted)
+def opened(
+    memory: EdgeMemory,
+    call: Call,
+    limits: tuple[Limit, ...],
+    kept: tuple[Meter, ...],
+    endpoint: Endpoint,
+) -> EdgeMemory:
+    meters = keep_meters(memory.meters, limits, kept)
     metered = EdgeMemory(meters, memory.endpoints, memory.prefixes, memory.prefixes_old)
     return taken(metered, endpoint, call.prefix)
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from tokenmill.control.state import State
+from tokenmill.domain.calendar import format_moment
 from tokenmill.domain.codec import digest_of
-from tokenmill.domain.factory import Factory
+from tokenmill.domain.factory import Factory, ModelQuota, Price
+from tokenmill.domain.units import format_money
 
 NOUNS: tuple[tuple[str, str], ...] = (
     ("site", "sites"),
@@ -20,6 +22,7 @@ NOUNS: tuple[tuple[str, str], ...] = (
     ("fabric", "fabrics"),
     ("tenant", "tenants"),
     ("price", "prices"),
+    ("quota", "quotas"),
     ("model", "models"),
     ("deployment", "deployments"),
     ("line", "lines"),
@@ -81,12 +84,21 @@ def diff(state: State, factory: Factory) -> Plan:
 
 
 def _by_name(records: tuple[Any, ...]) -> Mapping[str, Any]:
-    return {
-        str(getattr(r, "name", None) or getattr(r, "id", None) or getattr(r, "model", "")): r for r in records
-    }
+    return {_name(r): r for r in records}
+
+
+def _name(record: Any) -> str:
+    """What a noun is told from its like by."""
+    if isinstance(record, Price):
+        return f"{record.model} from {format_moment(record.from_us)}" if record.from_us else record.model
+    if isinstance(record, ModelQuota):
+        return "/".join(part for part in (record.tenant, record.project, record.model) if part)
+    return str(getattr(record, "name", None) or record.id)
 
 
 def _summary(what: str, record: Any) -> str:
+    if isinstance(record, Price):
+        return ", ".join(f"{name} {amount}" for name, amount in _amounts(record).items())
     if what == "deployment":
         served = f"model {record.model}" if record.model else f"line {record.line}"
         return f"{record.replicas} replica(s) of {served} on {record.engine}"
@@ -95,6 +107,19 @@ def _summary(what: str, record: Any) -> str:
     if what == "job":
         return f"starts once, {record.workers} worker(s)"
     return ""
+
+
+def _amounts(price: Price) -> dict[str, str]:
+    """What a price says, as it is written in the factory file; without what costs nothing."""
+    amounts = {
+        "input": price.input_micros_per_mtok,
+        "cached": price.cached_micros_per_mtok,
+        "output": price.output_micros_per_mtok,
+        "reasoning": price.reasoning_micros_per_mtok,
+        "accelerator_hour": price.accelerator_hour_micros,
+        "kwh": price.kwh_micros,
+    }
+    return {name: format_money(micros, price.currency) for name, micros in amounts.items() if micros}
 
 
 def _removal(what: str) -> str:
@@ -108,6 +133,11 @@ def _removal(what: str) -> str:
 def _detail(what: str, old: Any, new: Any) -> str:
     parts: list[str] = []
     follows: list[str] = []
+    if isinstance(old, Price) and isinstance(new, Price):
+        before, after = _amounts(old), _amounts(new)
+        changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+        shown = ", ".join(f"{n}: {before.get(n, 'free')} -> {after.get(n, 'free')}" for n in changed)
+        return f"{shown}; for requests admitted from now on"
     for field in fields(old):
         before, after = getattr(old, field.name), getattr(new, field.name)
         if before == after:

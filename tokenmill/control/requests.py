@@ -35,6 +35,7 @@ from tokenmill.control.edge import (
     Refuse,
     Request,
     Settle,
+    Tariff,
     TokenUsage,
     Turn,
     index_of,
@@ -46,10 +47,10 @@ from tokenmill.control.edge import (
     refresh,
     taken,
 )
-from tokenmill.domain.factory import Quota
 from tokenmill.domain.ledger import Outcome, Settlement
 from tokenmill.domain.table import AliasEntry, Endpoint, KeyEntry, TenantEntry
-from tokenmill.policy.admit import Admitted, admit, settle
+from tokenmill.policy.admit import Admitted, Limit, Use, admit, settle
+from tokenmill.policy.price import cost_micros
 from tokenmill.policy.reside import reside
 from tokenmill.policy.route import Candidate, Routed, Unroutable, route
 
@@ -116,14 +117,13 @@ def arrive(index: Index, memory: EdgeMemory, call: Call) -> Turn:
     found = _routed(memory, alias, tenant, call, (), call.at_us)
     if isinstance(found, Refuse):
         return _refused(memory, call, found)
-    quota = index.projects.get((tenant.name, call.key.project), Quota())
-    admitted = admit(
-        tenant, quota, meters_of(memory, call.key), call.input_estimate, call.max_output, call.at_us
-    )
+    limits = index.bounds(call.key, call.alias)
+    tariff = index.tariff(call.alias, call.at_us)
+    admitted = admit(limits, meters_of(memory, limits), _most(call, limits, tariff), call.at_us)
     if not isinstance(admitted, Admitted):
         return _refused(memory, call, _over_quota(admitted.code, admitted.reasons, admitted.retry_after_us))
-    memory = opened(memory, call, admitted.memory, found)
-    request = Request(call, Phase.FORWARDED, found, admitted.reserved)
+    memory = opened(memory, call, limits, admitted.meters, found)
+    request = Request(call, Phase.FORWARDED, found, admitted.reserved, tariff, limits)
     return Turn(memory, request, (Forward(found),))
 
 
@@ -225,6 +225,25 @@ def _no_route(name: str, alias: AliasEntry, found: Unroutable) -> Refuse:
     return Refuse(503, "model_not_ready", f"No replica of {name!r} can answer.", max(retry_s, 1), reasons)
 
 
+def _most(call: Call, limits: tuple[Limit, ...], tariff: Tariff) -> Use:
+    """What a request may use at most. Money is only reckoned where money is bounded."""
+    tokens = call.input_estimate + call.max_output
+    if not any(limit.in_money for limit in limits):
+        return Use(tokens)
+    price, most = tariff.price, call.max_output
+    dearer = (price.reasoning_micros_per_mtok or 0) > price.output_micros_per_mtok
+    return Use(tokens, cost_micros(price, call.input_estimate, 0, most, most if dearer else 0))
+
+
+def _used(usage: TokenUsage, limits: tuple[Limit, ...], tariff: Tariff) -> Use:
+    """What it did use, in money by the same sum that the ledger posts."""
+    tokens = usage.input_tokens + usage.output_tokens
+    if not any(limit.in_money for limit in limits):
+        return Use(tokens)
+    counts = (usage.input_tokens, usage.cached_tokens, usage.output_tokens, usage.reasoning_tokens)
+    return Use(tokens, cost_micros(tariff.price, *counts))
+
+
 def _over_quota(code: str, reasons: tuple[str, ...], retry_after_us: int) -> Refuse:
     retry_s = -(-retry_after_us // 1_000_000)
     return Refuse(429, code, f"Over quota: {'; '.join(reasons)}.", retry_s, reasons)
@@ -251,17 +270,18 @@ def _settled(
 ) -> Turn:
     if request.phase is Phase.SETTLED or request.endpoint is None:
         return Turn(memory, request)
-    key = request.call.key
-    tenant = index.tenants.get(key.tenant) or TenantEntry(key.tenant, Quota(), (), ())
-    quota = index.projects.get((key.tenant, key.project), Quota())
-    used = usage.input_tokens + usage.output_tokens
-    kept = settle(tenant, quota, meters_of(memory, key), request.reserved, used, at_us)
+    limits = request.limits
+    used = _used(usage, limits, request.tariff)
+    before = meters_of(memory, limits)
+    kept = settle(limits, before, request.reserved, used, request.call.at_us, at_us)
     memory = left(memory, request.endpoint, at_us, failed=failed)
-    meters = keep_meters(memory.meters, key, kept)
+    meters = keep_meters(memory.meters, limits, kept)
     memory = EdgeMemory(meters, memory.endpoints, memory.prefixes, memory.prefixes_old)
     settlement = _settlement(request, at_us, outcome, status, usage, reason)
     call, endpoint = request.call, request.endpoint
-    ended = Request(call, Phase.SETTLED, endpoint, 0, request.tried, request.first_token_us)
+    ended = Request(
+        call, Phase.SETTLED, endpoint, Use(), request.tariff, (), request.tried, request.first_token_us
+    )
     return Turn(memory, ended, (Settle(settlement),))
 
 
@@ -289,4 +309,5 @@ def _settlement(
         first_token_us=request.first_token_us,
         duration_us=max(0, at_us - call.at_us),
         reason=reason,
+        price=request.tariff.id if endpoint else "",
     )

@@ -14,6 +14,7 @@ from tokenmill.control.state import State
 from tokenmill.domain.factory import Deployment, Peer
 from tokenmill.domain.table import AliasEntry, Endpoint, KeyEntry, Table, TenantEntry
 from tokenmill.domain.work import Alias, Replica, ReplicaStatus
+from tokenmill.policy.price import book_of
 from tokenmill.policy.route import PEER_PREFIX
 
 PEER_SLOTS = 64
@@ -27,7 +28,15 @@ def table_of(state: State) -> Table:
         factory=state.factory.name,
         keys=_keys(state),
         tenants=tuple(
-            TenantEntry(t.name, t.quota, t.jurisdictions, tuple((p.name, p.quota) for p in t.projects))
+            TenantEntry(
+                t.name,
+                t.quota,
+                t.jurisdictions,
+                tuple((p.name, p.quota) for p in t.projects),
+                tuple(bound for bound in state.factory.quotas if bound.tenant == t.name),
+                t.priority,
+                t.share,
+            )
             for t in state.factory.tenants
         ),
         aliases=_aliases(state),
@@ -68,7 +77,9 @@ def _aliases(state: State) -> tuple[AliasEntry, ...]:
     for name in sorted(peers):
         away = tuple(_peer(peer, name) for peer in peers[name])
         targets = tuple((endpoint.release, 1000 // len(away)) for endpoint in away)
-        entries.append(AliasEntry(name, "chat", 0, targets, away, (), 0, peers[name][0].name))
+        book = book_of(state.factory.prices, name)
+        owner = peers[name][0].name
+        entries.append(AliasEntry(name, "chat", 0, targets, away, (), 0, owner, prices=book))
     return tuple(entries)
 
 
@@ -95,6 +106,7 @@ def _entry(
         owner=line.tenant if line else state.factory.name,
         reason="" if serves and alias.targets else reason_of(state, deployment, alias),
         shadow=_shadow(deployment, alias),
+        prices=book_of(state.factory.prices, deployment.name, deployment.model),
     )
 
 

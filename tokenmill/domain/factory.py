@@ -77,12 +77,18 @@ class Fabric:
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """Upper bounds; ``None`` is unlimited."""
+    """Upper bounds; ``None`` is unlimited. Money is in millionths of the factory's one currency.
+
+    ``warn`` makes the bounds in money soft: what goes beyond them is answered, with a warning.
+    """
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     tokens_per_day: int | None = None
     concurrent_requests: int | None = None
+    micros_per_day: int | None = None
+    micros_per_month: int | None = None
+    warn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +114,22 @@ class Tenant:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelQuota:
+    """Bounds of what a tenant, or one project of it, may use of one deployment."""
+
+    tenant: str
+    project: str  # empty is the whole tenant
+    model: str  # the alias that clients put in ``model``
+    quota: Quota
+
+
+@dataclass(frozen=True, slots=True)
 class Price:
-    """What one model's tokens and the work on it cost, in millionths of ``currency``."""
+    """What one model's tokens and the work on it cost, in millionths of ``currency``.
+
+    It holds for what is admitted from ``from_us`` on (microseconds since the epoch; 0 is always), until a
+    later price of the same ``model`` begins.
+    """
 
     model: str  # alias, model or "*"
     input_micros_per_mtok: int = 0
@@ -118,6 +138,8 @@ class Price:
     accelerator_hour_micros: int = 0
     kwh_micros: int = 0
     currency: str = "USD"
+    from_us: int = 0
+    reasoning_micros_per_mtok: int | None = None  # None is as output
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,3 +282,4 @@ class Factory:
     lines: tuple[Line, ...] = ()
     jobs: tuple[JobTemplate, ...] = ()
     peers: tuple[Peer, ...] = ()
+    quotas: tuple[ModelQuota, ...] = ()

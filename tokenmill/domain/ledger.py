@@ -49,6 +49,12 @@ class Settlement:
     duration_us: int = 0
     reason: str = ""
     response: str = ""  # what the answer called itself, where it said so: "chatcmpl-..."
+    price: str = ""  # the id of the price that was valid at admission; empty: by the date
+
+    @property
+    def admitted_us(self) -> int:
+        """When the request came."""
+        return self.at_us - self.duration_us
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tokenmill.domain.factory import Quota
+from tokenmill.domain.factory import ModelQuota, Price, Quota
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,9 @@ class TenantEntry:
     quota: Quota
     jurisdictions: tuple[str, ...]
     projects: tuple[tuple[str, Quota], ...]
+    models: tuple[ModelQuota, ...] = ()
+    priority: int = 0
+    share: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ class AliasEntry:
     owner: str
     reason: str = ""
     shadow: tuple[str, int] | None = None  # (release, thousandths of the requests it gets a copy of)
+    prices: tuple[Price, ...] = ()  # what it costs now and from later dates on, by ``from_us``
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tokenmill.domain.calendar import date_of
+
 PROFILE_BUCKETS = 24
 """A profile counts rows by the length of their line in bytes: bucket ``k`` holds 2**k to 2**(k+1) - 1."""
 
@@ -58,22 +60,10 @@ class Cron:
         return None
 
     def _fits(self, day: int) -> bool:
-        month, of_month = month_and_day(day)
+        _, month, of_month = date_of(day)
         weekday = (day + 4) % 7  # 1 January 1970 was a Thursday
         by_month, by_week = of_month in self.days, weekday in self.weekdays
         return month in self.months and ((by_month or by_week) if self.either_day else (by_month and by_week))
-
-
-def month_and_day(day: int) -> tuple[int, int]:
-    """Month and day of the Gregorian calendar, ``day`` days after 1 January 1970.
-
-    The arithmetic is Howard Hinnant's ``civil_from_days`` (2013), which begins years in March.
-    """
-    _, of_era = divmod(day + 719_468, 146_097)
-    year = (of_era - of_era // 1460 + of_era // 36_524 - of_era // 146_096) // 365
-    of_year = of_era - (365 * year + year // 4 - year // 100)
-    month = (5 * of_year + 2) // 153
-    return (month + 3 if month < 10 else month - 9), of_year - (153 * month + 2) // 5 + 1
 
 
 def parse_cron(text: str) -> Cron:

@@ -11,17 +11,18 @@ from __future__ import annotations
 import fcntl
 import logging
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tokenmill.domain.effects import ChargeWork
 from tokenmill.domain.errors import StoreError
-from tokenmill.domain.factory import Factory
+from tokenmill.domain.factory import Factory, Price
 from tokenmill.domain.ledger import Posting, Settlement
 from tokenmill.floor.energy import share_out
 from tokenmill.floor.ports import EnergyAccount
-from tokenmill.policy.price import settlement_postings, work_postings
+from tokenmill.policy.price import FREE, price_id, price_of, settlement_postings, work_postings
 from tokenmill.store.ledger import Ledger
 from tokenmill.store.spool import SpoolBatch, read_spool, spool_files
 
@@ -51,6 +52,8 @@ class Books:
     )
     _settled_us: dict[str, int] = field(default_factory=dict)  # replica -> its last settlement
     _alias: dict[str, str] = field(default_factory=dict)
+    _prices: tuple[Price, ...] | None = None
+    _known: dict[str, Price] = field(default_factory=dict)  # by id
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def pass_over(self, factory: Factory, now_us: int) -> int:
@@ -60,6 +63,7 @@ class Books:
         begins where this one could not go on.
         """
         with self._lock:
+            self._keep_prices(factory)
             files = spool_files(self.spool)
             done = 0
             oldest_us = 0
@@ -100,7 +104,7 @@ class Books:
         shares = self._energy_shares(batch.settlements)
         taken: dict[str, int] = {}
         for settlement in batch.settlements:
-            lines = settlement_postings(settlement, factory.prices, models.get(settlement.alias, ""))
+            lines = settlement_postings(settlement, self._price(settlement, factory, models))
             postings += lines
             energy_mj = shares.get(settlement.request, 0)
             if energy_mj:
@@ -115,6 +119,26 @@ class Books:
             raise
         self._count(batch.settlements, now_us)
         return new
+
+    def _keep_prices(self, factory: Factory) -> None:
+        """Write down every price that the file says, before anything is posted at it."""
+        if self._prices is not factory.prices:
+            self._known |= {price_id(price): price for price in (FREE, *factory.prices)}
+            self.ledger.keep_prices(self._known)
+            self._prices = factory.prices
+
+    def _price(self, settlement: Settlement, factory: Factory, models: Mapping[str, str]) -> Price:
+        """The price that was valid at admission: by its id, which no later change of the file can touch."""
+        found = self._known.get(settlement.price)
+        if found is None and settlement.price:
+            found = self.ledger.price(settlement.price)
+            if found is not None:
+                self._known[settlement.price] = found
+        if found is not None:
+            return found
+        # A refusal, a candidate's copy, or a line of an older gateway.
+        names = (settlement.alias, models.get(settlement.alias, ""))
+        return price_of(factory.prices, *names, at_us=settlement.admitted_us)
 
     def _energy_shares(self, settlements: tuple[Settlement, ...]) -> dict[str, int]:
         """Millijoules per request: what each replica owes, by tokens. Every millijoule is given out."""

@@ -263,7 +263,8 @@ class Exchange:
     def answer_headers(self) -> bytes:
         gateway = self.gateway
         spent_ms = int((gateway.loop.time() - self.http.arrived_s) * 1000)
-        limits = ratelimit_headers(gateway.serving.index, gateway.memory, self.key, gateway.clock())
+        now_us, index = gateway.clock(), gateway.serving.index
+        limits = ratelimit_headers(index, gateway.memory, self.key, now_us, self.model)
         return b"x-request-id: %b\r\nopenai-processing-ms: %d\r\n%b" % (self.id.encode(), spent_ms, limits)
 
     def first_byte(self) -> None:
@@ -291,9 +292,8 @@ class Exchange:
 
     def reject(self, error: ApiError) -> None:
         gateway = self.gateway
-        turn = requests.finished(
-            self._index(), gateway.memory, self.request, gateway.clock(), error.status, NOTHING
-        )
+        index, now_us = self._index(), gateway.clock()
+        turn = requests.finished(index, gateway.memory, self.request, now_us, error.status, NOTHING)
         self._keep(turn)
         for action in turn.actions:
             if isinstance(action, Settle):

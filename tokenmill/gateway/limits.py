@@ -1,6 +1,6 @@
-"""The ``x-ratelimit-*`` headers: what a key's tenant and project may still use.
+"""The ``x-ratelimit-*`` headers: what a key's tenant and project may still use, in money too.
 
-Shows the tighter of both. Decides nothing; ``policy.admit`` does.
+Shows the tightest of all limits. Decides nothing; ``policy.admit`` does.
 """
 
 from __future__ import annotations
@@ -10,24 +10,18 @@ from tokenmill.domain.factory import Quota
 from tokenmill.domain.table import KeyEntry
 from tokenmill.policy.admit import Left, Meter, left
 
-UNLIMITED = Quota()
+MICRO = 1_000_000
 
 
-def ratelimit_headers(index: Index, memory: EdgeMemory, key: KeyEntry, now_us: int) -> bytes:
-    """Header lines, or nothing when neither requests nor tokens are limited per minute or day."""
-    tenant = index.tenants.get(key.tenant)
-    quotas = [
-        (tenant.quota if tenant else UNLIMITED, key.tenant),
-        (index.projects.get((key.tenant, key.project), UNLIMITED), f"{key.tenant}/{key.project}"),
-    ]
+def ratelimit_headers(index: Index, memory: EdgeMemory, key: KeyEntry, now_us: int, alias: str = "") -> bytes:
+    """Header lines, or nothing when neither requests, tokens nor money are limited."""
     shown = [
-        (quota, left(quota, memory.meters.get(name) or Meter(), now_us))
-        for quota, name in quotas
-        if quota != UNLIMITED
+        (limit.quota, left(limit.quota, memory.meters.get(limit.meter) or Meter(), now_us))
+        for limit in index.bounds(key, alias)
     ]
     if not shown:
         return b""
-    return _requests(shown) + _tokens(shown)
+    return _requests(shown) + _tokens(shown) + _money(shown)
 
 
 def _requests(shown: list[tuple[Quota, Left]]) -> bytes:
@@ -46,6 +40,19 @@ def _tokens(shown: list[tuple[Quota, Left]]) -> bytes:
         if now.tokens is not None and limits:
             found.append((now.tokens, min(limits), now.tokens_reset_us))
     return _lines(b"tokens", *min(found)) if found else b""
+
+
+def _money(shown: list[tuple[Quota, Left]]) -> bytes:
+    """What is left of the tightest budget; a soft one that is passed is warned of."""
+    found = [(now.micros, now.micros_limit) for _, now in shown if now.micros is not None]
+    if not found:
+        return b""
+    remaining, limit = min(found)
+    lines = b"x-ratelimit-limit-money: %d.%06d\r\nx-ratelimit-remaining-money: %d.%06d\r\n" % (
+        *divmod(limit, MICRO),
+        *divmod(max(0, remaining), MICRO),
+    )
+    return lines + (b"x-tokenmill-warning: over budget\r\n" if remaining < 0 else b"")
 
 
 def _lines(what: bytes, remaining: int, limit: int, reset_us: int) -> bytes:

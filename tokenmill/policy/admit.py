@@ -1,52 +1,68 @@
-"""May this request in? Requests and tokens per minute, tokens per day, and requests open at once.
+"""May this request in? Requests and tokens per minute, tokens per day, money per day and month, open ones.
 
 Rates use the generic cell rate algorithm (ITU-T I.371): one integer per limit, the time at which the bucket
 would be empty again, instead of a level and a stamp. A bucket holds one minute's worth, so a tenant may spend
-its minute in one burst and then refills continuously. Days are UTC calendar days, so that a day's use here is
-the day's use in the ledger.
+its minute in one burst and then refills continuously. Days and months are those of the UTC calendar, and use
+counts when a request ends, so that a day's use here is the day's use in the ledger.
 
-Tokens are reserved before a request runs (its estimated input and the most it may put out) and corrected
-afterwards by ``settle``. Tenant and project are limited alike and both must agree. Nothing here identifies a
-key or knows a model.
+Tokens and money are reserved before a request runs (its estimated input and the most it may put out) and
+corrected afterwards by ``settle``. Everyone concerned (tenant, project, a bound of either on one model) is a
+``Limit``; all must agree. Nothing here identifies a key or knows a model or a price.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tokenmill.domain.calendar import DAY_US, month_of
 from tokenmill.domain.factory import Quota
-from tokenmill.domain.table import TenantEntry
 
 MINUTE_US = 60_000_000
-DAY_US = 86_400_000_000
 NO_QUOTA = Quota()
 
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """What one tenant, or one project, has used. ``*_empty_us`` is when its bucket is empty again."""
+    """What a limit's owner has used. ``*_empty_us`` is when its bucket is empty again."""
 
     open: int = 0
     requests_empty_us: int = 0
     tokens_empty_us: int = 0
     day: int = 0  # days since the epoch, UTC
     day_tokens: int = 0
+    day_micros: int = 0
+    month: int = 0  # year * 12 + month - 1
+    month_micros: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class AdmitMemory:
-    """What admission remembers. The tenant's meter is shared by all of its projects."""
+class Limit:
+    """One quota and whose it is. ``meter`` names its meter; ``who`` is for people."""
 
-    tenant: Meter = Meter()
-    project: Meter = Meter()
+    meter: str
+    who: str
+    quota: Quota
+
+    @property
+    def in_money(self) -> bool:
+        return self.quota.micros_per_day is not None or self.quota.micros_per_month is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What a request may use at most, or has used."""
+
+    tokens: int = 0
+    micros: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """``reserved`` tokens are held until ``settle``; ``memory`` replaces the one that was passed in."""
+    """``meters`` replace those that were passed in, in their order; ``reserved`` is held until ``settle``."""
 
-    memory: AdmitMemory
-    reserved: int
+    meters: tuple[Meter, ...]
+    reserved: Use
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,72 +74,69 @@ class Refused:
     retry_after_us: int = 0
 
 
-def admit(
-    entry: TenantEntry,
-    project_quota: Quota,
-    memory: AdmitMemory,
-    input_estimate: int,
-    max_output: int,
-    now_us: int,
-) -> Admitted | Refused:
-    """Admit a request of at most ``input_estimate + max_output`` tokens, or say which limits forbid it.
+def admit(limits: Sequence[Limit], meters: Sequence[Meter], asked: Use, now_us: int) -> Admitted | Refused:
+    """Admit a request that uses at most ``asked``, or say which limits forbid it.
 
-    Every limit is looked at, so that ``Refused.reasons`` is complete. On a refusal nothing is charged.
+    ``meters`` are those of ``limits``, in their order. Every limit is looked at, so that ``Refused.reasons``
+    is complete. On a refusal nothing is charged.
     """
-    tokens = input_estimate + max_output
-    tenant = memory.tenant
-    project = memory.project
     reasons: list[str] = []
     wait_us = 0
-    never = False
-    if entry.quota != NO_QUOTA:
-        wait_us, never = _refusals(f"tenant {entry.name}", entry.quota, tenant, tokens, now_us, reasons)
-    if project_quota != NO_QUOTA:
-        project_wait, project_never = _refusals("project", project_quota, project, tokens, now_us, reasons)
-        wait_us = max(wait_us, project_wait)
-        never = never or project_never
+    never = broke = False
+    for limit, meter in zip(limits, meters, strict=True):
+        limit_wait, limit_never = _refusals(limit.who, limit.quota, meter, asked.tokens, now_us, reasons)
+        wait_us = max(wait_us, limit_wait)
+        never = never or limit_never
+        if limit.in_money and not limit.quota.warn:
+            broke = _over_budget(limit, meter, asked.micros, now_us, reasons) or broke
     if reasons:
-        code = "request_too_large" if never else "rate_limit_exceeded"
-        return Refused(code, tuple(reasons), 0 if never else max(wait_us, 1))
-    return Admitted(
-        AdmitMemory(
-            _charged(entry.quota, tenant, tokens, now_us), _charged(project_quota, project, tokens, now_us)
-        ),
-        tokens,
+        code = "insufficient_quota" if broke else "request_too_large" if never else "rate_limit_exceeded"
+        return Refused(code, tuple(reasons), 0 if never or broke else max(wait_us, 1))
+    charged = tuple(
+        _charged(limit.quota, meter, asked, now_us) for limit, meter in zip(limits, meters, strict=True)
     )
+    return Admitted(charged, asked)
 
 
 def settle(
-    entry: TenantEntry,
-    project_quota: Quota,
-    memory: AdmitMemory,
-    reserved: int,
-    used: int,
+    limits: Sequence[Limit],
+    meters: Sequence[Meter],
+    reserved: Use,
+    used: Use,
+    admitted_us: int,
     now_us: int,
-) -> AdmitMemory:
-    """Close an admitted request: give back ``reserved - used`` tokens, or take what it used beyond them.
+) -> tuple[Meter, ...]:
+    """Close an admitted request: give back what it did not use, or take what it used beyond its reserve.
 
-    Call it exactly once per ``Admitted``. A correction on the next UTC day leaves that day alone.
+    Call it exactly once per ``Admitted``. A request counts where it ends: one that began on another day or in
+    another month gave that one's reserve up when it passed.
     """
-    return AdmitMemory(
-        _corrected(entry.quota, memory.tenant, reserved - used, now_us),
-        _corrected(project_quota, memory.project, reserved - used, now_us),
+    return tuple(
+        _corrected(limit.quota, meter, reserved, used, admitted_us // DAY_US, now_us)
+        for limit, meter in zip(limits, meters, strict=True)
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What a quota still allows at one moment, for ``x-ratelimit-*`` headers; ``None`` is unlimited."""
+    """What a quota still allows at one moment, for ``x-ratelimit-*`` headers; ``None`` is unlimited.
+
+    ``micros`` is the tighter of day and month, below zero when a soft bound is passed; ``micros_limit`` is
+    that bound.
+    """
 
     requests: int | None
     tokens: int | None
     requests_reset_us: int
     tokens_reset_us: int
+    micros: int | None = None
+    micros_limit: int = 0
 
 
 def left(quota: Quota, meter: Meter, now_us: int) -> Left:
-    """Requests and tokens left in this minute's buckets, and how long until each is full again."""
-    requests = tokens = None
+    """Requests and tokens left in this minute's buckets, how long until each is full, and money left."""
+    requests = tokens = micros = None
+    micros_limit = 0
     requests_reset = max(0, meter.requests_empty_us - now_us)
     tokens_reset = max(0, meter.tokens_empty_us - now_us)
     if quota.requests_per_minute is not None:
@@ -134,7 +147,42 @@ def left(quota: Quota, meter: Meter, now_us: int) -> Left:
         used = meter.day_tokens if meter.day == now_us // DAY_US else 0
         in_day = max(0, quota.tokens_per_day - used)
         tokens = in_day if tokens is None else min(tokens, in_day)
-    return Left(requests, tokens, requests_reset, tokens_reset)
+    for bound, spent, _ in _budgets(quota, meter, now_us):
+        if micros is None or bound - spent < micros:
+            micros, micros_limit = bound - spent, bound
+    return Left(requests, tokens, requests_reset, tokens_reset, micros, micros_limit)
+
+
+def _budgets(quota: Quota, meter: Meter, now_us: int) -> list[tuple[int, int, str]]:
+    """``(bound, spent, period)`` of each bound in money."""
+    found = []
+    day = now_us // DAY_US
+    if quota.micros_per_day is not None:
+        found.append((quota.micros_per_day, meter.day_micros if meter.day == day else 0, "UTC day"))
+    if quota.micros_per_month is not None:
+        spent = meter.month_micros if meter.month == month_of(day) else 0
+        found.append((quota.micros_per_month, spent, "UTC month"))
+    return found
+
+
+def _over_budget(limit: Limit, meter: Meter, micros: int, now_us: int, reasons: list[str]) -> bool:
+    """Append one sentence per hard bound in money that the request could pass.
+
+    What costs nothing passes as long as nothing is overspent.
+    """
+    over = False
+    for bound, spent, period in _budgets(limit.quota, meter, now_us):
+        if spent + micros > bound:
+            over = True
+            reasons.append(
+                f"{limit.who}: {_amount(spent)} spent or reserved, up to {_amount(micros)} asked, "
+                f"budget {_amount(bound)} per {period}"
+            )
+    return over
+
+
+def _amount(micros: int) -> str:
+    return f"{micros // 1_000_000}.{micros % 1_000_000:06d}"
 
 
 def _span_us(amount: int, per_minute: int) -> int:
@@ -178,25 +226,70 @@ def _refusals(
     return wait_us, never
 
 
-def _charged(quota: Quota, meter: Meter, tokens: int, now_us: int) -> Meter:
-    requests_empty_us = tokens_empty_us = day = day_tokens = 0
+def _charged(quota: Quota, meter: Meter, asked: Use, now_us: int) -> Meter:
+    requests_empty_us = tokens_empty_us = day = day_tokens = day_micros = month = month_micros = 0
     if quota.requests_per_minute is not None:
         requests_empty_us = max(meter.requests_empty_us, now_us) + _span_us(1, quota.requests_per_minute)
     if quota.tokens_per_minute is not None:
-        tokens_empty_us = max(meter.tokens_empty_us, now_us) + _span_us(tokens, quota.tokens_per_minute)
-    if quota.tokens_per_day is not None:
-        day = now_us // DAY_US
-        day_tokens = tokens + (meter.day_tokens if meter.day == day else 0)
-    return Meter(meter.open + 1, requests_empty_us, tokens_empty_us, day, day_tokens)
+        tokens_empty_us = max(meter.tokens_empty_us, now_us) + _span_us(asked.tokens, quota.tokens_per_minute)
+    if _by_day(quota):
+        day, month = _calendar(quota, now_us)
+        day_tokens, day_micros, month_micros = _spent(meter, day, month)
+        day_tokens += asked.tokens
+        day_micros += asked.micros
+        month_micros += asked.micros
+    return Meter(
+        meter.open + 1, requests_empty_us, tokens_empty_us, day, day_tokens, day_micros, month, month_micros
+    )
 
 
-def _corrected(quota: Quota, meter: Meter, unused: int, now_us: int) -> Meter:
+def _corrected(quota: Quota, meter: Meter, reserved: Use, used: Use, begun: int, now_us: int) -> Meter:
     tokens_empty_us = meter.tokens_empty_us
-    day_tokens = meter.day_tokens
     if quota.tokens_per_minute:
         # Giving back never moves the bucket below empty: that would hand out more than one minute's worth.
-        back_us = unused * MINUTE_US // quota.tokens_per_minute
+        back_us = (reserved.tokens - used.tokens) * MINUTE_US // quota.tokens_per_minute
         tokens_empty_us = max(min(now_us, tokens_empty_us), tokens_empty_us - back_us)
-    if quota.tokens_per_day is not None and meter.day == now_us // DAY_US:
-        day_tokens = max(0, day_tokens - unused)
-    return Meter(max(0, meter.open - 1), meter.requests_empty_us, tokens_empty_us, meter.day, day_tokens)
+    still_open = max(0, meter.open - 1)
+    if not _by_day(quota):
+        return Meter(still_open, meter.requests_empty_us, tokens_empty_us)
+    day, month = _calendar(quota, now_us)
+    day_tokens, day_micros, month_micros = _spent(meter, day, month)
+    if begun == day:
+        day_tokens -= reserved.tokens
+        day_micros -= reserved.micros
+    if month and month_of(begun) == month:
+        month_micros -= reserved.micros
+    return Meter(
+        still_open,
+        meter.requests_empty_us,
+        tokens_empty_us,
+        day,
+        max(0, day_tokens + used.tokens),
+        max(0, day_micros + used.micros),
+        month,
+        max(0, month_micros + used.micros),
+    )
+
+
+def _by_day(quota: Quota) -> bool:
+    return (
+        quota.tokens_per_day is not None
+        or quota.micros_per_day is not None
+        or quota.micros_per_month is not None
+    )
+
+
+def _calendar(quota: Quota, now_us: int) -> tuple[int, int]:
+    """Day and month; 0 for a month that nothing is bounded by."""
+    day = now_us // DAY_US
+    return day, month_of(day) if quota.micros_per_month is not None else 0
+
+
+def _spent(meter: Meter, day: int, month: int) -> tuple[int, int, int]:
+    """Tokens and money of the day, money of the month, where the meter is of that day and month."""
+    today = meter.day == day
+    return (
+        meter.day_tokens if today else 0,
+        meter.day_micros if today else 0,
+        meter.month_micros if month and meter.month == month else 0,
+    )

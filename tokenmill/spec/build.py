@@ -26,7 +26,20 @@ CHAIN: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 def quota(fields: docs.QuotaFields) -> nouns.Quota:
-    return nouns.Quota(**fields.model_dump())
+    """The bounds; money without its currency, which ``references`` has compared with the prices'."""
+    return nouns.Quota(
+        requests_per_minute=fields.requests_per_minute,
+        tokens_per_minute=fields.tokens_per_minute,
+        tokens_per_day=fields.tokens_per_day,
+        concurrent_requests=fields.concurrent_requests,
+        micros_per_day=fields.money_per_day[0] if fields.money_per_day else None,
+        micros_per_month=fields.money_per_month[0] if fields.money_per_month else None,
+        warn=fields.over_budget == "warn",
+    )
+
+
+def model_quota(document: docs.QuotaDocument) -> nouns.ModelQuota:
+    return nouns.ModelQuota(document.tenant, document.project or "", document.model, quota(document))
 
 
 def resources(
@@ -58,7 +71,10 @@ def tenant(document: docs.TenantDocument) -> nouns.Tenant:
 
 def currencies(document: docs.PriceDocument) -> tuple[str, ...]:
     """Every currency that a price names, in the order of its fields."""
-    amounts = (document.input, document.cached, document.output, document.accelerator_hour, document.kwh)
+    amounts = (
+        *(document.input, document.cached, document.output, document.reasoning),
+        *(document.accelerator_hour, document.kwh),
+    )
     named = [amount[1] for amount in amounts if amount is not None and amount[1]]
     return tuple(dict.fromkeys([*named, *([document.currency] if document.currency else [])]))
 
@@ -72,6 +88,8 @@ def price(document: docs.PriceDocument) -> nouns.Price:
         accelerator_hour_micros=document.accelerator_hour[0],
         kwh_micros=document.kwh[0],
         currency=next(iter(currencies(document)), "USD"),
+        from_us=document.valid_from,
+        reasoning_micros_per_mtok=document.reasoning[0] if document.reasoning else None,
     )
 
 

@@ -16,17 +16,12 @@ from tokenmill.spec.fields import (
     Count,
     Cpu,
     Cron,
-    Currency,
     Digest,
     Duration,
     Index,
     Jurisdiction,
-    Money,
     Name,
-    PerDay,
-    PerMinute,
     Positive,
-    PriceTarget,
     Priority,
     Ratio,
     Replicas,
@@ -40,25 +35,15 @@ from tokenmill.spec.fields import (
     choice,
     fail,
 )
+from tokenmill.spec.money import PriceDocument as PriceDocument
+from tokenmill.spec.money import QuotaDocument as QuotaDocument
+from tokenmill.spec.money import QuotaFields as QuotaFields
 from tokenmill.spec.sites import FabricFields as FabricFields
 from tokenmill.spec.sites import NodeFields as NodeFields
 from tokenmill.spec.sites import RackFields as RackFields
 from tokenmill.spec.sites import SiteDocument as SiteDocument
 from tokenmill.spec.strict import Strict as Strict
 from tokenmill.spec.strict import also, listed, named, span
-
-
-class QuotaFields(Strict):
-    """Upper bounds of use. A bound that is not written does not limit."""
-
-    requests_per_minute: PerMinute | None = Field(
-        default=None, description="Requests that may start in a minute."
-    )
-    tokens_per_minute: PerMinute | None = Field(
-        default=None, description="Input and output tokens in a minute."
-    )
-    tokens_per_day: PerDay | None = Field(default=None, description="Input and output tokens in a day.")
-    concurrent_requests: Count | None = Field(default=None, description="Requests open at once.")
 
 
 class ResourceFields(Strict):
@@ -117,23 +102,6 @@ class TenantDocument(Strict):
     reserve: Count = Field(default=0, description="Accelerators that are kept free for it, lent to nobody.")
     limit: Count | None = Field(
         default=None, description="Accelerators that it may hold at most, borrowed ones included."
-    )
-
-
-class PriceDocument(Strict):
-    """What tokens of one model cost, per million, and the work on it."""
-
-    kind: Literal["price"]
-    model: PriceTarget = Field(description='Deployment, model, or "*" for all the rest.')
-    input: Money = Field(default=(0, ""), description="Per million input tokens: 0.15 USD.")
-    cached: Money | None = Field(
-        default=None, description="Per million input tokens found in a cache; as `input` if not written."
-    )
-    output: Money = Field(default=(0, ""), description="Per million output tokens.")
-    accelerator_hour: Money = Field(default=(0, ""), description="Per hour of one accelerator.")
-    kwh: Money = Field(default=(0, ""), description="Per kilowatt-hour.")
-    currency: Currency | None = Field(
-        default=None, description="Currency of amounts that name none; else USD."
     )
 
 
@@ -330,6 +298,7 @@ KINDS: dict[str, type[Strict]] = {
     "site": SiteDocument,
     "tenant": TenantDocument,
     "price": PriceDocument,
+    "quota": QuotaDocument,
     "model": ModelDocument,
     "deployment": DeploymentDocument,
     "line": LineDocument,

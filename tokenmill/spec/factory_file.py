@@ -221,6 +221,7 @@ def _factory(models: Sequence[Any]) -> nouns.Factory:
         fabrics=tuple(fabric for site in sites for fabric in build.fabrics(site)),
         tenants=every(docs.TenantDocument, build.tenant),
         prices=every(docs.PriceDocument, build.price),
+        quotas=every(docs.QuotaDocument, build.model_quota),
         models=every(docs.ModelDocument, build.model),
         deployments=every(docs.DeploymentDocument, build.deployment),
         lines=every(docs.LineDocument, build.line),

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from tokenmill.domain import units
+from tokenmill.domain.calendar import parse_moment
 from tokenmill.domain.errors import UsageError
 from tokenmill.domain.trigger import parse_cron
 
@@ -128,6 +129,7 @@ BitRate = Annotated[int, *_quantity(units.parse_bit_rate, "800Gbit/s", zero=Fals
 Count = Annotated[int, *_quantity(units.parse_count, "100k")]
 PerMinute = Annotated[int, *_quantity(units.parse_rate, "600/min")]
 PerDay = Annotated[int, *_quantity(lambda value: units.parse_rate(value, "day"), "5M")]
+Moment = Annotated[int, *_quantity(parse_moment, "2026-01-01")]
 Cpu = Annotated[int, *_quantity(units.parse_cpu, "250m")]
 Small = Annotated[int, *_whole(0, 1000)]
 Replicas = Annotated[int, *_whole(0, 100_000)]

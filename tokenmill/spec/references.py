@@ -1,4 +1,4 @@
-"""What documents say about one another: names that must exist, things that must fit, circles, currencies.
+"""What documents say about one another: names that must exist, things that must fit, circles.
 
 A document that does not fit its kind still counts as there, so that one mistake gives one problem.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tokenmill.domain.units import did_you_mean
 from tokenmill.spec import build
 from tokenmill.spec import documents as docs
+from tokenmill.spec import money_references as money
 from tokenmill.spec.catalogue import catalogue
 from tokenmill.spec.fabrics import check_fabrics
 from tokenmill.spec.index import Index, in_catalogue, owner_problems, resource_kind
@@ -27,7 +27,8 @@ def check_references(entries: Sequence[Entry]) -> list[Found]:
     checks: dict[str, Callable[[Any, Entry, Index], list[Found]]] = {
         "site": _site,
         "tenant": _tenant,
-        "price": _price,
+        "price": money.price,
+        "quota": money.quota,
         "deployment": _deployment,
         "line": line_problems,
         "job": _job,
@@ -36,7 +37,7 @@ def check_references(entries: Sequence[Entry]) -> list[Found]:
     for entry in entries:
         if entry.model is not None and entry.kind in checks:
             found += checks[entry.kind](entry.model, entry, index)
-    return found + _mixed_machines(index) + _mixed_currencies(entries) + check_fabrics(entries)
+    return found + _mixed_machines(index) + money.currencies(entries) + check_fabrics(entries)
 
 
 def _site(site: docs.SiteDocument, entry: Entry, index: Index) -> list[Found]:
@@ -101,19 +102,6 @@ def _tenant(tenant: docs.TenantDocument, entry: Entry, index: Index) -> list[Fou
     )
 
 
-def _price(price: docs.PriceDocument, entry: Entry, index: Index) -> list[Found]:
-    found: list[Found] = []
-    named = build.currencies(price)
-    if len(named) > 1:
-        found.append(entry.found((), f"mixes {' and '.join(named)}", "one currency in the whole factory"))
-    targets = {**index.of("deployment"), **index.of("model")}
-    if price.model != "*" and price.model not in targets:
-        expected = f'a deployment, a model or "*": {", ".join(sorted(targets)[:20]) or "none is there"}'
-        message = f"there is no deployment or model {price.model!r}"
-        found.append(entry.found(("model",), message, expected, did_you_mean(price.model, targets)))
-    return found
-
-
 def _deployment(deployment: docs.DeploymentDocument, entry: Entry, index: Index) -> list[Found]:
     found: list[Found] = []
     if deployment.model is not None and deployment.line is not None:
@@ -150,18 +138,4 @@ def _mixed_machines(index: Index) -> list[Found]:
     found += [
         e.found(("nodes",), "`this-machine` is written for a second site", "one site") for e in here[1:]
     ]
-    return found
-
-
-def _mixed_currencies(entries: Sequence[Entry]) -> list[Found]:
-    found: list[Found] = []
-    first: tuple[str, Entry] | None = None
-    for entry in entries:
-        if isinstance(entry.model, docs.PriceDocument) and len(build.currencies(entry.model)) <= 1:
-            currency = build.price(entry.model).currency
-            if first is None:
-                first = (currency, entry)
-            elif currency != first[0]:
-                expected = f"{first[0]}, as {first[1].title} in {first[1].document.start}"
-                found.append(entry.found((), f"is in {currency}", expected, "Use one currency."))
     return found

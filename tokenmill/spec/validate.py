@@ -10,8 +10,9 @@ from pydantic_core import ErrorDetails
 
 from tokenmill.domain.errors import Problem
 from tokenmill.domain.units import did_you_mean
-from tokenmill.spec.documents import KINDS, Strict
+from tokenmill.spec.documents import KINDS
 from tokenmill.spec.source import Document, FieldPath, Found, path_text
+from tokenmill.spec.strict import Strict
 
 _EXPECTED = {
     "string_type": "text",
@@ -49,10 +50,17 @@ class Entry:
         return Found(self.document.place(path, key=key), Problem(message, "", field, expected, fix))
 
 
+_QUOTA_OF = ("tenant", "project", "model")
+
+
 def identity(document: Document) -> tuple[str, str]:
-    """``(kind, name)`` as far as they can be told; prices are named by their model."""
+    """``(kind, name)`` as far as they can be told; prices and quotas are named by what they are about."""
     kind = document.value.get("kind")
     name = document.value.get("model" if kind == "price" else "name")
+    if kind == "price" and name and document.value.get("from"):
+        name = f"{name} from {document.value['from']}"
+    if kind == "quota":
+        name = "/".join(str(document.value[part]) for part in _QUOTA_OF if document.value.get(part))
     kind_text = kind if isinstance(kind, str) else ""
     return kind_text, name if isinstance(name, str | int) and kind_text != "factory" else ""  # type: ignore[return-value]
 

@@ -6,19 +6,21 @@ Whatever arrives twice is written once. Nothing here prices, and nothing is ever
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from msgspec.json import decode, encode
 from sqlalchemy import Connection, case, func, select
 
 from tokenmill.domain.errors import invariant
+from tokenmill.domain.factory import Price
 from tokenmill.domain.ledger import Outcome, Posting, Settlement
 from tokenmill.store.bulk import insert_absent, insert_rows
 from tokenmill.store.database import Database
-from tokenmill.store.schema import feedback, spools
+from tokenmill.store.schema import feedback, prices, spools
 from tokenmill.store.schema import postings as postings_table
 from tokenmill.store.schema import settlements as settlements_table
 from tokenmill.store.usage import UsageRow, add_usage, measure, storable, usage_rows
@@ -125,6 +127,18 @@ class Ledger:
                 for row in connection.execute(wanted):
                     found[row.request] = settlement_of(row)
         return found
+
+    def keep_prices(self, book: Mapping[str, Price]) -> None:
+        """Write down what each price id stands for. One that is known stays as it is."""
+        rows = [{"id": name, "body": encode(book[name]).decode()} for name in sorted(book)]
+        with self._database.write() as connection:
+            connection.execute(self._database.insert(prices).on_conflict_do_nothing(), rows)
+
+    def price(self, name: str) -> Price | None:
+        """The price of this id."""
+        with self._database.read() as connection:
+            body = connection.execute(select(prices.c.body).where(prices.c.id == name)).scalar()
+        return decode(body, type=Price) if body is not None else None
 
     def find(self, name: str) -> Settlement | None:
         """The settlement of a request, by its own id or by what its answer called itself; the newest one."""

@@ -72,6 +72,7 @@ settlements = Table(
     Column("duration_us", BigInteger, nullable=False),
     Column("reason", TEXT, nullable=False),
     Column("response", TEXT, nullable=False),
+    Column("price", TEXT, nullable=False),
     Index("ix_settlements_at_us", "at_us"),
     Index("ix_settlements_response", "response"),
 )
@@ -95,6 +96,14 @@ postings = Table(
     Index("ix_postings_at_us", "at_us"),
     # A request's postings lie side by side, and there is no second tree to keep.
     sqlite_with_rowid=False,
+)
+
+# Every price that was ever valid, so that a bill can be explained and checked after the file has changed.
+prices = Table(
+    "prices",
+    metadata,
+    Column("id", TEXT, primary_key=True),
+    Column("body", TEXT, nullable=False),
 )
 
 # What the ledger adds up to, kept by ``store.usage`` in the transaction that posts, so that a year of

@@ -61,6 +61,10 @@ def charge(quota: Array, meter: Array, tokens: int, now_us: int) -> None:
 
 
 @inlined
-def give_back(meter: Array) -> None:
-    """A request of the tenant ended."""
+def give_back(quota: Array, meter: Array, tokens: int, begun_us: int, now_us: int) -> None:
+    """A request of the tenant ended; its tokens count on the day on which it ends."""
     meter[OPEN] -= 1
+    day = now_us // DAY_US
+    if quota[TOKENS_PER_DAY] >= 0 and begun_us // DAY_US != day:
+        meter[DAY_TOKENS] = tokens + (meter[DAY_TOKENS] if meter[DAY] == day else 0)
+        meter[DAY] = day

@@ -281,7 +281,9 @@ def _end(floor: Floor, r: int, state: Array, s: int, slot: Array) -> None:
         floor.log[slot["id"], 1] = now
         floor.log[slot["id"], 2] = r
     if floor.quotas.shape[0] > 0:
-        give_back(floor.meters[slot["tenant"]])
+        quota, meter = floor.quotas[slot["tenant"]], floor.meters[slot["tenant"]]
+        begun_us, now_us = int(slot["arrival"] * 1e6), int(now * 1e6)
+        give_back(quota, meter, slot["input"] + slot["output"], begun_us, now_us)
     floor.free[r, state["free"]] = s
     state["free"] += 1
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+from tokenmill.domain.calendar import day_of
 from tokenmill.domain.errors import DataError
 from tokenmill.twin.faults import stream
 
@@ -171,11 +172,4 @@ def seconds_of(text: str) -> float:
     date, _, clock = text.strip().replace("T", " ").partition(" ")
     year, month, day = (int(part) for part in date.split("-"))
     hours, minutes, seconds = clock.partition("+")[0].rstrip("Z").split(":")
-    return _days(year, month, day) * 86_400 + int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-
-
-def _days(year: int, month: int, day: int) -> int:
-    """Days of the proleptic Gregorian calendar, after Fliegel and Van Flandern (CACM 11, 1968)."""
-    shift = (14 - month) // 12
-    y, m = year + 4800 - shift, month + 12 * shift - 3
-    return day + (153 * m + 2) // 5 + 365 * y + y // 4 - y // 100 + y // 400 - 32_045
+    return day_of(year, month, day) * 86_400 + int(hours) * 3600 + int(minutes) * 60 + float(seconds)

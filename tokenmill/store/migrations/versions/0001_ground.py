@@ -64,6 +64,7 @@ def _create_control() -> None:
     op.create_table(
         "journal", _sequence("seq"), _number("epoch"), _number("at_us"), _text("kind"), _text("body")
     )
+    op.create_table("prices", _text("id", key=True), _text("body"))
     op.create_table("snapshots", _sequence("seq"), _text("digest"), _text("body"))
 
 
@@ -83,6 +84,7 @@ def _create_ledger() -> None:
         _number("duration_us"),
         _text("reason"),
         _text("response"),
+        _text("price"),
     )
     op.create_index("ix_settlements_at_us", "settlements", ["at_us"])
     op.create_index("ix_settlements_response", "settlements", ["response"])
