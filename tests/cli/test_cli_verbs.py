@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from console_bed import Bed
+from rich.console import Console
 
 from tokenmill.cli.follow import raise_for_end
 from tokenmill.cli.inference import Answer, find_target, take_line
 from tokenmill.cli.options import locate
 from tokenmill.cli.verbs.bench import Bench, percentiles, summary
+from tokenmill.cli.verbs.status import nodes
 from tokenmill.domain.errors import EngineError, GateRejectedError, RunFailedError
 
 
@@ -53,6 +56,37 @@ def test_status_top_ps(factory: Any, bed: Bed) -> None:
     assert "control" in factory("ps").stdout
     assert "run-000001" in factory("top", "--once").stdout
     assert set(factory.json("top")) == {"status", "processes"}
+
+
+def test_status_shows_several_nodes_and_what_they_hold() -> None:
+    def node(name: str, lost: bool = False, cordon: str = "") -> dict[str, Any]:
+        gpus = [{"kind": "h200"}] * 8
+        place = {
+            "id": name,
+            "site": "here",
+            "row": "",
+            "rack": "r1",
+            "cpu_millis": 1500,
+            "memory_bytes": 2**34,
+        }
+        return {"node": {**place, "accelerators": gpus}, "lost": lost, "cordon": cordon}
+
+    replica = {"id": "r-000001", "node": "n1"}
+    job = {"id": "j-000002", "name": "desk/tune", "status": "running", "nodes": ["n1", "n2"]}
+    shown = {
+        "nodes": [node("n1"), node("n2", cordon="disk")],
+        "deployments": [{"name": "smol", "replicas": [replica]}],
+        "jobs": [job, {**job, "status": "succeeded", "id": "j-000001"}],
+    }
+    (made,) = nodes(shown)
+    console = Console(width=160, file=io.StringIO())
+    console.print(made)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for words in ("here / r1", "8 x h200", "r-000001 smol, j-000002 desk/tune", "◆ cordoned disk"):
+        assert words in text, words
+    assert "j-000001" not in text
+    assert nodes({**shown, "nodes": [node("n1")]}) == []
+    assert nodes({**shown, "nodes": [node("n1", lost=True)]}) != []
 
 
 def test_a_run_is_followed_to_its_release(factory: Any) -> None:

@@ -65,6 +65,14 @@ def test_the_template_converges_and_a_run_releases():
     assert len(world.releases) == len(set(world.releases)) == 3
 
 
+def test_what_serves_already_is_ready_now():
+    world = started(RACKS)
+    world.run(world.now_us + 600_000_000)
+    forecast = rehearse(world.state, factory_of(RACKS), now_us=world.now_us)
+    assert (forecast.converge_us, [row.ready_us for row in forecast.deployments]) == (0, [0])
+    assert "The change is ready now." in report.to_text(forecast)
+
+
 def test_a_worse_candidate_is_rejected():
     world = started(template())
     world.passes = False

@@ -10,12 +10,12 @@ from datetime import UTC, datetime
 
 MISSING = "–"
 _MARKS = {
-    "ready": ("ok", "●"), "serving": ("ok", "●"),
+    "ready": ("ok", "●"), "serving": ("ok", "●"), "alive": ("ok", "●"),
     "running": ("busy", "◐"), "starting": ("busy", "◐"), "importing": ("busy", "◐"),
     "pending": ("wait", "○"), "waiting": ("wait", "○"), "draining": ("wait", "◌"), "stopping": ("wait", "◌"),
     "done": ("ok", "✓"), "succeeded": ("ok", "✓"), "reused": ("ok", "↺"), "passed": ("ok", "✓"),
     "failed": ("bad", "✕"), "rejected": ("warn", "◆"), "cancelled": ("off", "–"), "skipped": ("off", "–"),
-    "stopped": ("off", "–"), "disabled": ("off", "–"),
+    "stopped": ("off", "–"), "disabled": ("off", "–"), "cordoned": ("warn", "◆"), "lost": ("bad", "✕"),
 }  # fmt: skip
 _CURRENCY_SIGNS = {"USD": "$", "EUR": "€", "GBP": "£"}
 

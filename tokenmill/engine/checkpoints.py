@@ -83,6 +83,7 @@ class Watch:
         self._before_s = 0.0  # spent by earlier attempts, up to the checkpoint
         self._start_s = 0.0
         self._saved_s = 0.0
+        self._saving = False
         self._end_s = 0.0
 
     def callback(self) -> Any:
@@ -162,8 +163,10 @@ class Watch:
         late = bool(self.request.max_seconds) and self.seconds(now_s) >= self.request.max_seconds
         if late and step < self.total:
             self.stopped_by = "max_seconds"
-        due = now_s - self._saved_s >= self.request.save_every_s
-        return due and step < self.total, late
+        if self._saving:  # the last step was saved; the next one counts from here, on every rank alike
+            self._saved_s, self._saving = now_s, False
+        self._saving = now_s - self._saved_s >= self.request.save_every_s and step < self.total
+        return self._saving, late
 
     def validate_due(self, step: int) -> bool:
         """Whether the validation rows are to be looked at after ``step``."""
@@ -185,8 +188,7 @@ class Watch:
         return False
 
     def saved(self, checkpoint: Path, now_s: float) -> None:
-        """Mark a checkpoint as whole."""
-        self._saved_s = now_s
+        """Mark a checkpoint as whole. Only the first rank does; when to save next is no matter of it."""
         kept = {
             "mark": self.mark,
             "step": self.step,

@@ -90,7 +90,7 @@ def start_controller(
     return child.pid
 
 
-def wait_ready(paths: Paths, pid: int, timeout_s: float = 30.0) -> ControllerFile:
+def wait_ready(paths: Paths, pid: int, timeout_s: float = 120.0) -> ControllerFile:
     """Return when the controller leads and its API answers; models may still be on their way.
 
     Raises ``ResourceError``, with the end of its log, when it ended or took too long.

@@ -7,7 +7,7 @@ guessed; a number whose model was not calibrated is called so and has no interva
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from tokenmill.control.state import State
 from tokenmill.domain import events
 from tokenmill.domain.factory import Deployment, Factory, Node
 from tokenmill.domain.table import AliasEntry
-from tokenmill.domain.work import ReplicaStatus
+from tokenmill.domain.work import Replica, ReplicaStatus
 from tokenmill.spec.catalogue import catalogue
 from tokenmill.twin.calibrate import Calibration, cpu_embedded
 from tokenmill.twin.engine_model import EngineModel, RooflineModel, shape_of
@@ -82,7 +82,7 @@ def rehearse(
         seed=seed,
         base_version=state.version,
         converged=converged,
-        converge_us=_last_ready_us(world.state, now_us) if converged else 0,
+        converge_us=_last_us(world.state.replicas.values(), now_us) if converged else 0,
         pending=_behind(world.state),
         duration_s=round(duration_s, 6),
         deployments=rows,
@@ -219,7 +219,7 @@ def _deployment(
         model=deployment.model or f"line {deployment.line}",
         replicas_ready=len(ready),
         replicas_wanted=deployment.replicas,
-        ready_us=max((r.since_us for r in ready), default=now_us) - now_us,
+        ready_us=_last_us(ready, now_us),
         note=modelled.note if ready else _not_ready(deployment),
     )
     if load is None or not load.served:
@@ -252,8 +252,9 @@ def _not_ready(deployment: Deployment) -> str:
     return "its line has not released yet" if deployment.line else "no replica is ready"
 
 
-def _last_ready_us(state: State, now_us: int) -> int:
-    return max((r.since_us for r in state.replicas.values()), default=now_us) - now_us
+def _last_us(replicas: Iterable[Replica], now_us: int) -> int:
+    """From ``now_us`` until the last of them was as it is; 0 when all were so before."""
+    return max([now_us, *(replica.since_us for replica in replicas)]) - now_us
 
 
 def _sum(parts: Sequence[Estimate]) -> Estimate:

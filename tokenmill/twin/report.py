@@ -72,9 +72,7 @@ def to_html(forecast: Forecast) -> str:
 
 
 def _totals(forecast: Forecast) -> list[str]:
-    state = (
-        f"ready after {format_duration(forecast.converge_us)}" if forecast.converged else "not all gets ready"
-    )
+    state = _after(forecast.converge_us) if forecast.converged else "not all gets ready"
     lines = [f"The change is {state}."] if forecast.converged else [f"With this change, {state}."]
     lines += [f"  {reason}" for reason in forecast.pending]
     lines.append(f"Throughput: {_estimate(forecast.tokens_per_s, format_count)} output tokens/s")
@@ -87,11 +85,15 @@ def _totals(forecast: Forecast) -> list[str]:
     return lines
 
 
+def _after(ready_us: int) -> str:
+    return f"ready after {format_duration(ready_us)}" if ready_us else "ready now"
+
+
 def _row(one: DeploymentForecast) -> list[str]:
     return [
         one.name,
         f"{one.replicas_ready}/{one.replicas_wanted}",
-        format_duration(one.ready_us) if one.replicas_ready else "-",
+        _after(one.ready_us).removeprefix("ready ").removeprefix("after ") if one.replicas_ready else "-",
         f"{one.mean_input_tokens:.0f}/{one.mean_output_tokens:.0f}" if one.requests else "-",
         _estimate(one.tokens_per_s, format_count) if one.tokens_per_s else "-",
         _pair(one.ttft_p50_ms, one.ttft_p99_ms),

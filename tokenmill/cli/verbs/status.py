@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import typer
@@ -16,6 +17,9 @@ from tokenmill.console.text import ago, duration, number, size
 
 app = typer.Typer(add_completion=False)
 
+ENDED_JOBS = ("succeeded", "failed", "cancelled")
+MOST_NODES = 40  # in the table; --json has all
+
 
 @app.command(epilog=examples("tokenmill status", "tokenmill status --json | jq .deployments"))
 def status(directory: Directory = None, file: File = None, as_json: AsJson = False) -> None:
@@ -27,7 +31,7 @@ def status(directory: Directory = None, file: File = None, as_json: AsJson = Fal
         return
     console = stdout()
     console.print(head(shown))
-    for part in (models(shown), lines(shown), jobs(shown)):
+    for part in (*nodes(shown), models(shown), lines(shown), jobs(shown)):
         console.print(part)
 
 
@@ -50,6 +54,45 @@ def head(shown: dict[str, Any]) -> RenderableType:
         f"controller {size(memory['control_bytes'])}, gateway {size(memory['gateway_bytes'])}"
     )
     return Text.from_markup("\n".join(rows))
+
+
+def nodes(shown: dict[str, Any]) -> list[RenderableType]:
+    """Where work runs, as one table; none for one healthy node, which is the machine itself."""
+    found = shown["nodes"]
+    if len(found) < 2 and not any(node["lost"] or node["cordon"] for node in found):
+        return []
+    made = table("Node", "Status", "Stands in", ">Cores", ">Memory", "Accelerators", "Runs")
+    rows: list[tuple[str, ...]] = []
+    for node in found[:MOST_NODES]:
+        what = node["node"]
+        state = status_text("lost" if node["lost"] else "cordoned" if node["cordon"] else "alive")
+        kinds = Counter(str(one["kind"]) for one in what["accelerators"])
+        rows.append(
+            (
+                what["id"],
+                state + (f" [dim]{escape(node['cordon'])}[/dim]" if node["cordon"] else ""),
+                escape(" / ".join(part for part in (what["site"], what["row"], what["rack"]) if part)),
+                number(what["cpu_millis"] / 1000),
+                size(what["memory_bytes"]),
+                ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items())) or "-",
+                ", ".join(_runs_on(shown, what["id"])) or "[dim]nothing[/dim]",
+            )
+        )
+    if len(found) > MOST_NODES:
+        rows.append((f"and {len(found) - MOST_NODES} more", *[""] * 6))
+    return [add_rows(made, rows, "no node")]
+
+
+def _runs_on(shown: dict[str, Any], node: str) -> list[str]:
+    """Ids of what a node holds: replicas with their deployment, jobs with their name."""
+    replicas = [
+        f"{replica['id']} {deployment['name']}"
+        for deployment in shown["deployments"]
+        for replica in deployment["replicas"]
+        if replica["node"] == node
+    ]
+    held = [job for job in shown["jobs"] if node in job["nodes"] and job["status"] not in ENDED_JOBS]
+    return replicas + [f"{job['id']} {job['name']}" for job in held]
 
 
 def models(shown: dict[str, Any]) -> RenderableType:
@@ -93,7 +136,7 @@ def lines(shown: dict[str, Any]) -> RenderableType:
 
 
 def jobs(shown: dict[str, Any]) -> RenderableType:
-    live = [job for job in shown["jobs"] if job["status"] not in ("succeeded", "failed", "cancelled")]
+    live = [job for job in shown["jobs"] if job["status"] not in ENDED_JOBS]
     if not live:
         return Text("")
     made = table("Job", "Name", "Status", "Tenant", ">Submitted", "Why")

@@ -13,7 +13,7 @@ from tokenmill.cli.client import Client, connect
 from tokenmill.cli.options import AsJson, Directory, File, locate
 from tokenmill.cli.output import examples, print_json, stdout, when_interrupted
 from tokenmill.cli.verbs.ps import process_table
-from tokenmill.cli.verbs.status import head, jobs, lines, models
+from tokenmill.cli.verbs.status import head, jobs, lines, models, nodes
 
 app = typer.Typer(add_completion=False)
 
@@ -51,4 +51,5 @@ def _look(client: Client) -> dict[str, Any]:
 
 def _picture(shown: dict[str, Any]) -> Group:
     status = shown["status"]
-    return Group(head(status), process_table(shown["processes"]), models(status), lines(status), jobs(status))
+    parts = (*nodes(status), process_table(shown["processes"]), models(status), lines(status), jobs(status))
+    return Group(head(status), *parts)
