@@ -31,6 +31,7 @@ from tokenmill.floor.books import Books
 from tokenmill.floor.load import LoadWatch
 from tokenmill.floor.ports import Report
 from tokenmill.floor.runtime import Runtime, RuntimeOptions
+from tokenmill.policy.gate import NAMED
 from tokenmill.spec.factory_file import load, template
 from tokenmill.spec.settings import Paths, Settings
 from tokenmill.store.opening import Store, open_store
@@ -207,6 +208,7 @@ def station_result(spec: JobSpec, reject: bool) -> JobResult:
                     "candidate": {"correct_milli": shares["candidate"]},
                 },
                 "pairs": {"base": pairs, "champion": against},
+                "digests": dict.fromkeys((*NAMED, "base_weights", "champion_weights"), DIGESTS["d"]),
             },
         ),
         "pack": JobResult({"release": manifest}, {}, {"manifest_digest": manifest}),

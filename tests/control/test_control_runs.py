@@ -14,6 +14,7 @@ from tokenmill.domain.errors import ConflictError, NotFoundError, UsageError
 from tokenmill.domain.factory import Deployment, Line, Station
 from tokenmill.domain.trigger import Trigger
 from tokenmill.domain.work import JobResult, JobStatus, RunStatus, StationStatus
+from tokenmill.policy.gate import NAMED
 
 GOOD = {"both": 60, "neither": 20, "candidate_only": 18, "reference_only": 2}
 EVEN = {"both": 60, "neither": 20, "candidate_only": 10, "reference_only": 10}
@@ -35,9 +36,9 @@ def result(kind: str, champion: Any, pairs: dict[str, int] | None = GOOD, data: 
         return JobResult({"release": f"sha256:release{data}"}, evidence={"manifest_digest": "sha256:x"})
     if kind == "evaluate":
         by_name = {"base": pairs, "champion": pairs if champion else None}
-        return JobResult(
-            {"predictions": "sha256:p"}, evidence={"metric": "exact_match", "n": 100, "pairs": by_name}
-        )
+        named = dict.fromkeys((*NAMED, "base_weights", "champion_weights"), "sha256:x")
+        evidence = {"metric": "exact_match", "n": 100, "pairs": by_name, "digests": named}
+        return JobResult({"predictions": "sha256:p"}, evidence=evidence)
     return JobResult({"rows": f"sha256:rows{data}"})
 
 

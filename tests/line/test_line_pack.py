@@ -38,8 +38,10 @@ def evidence() -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def packed(tmp_path: Path, job_of: Callable[..., StationJob]) -> tuple[StationJob, JobResult]:
+def pack(
+    tmp_path: Path, job_of: Callable[..., StationJob], made: dict[str, str], method: str = "lora"
+) -> tuple[StationJob, JobResult]:
+    """Intake, curate and pack for real, around what a tune station is said to have made."""
     (tmp_path / "rows.jsonl").write_text(
         "".join(
             json.dumps({"prompt": f"{i} {'abcdef'[i % 6] * 9}", "completion": "x"}) + "\n" for i in range(60)
@@ -47,6 +49,22 @@ def packed(tmp_path: Path, job_of: Callable[..., StationJob]) -> tuple[StationJo
     )
     intake = run_station(job_of("intake", {"path": "rows.jsonl"}))
     curate = run_station(job_of("curate", {"near_duplicates": "keep"}, {"intake": intake}))
+    trained = {"rows": 60, "tokens": 600, "steps": 4, "seconds": 1.0, "precision": "fp32", "method": method}
+    entry = {"station": "tune", "kind": "tune", "settings": {"method": method}, "metrics": trained}
+    entry |= {"started_us": 0, "ended_us": 1_000_000, "outputs": made}
+    trail = [*curate.evidence["trail"], entry]
+    tune = JobResult(outputs=made, evidence={"trail": trail})
+    evaluate = JobResult(
+        outputs={"predictions": Artifacts(tmp_path / "artifacts").put_bytes(b"{}")},
+        evidence={**evidence(), "trail": trail},
+    )
+    base = {"model": "smollm2", "weights": WEIGHTS, "format": "gguf"}
+    job = job_of("pack", {"license": "Apache-2.0"}, {"tune": tune, "evaluate": evaluate}, base=base)
+    return job, run_station(job)
+
+
+@pytest.fixture
+def packed(tmp_path: Path, job_of: Callable[..., StationJob]) -> tuple[StationJob, JobResult]:
     artifacts = Artifacts(tmp_path / "artifacts")
     adapter = tmp_path / "adapter"
     adapter.mkdir()
@@ -55,14 +73,29 @@ def packed(tmp_path: Path, job_of: Callable[..., StationJob]) -> tuple[StationJo
         "adapter_hf": artifacts.put_tree(adapter),
         "adapter_gguf": artifacts.put_bytes(b"GGUF adapter"),
     }
-    tune = JobResult(outputs=outputs, evidence={"trail": curate.evidence["trail"]})
-    evaluate = JobResult(
-        outputs={"predictions": artifacts.put_bytes(b"{}")},
-        evidence={**evidence(), "trail": curate.evidence["trail"]},
-    )
-    base = {"model": "smollm2", "weights": WEIGHTS, "format": "gguf"}
-    job = job_of("pack", {"license": "Apache-2.0"}, {"tune": tune, "evaluate": evaluate}, base=base)
-    return job, run_station(job)
+    return pack(tmp_path, job_of, outputs)
+
+
+def test_all_weights_are_a_release_without_an_adapter(
+    tmp_path: Path, job_of: Callable[..., StationJob]
+) -> None:
+    artifacts = Artifacts(tmp_path / "artifacts")
+    made = {"weights": artifacts.put_bytes(b"GGUF weights"), "weights_hf": artifacts.put_bytes(b"tree")}
+    job, result = pack(tmp_path, job_of, made, method="full")
+    release = job.artifacts.path(result.outputs["release"])
+    card = (release / "model-card.md").read_text()
+    assert "All weights of `smollm2`" in card
+    assert "tuned in full" in card
+    assert "LoRA" not in card
+    assert "library_name: transformers" in card
+    text = (release / "bom.cdx.json").read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    component = json.loads(text)["metadata"]["component"]
+    assert component["hashes"] == [{"alg": "SHA-256", "content": made["weights"].partition(":")[2]}]
+    assert component["description"] == "Tuned weights of smollm2"
+    refs = [c["bom-ref"] for c in json.loads(text)["components"]]
+    assert component["bom-ref"] not in refs
+    assert not (release / "adapter").exists()
 
 
 def test_the_manifest_names_every_file_of_the_release(packed: tuple[StationJob, JobResult]) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenmill.policy.gate import Pairs, exact_p, interval, judge
+from tokenmill.policy.gate import NAMED, Pairs, exact_p, interval, judge
 
 
 def evidence(b: int = 18, c: int = 2, champion: bool = False, **changes: Any) -> dict[str, Any]:
@@ -15,6 +15,7 @@ def evidence(b: int = 18, c: int = 2, champion: bool = False, **changes: Any) ->
         "metric": "exact_match",
         "n": 80 + b + c,
         "pairs": {"base": pairs, "champion": dict(pairs) if champion else None},
+        "digests": dict.fromkeys((*NAMED, "base_weights", "champion_weights"), "sha256:x"),
     }
     return {**found, **changes}
 
@@ -106,3 +107,20 @@ def test_not_clearly_worse_stops_what_is_worse_beyond_luck_and_lets_the_rest_pas
     assert any("worse by luck" in reason for reason in worse.reasons)
     assert not judge({"metric": "m", "n": 0}, own, champion=False).passed, "no evidence is no pass"
     assert not judge(evidence(2, 2), own | {"min_items": 500}, champion=False).passed
+
+
+@pytest.mark.parametrize("name", [*NAMED, "base_weights"])
+def test_evidence_that_does_not_name_what_it_is_about_is_rejected(name: str) -> None:
+    found = evidence()
+    for digests in ({k: v for k, v in found["digests"].items() if k != name}, found["digests"] | {name: ""}):
+        verdict = judge(found | {"digests": digests}, {"min_items": 50}, champion=False)
+        assert not verdict.passed
+        assert name in verdict.reasons[-1]
+    assert not judge(found | {"digests": None}, {}, champion=False).passed
+
+
+def test_the_champion_must_be_named_only_where_it_is_a_reference() -> None:
+    found = evidence(champion=True)
+    del found["digests"]["champion_weights"]
+    assert judge(found, {"against": "base"}, champion=True).passed
+    assert not judge(found, {"against": "both"}, champion=True).passed

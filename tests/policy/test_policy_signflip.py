@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenmill.policy import signflip
-from tokenmill.policy.gate import judge
+from tokenmill.policy.gate import NAMED, judge
 from tokenmill.policy.signflip import mean_interval, sign_flip_p, t95
 
 
@@ -41,11 +41,14 @@ def test_students_quantile_and_the_interval() -> None:
     assert high - 15 == pytest.approx(3.182 * 12.91 / 2, rel=0.02)
 
 
+NAMES = dict.fromkeys((*NAMED, "base_weights", "champion_weights"), "sha256:x")
+
+
 def graded(differences: Any, **more: Any) -> dict[str, Any]:
     subjects = {"base": {"score_milli": 400}, "candidate": {"score_milli": 500}}
     n = len(differences) if differences else 60
     found = {"metric": "f1", "graded": True, "n": n, "differences_milli": {"base": differences}}
-    return {**found, "subjects": subjects, **more}
+    return {**found, "subjects": subjects, "digests": NAMES, **more}
 
 
 def test_graded_scores_pass_by_their_differences() -> None:
@@ -76,7 +79,13 @@ def test_evidence_that_is_missing_or_odd_never_passes(evidence: dict[str, Any]) 
 def bounded(bounds: list[str], candidate: dict[str, Any], **others: Any) -> Any:
     pairs = {"both": 50, "neither": 10, "candidate_only": 30, "reference_only": 5}
     subjects = {"candidate": candidate, "base": {"ttft_ms_p95": 100.0, "f1_milli": 700}, **others}
-    evidence = {"metric": "exact_match", "n": 95, "pairs": {"base": pairs}, "subjects": subjects}
+    evidence = {
+        "metric": "exact_match",
+        "n": 95,
+        "pairs": {"base": pairs},
+        "subjects": subjects,
+        "digests": NAMES,
+    }
     return judge(evidence, {"bounds": bounds, "min_items": 50}, champion=bool(others.get("champion")))
 
 
@@ -115,7 +124,7 @@ def test_equal_models_are_called_better_no_more_often_than_stated() -> None:
         coins = [draw.random() < 0.5 for _ in range(draw.randint(10, 60))]
         pairs = {"both": 60, "neither": 10, "candidate_only": sum(coins)}
         pairs["reference_only"] = len(coins) - sum(coins)
-        evidence = {"metric": "exact_match", "n": 70 + len(coins), "pairs": {"base": pairs}}
+        evidence = {"metric": "exact_match", "n": 70 + len(coins), "pairs": {"base": pairs}, "digests": NAMES}
         exact_passes += judge(evidence, params, champion=False).passed
     # 500 throws at 5 % give 25 on average, and more than 40 with a chance of 0.1 %.
     assert graded_passes <= 40

@@ -17,8 +17,10 @@ NAMESPACE = uuid.UUID(
 def bill_of_materials(facts: Mapping[str, Any], license_expression: str = "") -> dict[str, Any]:
     """The document. Its components are base model, data and packages; the adapter is what they make."""
     adapter, base = facts["adapter"], facts["base"]
-    adapter_ref, base_ref = f"adapter:{adapter['gguf']}", f"model:{base['weights']}"
-    data = [_data(name, digest) for name, digest in sorted(facts["data"].items())]
+    made = adapter["gguf"] or facts["data"]["weights"]  # an adapter, or all weights
+    made_ref, base_ref = f"{'adapter' if adapter['gguf'] else 'model'}:{made}", f"model:{base['weights']}"
+    what = "LoRA adapter for" if adapter["gguf"] else "Tuned weights of"
+    data = [_data(name, digest) for name, digest in sorted(facts["data"].items()) if digest != made]
     if facts["source"]["sha"]:
         data.insert(0, _data(facts["source"]["name"] or "source", facts["source"]["sha"]))
     libraries = [
@@ -34,11 +36,11 @@ def bill_of_materials(facts: Mapping[str, Any], license_expression: str = "") ->
     ]
     component: dict[str, Any] = {
         "type": "machine-learning-model",
-        "bom-ref": adapter_ref,
+        "bom-ref": made_ref,
         "name": facts["line"],
         "version": facts["run"],
-        "description": f"LoRA adapter for {base.get('model', 'the base model')}",
-        "hashes": [_hash(adapter["gguf"])],
+        "description": f"{what} {base.get('model', 'the base model')}",
+        "hashes": [_hash(made)],
         "modelCard": _model_card(facts, data),
     }
     if license_expression:
@@ -50,7 +52,7 @@ def bill_of_materials(facts: Mapping[str, Any], license_expression: str = "") ->
         "hashes": [_hash(base["weights"])],
     }
     components = [model, *data, *libraries]
-    serial = uuid.uuid5(NAMESPACE, f"{facts['run']}/{adapter['gguf']}")
+    serial = uuid.uuid5(NAMESPACE, f"{facts['run']}/{made}")
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
@@ -66,7 +68,7 @@ def bill_of_materials(facts: Mapping[str, Any], license_expression: str = "") ->
             "component": component,
         },
         "components": components,
-        "dependencies": [{"ref": adapter_ref, "dependsOn": sorted(c["bom-ref"] for c in components)}],
+        "dependencies": [{"ref": made_ref, "dependsOn": sorted(c["bom-ref"] for c in components)}],
     }
 
 

@@ -11,7 +11,8 @@ from tokenmill.domain.stations import PackParams
 def model_card(facts: Mapping[str, Any], params: PackParams) -> str:
     """The card, from the facts of ``pack`` and what the operator wrote."""
     base = facts["base"]
-    front = ["---", f"base_model: {base.get('model', '')}", "library_name: peft"]
+    front = ["---", f"base_model: {base.get('model', '')}"]
+    front += [f"library_name: {'peft' if facts['adapter']['gguf'] else 'transformers'}"]
     front += [f"license: {params.license}"] if params.license else []
     lines = [
         *front,
@@ -19,7 +20,7 @@ def model_card(facts: Mapping[str, Any], params: PackParams) -> str:
         "",
         f"# {params.title or facts['line']}",
         "",
-        f"A LoRA adapter for `{base.get('model', '')}` (`{base['weights']}`),",
+        *_what(facts),
         f"made by line `{facts['line']}`, run `{facts['run']}`.",
         "",
         *([params.notes, ""] if params.notes else []),
@@ -28,13 +29,32 @@ def model_card(facts: Mapping[str, Any], params: PackParams) -> str:
         *_data(facts),
         "## Files",
         "",
-        "`adapter/adapter.gguf` is what the embedded engine loads, `adapter/hf` the same in PEFT's form.",
+        *_files(facts),
         "`manifest.json` names every file by its digest; `bom.cdx.json` is the bill of materials",
         "(CycloneDX 1.6), `provenance.intoto.json` says how it was made (in-toto, SLSA provenance) and",
         "`evidence/` how it was judged.",
         "",
     ]
     return "\n".join(lines)
+
+
+HOW = {"dpo": "learnt from preferences (DPO)", "full": "tuned in full", "lora": "tuned"}
+
+
+def _what(facts: Mapping[str, Any]) -> list[str]:
+    base = facts["base"]
+    tunings = [e["metrics"] for e in facts["trail"] if e["kind"] == "tune"]
+    how = HOW[str(tunings[0]["method"])] if tunings else "tuned"
+    kind = "A LoRA adapter for" if facts["adapter"]["gguf"] else "All weights of"
+    return [f"{kind} `{base.get('model', '')}` (`{base['weights']}`), {how},"]
+
+
+def _files(facts: Mapping[str, Any]) -> list[str]:
+    if facts["adapter"]["gguf"]:
+        return [
+            "`adapter/adapter.gguf` is what the embedded engine loads, `adapter/hf` the same in PEFT's form."
+        ]
+    return ["The weights are named by digest in `manifest.json`, and kept in the factory's store."]
 
 
 def _results(evidence: Mapping[str, Any]) -> list[str]:

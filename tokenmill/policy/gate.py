@@ -12,7 +12,8 @@ With ``rule: not_clearly_worse`` the same exact test is turned round: the candid
 worse beyond luck. Few items stop little then; it is meant for a tenant's own model, which no other tenant is
 served.
 
-Evidence that is missing, contradicts itself, or is about another number of items rejects the candidate.
+Evidence that is missing, contradicts itself, is about another number of items, or does not name by digest
+what it is about, rejects the candidate.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from tokenmill.policy.signflip import mean_interval, sign_flip_p
 Z95 = 1.959963984540054
 MIN_ITEMS = 30
 ALPHA = 0.05
+NAMED = ("data", "items", "engine", "settings", "candidate_weights")
+"""What evidence must name, beside the weights of every reference: else nobody could say what was judged."""
 EXACT_MOST = 2000
 """Up to this many discordant pairs the tail is summed in whole numbers, above it in logarithms."""
 
@@ -90,6 +93,10 @@ def judge(evidence: Mapping[str, Any], params: Mapping[str, Any], *, champion: b
     against, notes = _against(str(params.get("against", "both")), champion=champion)
     if not against:
         return GateVerdict(False, notes, metric, digests=digests)
+    nameless = [name for name in (*NAMED, *(f"{name}_weights" for name in against)) if not digests.get(name)]
+    if nameless:
+        unnamed = f"The evidence does not name by digest: {', '.join(nameless)}. The gate stays shut."
+        return GateVerdict(False, (*notes, unnamed), metric, digests=digests)
     found: list[GateVerdict] = []
     for name in against:
         verdict = _graded(evidence, name, params, metric) if evidence.get("graded") else None
@@ -115,7 +122,8 @@ def judge(evidence: Mapping[str, Any], params: Mapping[str, Any], *, champion: b
 
 def _digests(evidence: Mapping[str, Any]) -> dict[str, str]:
     found = evidence.get("digests")
-    return {str(k): str(v) for k, v in sorted(found.items())} if isinstance(found, Mapping) else {}
+    pairs = sorted(found.items()) if isinstance(found, Mapping) else ()
+    return {str(name): str(value) for name, value in pairs if value is not None}
 
 
 def _bound(text: str, evidence: Mapping[str, Any], *, champion: bool) -> tuple[bool, str]:

@@ -18,6 +18,7 @@ from tokenmill.domain.codec import digest_of
 from tokenmill.domain.errors import invariant
 from tokenmill.domain.table import Table
 from tokenmill.domain.work import Imported, JobResult, JobSpec, WorkUsage
+from tokenmill.policy.gate import NAMED
 from tokenmill.twin.faults import Fault
 
 MAX_STEPS = 500_000
@@ -207,7 +208,9 @@ class World:
         }
         pairs = {"base": pair, "champion": pair if champion else None}
         items = digest_of((spec.run, "items"))
-        return {"metric": "assumed", "n": 200, "items_digest": items, "subjects": subjects, "pairs": pairs}
+        digests = dict.fromkeys((*NAMED, "base_weights", "champion_weights"), items)
+        found = {"metric": "assumed", "n": 200, "items_digest": items, "digests": digests}
+        return {**found, "subjects": subjects, "pairs": pairs}
 
     def _lose(self, node: str) -> None:
         """All processes of the node end now; nobody can say so before it is back."""

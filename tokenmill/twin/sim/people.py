@@ -18,6 +18,7 @@ from tokenmill.domain.errors import TokenmillError
 from tokenmill.domain.factory import Deployment, Resources
 from tokenmill.domain.outcomes import Outcomes
 from tokenmill.domain.work import JobResult, JobSpec, Key, Tuning
+from tokenmill.policy.gate import NAMED
 from tokenmill.twin.sim.floor import SECOND, Floor
 from tokenmill.twin.sim.wishes import GB, Wishes
 
@@ -315,9 +316,11 @@ class People(Wishes):
         by_name = {"base": pairs, "champion": dict(pairs) if params["champion"] else None}
         if self.rng.random() < 0.1:
             by_name["base"] = None
-        return JobResult(
-            {"predictions": made}, evidence={"metric": "exact_match", "n": 100, "pairs": by_name}
-        )
+        named = dict.fromkeys((*NAMED, "base_weights", "champion_weights"), made)
+        if self.rng.random() < 0.05:
+            del named["engine"]
+        evidence = {"metric": "exact_match", "n": 100, "pairs": by_name, "digests": named}
+        return JobResult({"predictions": made}, evidence=evidence)
 
 
 def raised_at(error: BaseException) -> tuple[str, int]:
