@@ -193,7 +193,22 @@ def station_result(spec: JobSpec, reject: bool) -> JobResult:
         ),
         "tune": JobResult(
             {"adapter_hf": DIGESTS["c"], "adapter_gguf": DIGESTS["d"]},
-            {"loss_curve": loss_curve(111), "tokens": 91_420, "tokens_per_s": 952.3, "seconds": 96.0},
+            {
+                "loss_curve": loss_curve(111),
+                "tokens": 91_420,
+                "tokens_per_s": 952.3,
+                "seconds": 96.0,
+                "steps": 111,
+                "total_steps": 111,
+                "stopped_by": "epochs",
+                "mfu": 0.3812,
+                "peak_tflops": 989.4,
+                "peak_memory_bytes": 6_812_000_000,
+                "micro_batch": 8,
+                "validation_loss_before": 2.913,
+                "validation_loss": 0.478,
+                "device": "NVIDIA H100 80GB HBM3",
+            },
         ),
         "evaluate": JobResult(
             {"predictions": DIGESTS["e"]},

@@ -95,10 +95,10 @@ def _within(milli: float) -> float:
 
 
 def loss_curve(points: Sequence[Point], *, width: int = 640, height: int = 220) -> Markup:
-    """Loss over steps with ticks, from zero."""
+    """Loss over steps with round ticks, from zero; the last point is marked."""
     if not points:
         return Markup('<p class="quiet">No steps yet.</p>')
-    left, bottom, top, right = 46, 26, 10, 14
+    left, bottom, top, right = 40, 26, 10, 14
     x_max = max(x for x, _ in points) or 1.0
     y_max = _nice_ceiling(max(y for _, y in points))
 
@@ -118,25 +118,36 @@ def loss_curve(points: Sequence[Point], *, width: int = 640, height: int = 220) 
     )
     steps = Markup("").join(
         Markup('<text class="tick" x="{x:.1f}" y="{y}" text-anchor="{anchor}">{value}</text>').format(
-            x=place((x_max * i / 4, 0))[0],
-            y=height - 8,
-            anchor="end" if i == 4 else "middle",
-            value=number(round(x_max * i / 4)),
+            x=place((at, 0))[0], y=height - 8, anchor="end" if at == x_max else "middle", value=said
         )
-        for i in range(5)
+        for at, said in _step_ticks(x_max)
     )
     label = f"loss over steps: from {points[0][1]:.3f} to {points[-1][1]:.3f} in {number(x_max)} steps"
+    placed = [place(p) for p in points]
+    line, floor = _path(placed), height - bottom
     return Markup(
         '<svg class="loss" viewBox="0 0 {w} {h}" role="img" aria-label="{label}">{grid}{steps}'
-        '<path class="curve" d="{d}"/></svg>'
+        '<path class="curve-area" d="{area}"/><path class="curve" d="{line}"/>'
+        '<circle class="curve-end" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/></svg>'
     ).format(
         w=width,
         h=height,
         label=label,
         grid=grid,
         steps=steps,
-        d=_path([place(p) for p in points]),
+        area=f"{line} L{placed[-1][0]:.1f} {floor} L{placed[0][0]:.1f} {floor} Z",
+        line=line,
+        x=placed[-1][0],
+        y=placed[-1][1],
     )
+
+
+def _step_ticks(x_max: float) -> list[tuple[float, str]]:
+    """Round steps from zero, and the last one; none so near to it that their numbers would touch."""
+    every = max(1.0, _nice_ceiling(x_max / 5))
+    round_ones = [every * i for i in range(int(x_max / every) + 1)]
+    kept = [at for at in round_ones if x_max - at > 0.08 * x_max]
+    return [*((at, number(at)) for at in kept), (x_max, f"{number(x_max)} steps")]
 
 
 def _nice_ceiling(value: float) -> float:

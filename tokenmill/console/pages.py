@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
-import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -24,13 +23,12 @@ from tokenmill.console.event_text import QUIET, event_view
 from tokenmill.console.processes import ProcessTable
 from tokenmill.console.requests import read_bytes
 from tokenmill.console.run_view import run_view
+from tokenmill.console.training import training_of
 from tokenmill.domain.codec import to_plain
 from tokenmill.domain.errors import NotFoundError
-from tokenmill.spec.settings import Paths
 
 STATIC = Path(__file__).parent / "static"
 USAGE_KEPT_US = 5_000_000
-PROGRESS_BYTES = 2**20
 EVENTS_SHOWN = 10
 
 
@@ -162,7 +160,7 @@ class Pages:
         return {
             "factory": context.state.factory.name,
             "run": run,
-            "loss": loss_points(run, context.paths),
+            "training": training_of(run, context.paths),
             "card": data_card(run),
             "release": context.state.releases.get(run["release"]),
         }
@@ -216,37 +214,6 @@ class Pages:
 def _local_path(target: str) -> str:
     """Only a path of this console, so that a link cannot send a person elsewhere after signing in."""
     return target if target.startswith("/") and not target.startswith(("//", "/\\")) else "/"
-
-
-def loss_points(run: dict[str, Any], paths: Paths) -> list[charts.Point]:
-    """``(step, loss)`` of the tuning station: what it left, or what its progress lines say so far."""
-    for station in run["stations"]:
-        if station["kind"] != "tune":
-            continue
-        kept = station["metrics"].get("loss_curve")
-        if kept:
-            return [(float(step), float(loss)) for step, loss in kept]
-        if station["status"] == "running" and station["job"]:
-            return _progress_points(paths.job_progress(station["job"]))
-    return []
-
-
-def _progress_points(path: Path) -> list[charts.Point]:
-    """At most the last 1 MiB of a job's progress file; a line that is half written is left out."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - PROGRESS_BYTES))
-            lines = file.read().splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        try:
-            entry = msgspec.json.decode(line)
-            found.append((float(entry["done"]), float(entry["metrics"]["loss"])))
-        except (msgspec.DecodeError, KeyError, TypeError, ValueError):
-            continue
-    return found[:: max(1, len(found) // 300)]
 
 
 def data_card(run: dict[str, Any]) -> list[tuple[str, str, str]]:
