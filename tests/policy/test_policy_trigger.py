@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -9,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenmill.domain.calendar import date_of
-from tokenmill.domain.trigger import Trigger, bucket, parse_cron
-from tokenmill.policy.trigger import due, stability_milli
+from tokenmill.domain.profile import Profile, bucket
+from tokenmill.domain.trigger import Trigger, parse_cron
+from tokenmill.policy.trigger import divergence_milli, due, stability_milli
 
 
 def us(text: str) -> int:
@@ -91,3 +93,55 @@ def test_time_starts_a_run_once() -> None:
 
 def test_rows_are_counted_by_the_length_of_their_line() -> None:
     assert [bucket(n) for n in (0, 1, 2, 3, 4, 1023, 1024, 1 << 40)] == [0, 0, 1, 1, 2, 9, 10, 23]
+
+
+def words_of(vocabulary: str, rows: int, seed: int) -> list[int]:
+    """Counts of rows of eight words each, drawn from a vocabulary."""
+    draw, found = random.Random(seed), Profile()
+    for _ in range(rows):
+        line = " ".join(draw.choice(vocabulary.split()) for _ in range(8)).encode()
+        found.add(line, len(line))
+    return found.words
+
+
+CARDS = "card lost stolen pin blocked new replace arrive when travel abroad cash machine swallowed fee charge"
+LOANS = "loan rate mortgage months repay early house deposit credit score lender signed terms insurance"
+
+
+def test_words_that_change_at_the_same_length_are_drift() -> None:
+    before = words_of(CARDS, 400, 1)
+    trigger = Trigger(words_drift_milli=50)
+
+    def decide(new: list[int], rows: int = 80) -> bool:
+        now = [a + b for a, b in zip(before, new, strict=True)]
+        return due(
+            trigger,
+            [0, 400 + rows],
+            last_profile=[0, 400],
+            words=now,
+            last_words=before,
+            last_started_us=0,
+            now_us=1,
+        ).run
+
+    assert not decide(words_of(CARDS, 80, 2))
+    assert decide(words_of(LOANS, 80, 2))
+    assert not decide(words_of(LOANS, 80, 2), rows=20)  # too few rows to tell
+    assert not decide(words_of(LOANS, 20, 2))  # too few words
+
+
+def test_divergence_is_symmetric_bounded_and_nothing_by_chance() -> None:
+    assert divergence_milli([10_000, 0], [0, 10_000]) == pytest.approx(1000, abs=2)
+    one, other = words_of(CARDS, 300, 3), words_of(LOANS, 300, 4)
+    assert divergence_milli(one, other) == divergence_milli(other, one) > 300
+    assert max(divergence_milli(one, words_of(CARDS, 60, seed)) for seed in range(40)) < 25
+    assert divergence_milli([], [1]) == 0
+
+
+def test_words_of_long_rows_are_counted_at_both_ends() -> None:
+    found = Profile()
+    found.add(b"alpha " + b"x1 " * 10_000 + b"omega", 30_011)
+    assert sum(found.words) == 2
+    other = Profile()
+    other.join(found)
+    assert other == found

@@ -25,13 +25,15 @@ def observed(draft: Draft, event: LineObserved) -> None:
     if any(not run.status.ended for run in own):
         return
     last = max(own, key=lambda run: (run.submitted_us, run.id), default=None)
-    profile = _profile(last)
+    profile, words = _counts(last, "profile"), _counts(last, "words")
     # A run that ended before it had read its data is not tried again until somebody changes something.
     known = event.profile if last is not None and not profile else profile
     decision = due(
         line.trigger,
         event.profile,
         last_profile=known,
+        words=event.words,
+        last_words=words,
         last_started_us=last.submitted_us if last is not None else event.at_us - FRESH_US,
         now_us=event.at_us,
     )
@@ -40,9 +42,9 @@ def observed(draft: Draft, event: LineObserved) -> None:
         runs.begin(draft, line, draft.new_id("run"), event.at_us, f"trigger ({why.removeprefix('due: ')})")
 
 
-def _profile(run: Run | None) -> Sequence[int]:
+def _counts(run: Run | None, name: str) -> Sequence[int]:
     for state in run.stations if run is not None else ():
-        found = state.result.metrics.get("profile") if state.result is not None else None
+        found = state.result.metrics.get(name) if state.result is not None else None
         if isinstance(found, list | tuple):
             return [int(count) for count in found]
     return ()

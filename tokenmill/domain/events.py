@@ -278,13 +278,14 @@ class OutcomesReported:
 
 @dataclass(frozen=True, slots=True)
 class LineObserved:
-    """What a line's data is like now: a profile of its rows (see ``domain.trigger``). Starts a run that is
+    """What a line's data is like now: a profile of its rows (see ``domain.profile``). Starts a run that is
     due.
     """
 
     at_us: int
     line: str
-    profile: tuple[int, ...] = ()
+    profile: tuple[int, ...] = ()  # rows by length
+    words: tuple[int, ...] = ()
 
 
 Event = (

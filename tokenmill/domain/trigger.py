@@ -1,13 +1,10 @@
-"""When a line starts by itself: cron expressions, bounds, and profiles of its data. Decides nothing."""
+"""When a line starts by itself: cron expressions and bounds. Decides nothing."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from tokenmill.domain.calendar import date_of
-
-PROFILE_BUCKETS = 24
-"""A profile counts rows by the length of their line in bytes: bucket ``k`` holds 2**k to 2**(k+1) - 1."""
 
 FIELDS = (
     ("minute", 0, 59),
@@ -27,12 +24,8 @@ class Trigger:
 
     cron: str = ""
     new_rows: int = 0  # since the last run
-    drift_milli: int = 0  # of the new rows' profile against the last run's, as a stability index
-
-
-def bucket(size_bytes: int) -> int:
-    """The place of a row in a profile."""
-    return min(PROFILE_BUCKETS - 1, max(0, size_bytes.bit_length() - 1))
+    drift_milli: int = 0  # of the new rows' lengths against the last run's, as a stability index
+    words_drift_milli: int = 0  # of their words, as a Jensen-Shannon divergence in bits
 
 
 @dataclass(frozen=True, slots=True)

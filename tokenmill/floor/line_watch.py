@@ -1,20 +1,26 @@
-"""Looks at the data of lines that start by themselves: how many rows there are, and how long the new ones
-are.
+"""Looks at the data of lines that start by themselves: how many rows there are, and what they are like.
 
-Counts physical lines, as the intake station's profile does, and reads only what was added to a file since the
-last look. Remote stores are not looked at; such lines start by hand or by cron. Decides nothing.
+Counts physical lines, or the rows of Parquet, as the intake station's profile does. Of plain files only what
+was added since the last look is read; packed ones and Parquet are read again when they changed. Remote stores
+are not looked at; such lines start by hand or by cron. Decides nothing.
 """
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, cast
 
+from tokenmill.domain.errors import TokenmillError
 from tokenmill.domain.events import LineObserved
 from tokenmill.domain.factory import Line
-from tokenmill.domain.trigger import PROFILE_BUCKETS, bucket
+from tokenmill.domain.profile import Profile
+from tokenmill.store.parquet import parquet_lines
 
+LINE_BYTES = 1 << 20  # of one line, held at a time
 EVERY_US = 30_000_000
 MAX_FILES = 10_000
 
@@ -25,7 +31,8 @@ class _Counted:
 
     inode: int
     size: int = 0
-    profile: list[int] = field(default_factory=lambda: [0] * PROFILE_BUCKETS)
+    changed_ns: int = 0
+    profile: Profile = field(default_factory=Profile)
 
 
 class LineWatch:
@@ -41,16 +48,13 @@ class LineWatch:
         if now_us - self._looked_us < EVERY_US:
             return []
         self._looked_us = now_us
-        return [
-            LineObserved(now_us, line.name, self._profile(line)) for line in lines if line.trigger is not None
-        ]
+        return [self._observed(line, now_us) for line in lines if line.trigger is not None]
 
-    def _profile(self, line: Line) -> tuple[int, ...]:
-        profile = [0] * PROFILE_BUCKETS
+    def _observed(self, line: Line, now_us: int) -> LineObserved:
+        profile = Profile()
         for path in self._paths(line):
-            for at, count in enumerate(self._count(path)):
-                profile[at] += count
-        return tuple(profile)
+            profile.join(self._count(path))
+        return LineObserved(now_us, line.name, tuple(profile.lengths), tuple(profile.words))
 
     def _paths(self, line: Line) -> list[Path]:
         text = next((str(s.params.get("path", "")) for s in line.stations if s.kind == "intake"), "")
@@ -63,25 +67,51 @@ class LineWatch:
             return sorted(path.parent.glob(path.name))[:MAX_FILES]
         return [path]
 
-    def _count(self, path: Path) -> list[int]:
-        """Profile of a file's lines. One that shrank or was replaced is counted anew."""
+    def _count(self, path: Path) -> Profile:
+        """Profile of a file's rows. One that shrank or was replaced is counted anew."""
+        packed = path.name.lower().endswith((".gz", ".parquet"))
         try:
             status = path.stat()
             known = self._files.get(path)
             if known is None or known.inode != status.st_ino or known.size > status.st_size:
                 known = self._files[path] = _Counted(status.st_ino)
-            _read_on(known, path)
-        except OSError:
-            return [0] * PROFILE_BUCKETS
+            if not packed:
+                _read_on(known, path)
+            elif (known.size, known.changed_ns) != (status.st_size, status.st_mtime_ns):
+                known = _Counted(status.st_ino, status.st_size, status.st_mtime_ns)
+                self._files[path] = known  # also when it cannot be read: it is tried again when it changed
+                _read_whole(known.profile, path)
+        except (OSError, EOFError, zlib.error, TokenmillError):
+            return Profile()  # what cannot be read is intake's to complain of
         return known.profile
+
+
+def _read_whole(profile: Profile, path: Path) -> None:
+    """Count a packed file or a Parquet one; raises what reading it raises."""
+    if path.name.lower().endswith(".parquet"):
+        for line in parquet_lines(path):
+            profile.add(line, len(line))
+        return
+    with gzip.open(path, "rb") as file:
+        _count_lines(profile, cast(IO[bytes], file))
 
 
 def _read_on(known: _Counted, path: Path) -> None:
     with path.open("rb") as file:
         file.seek(known.size)
-        while line := file.readline():
-            if not line.endswith(b"\n"):
-                break  # it is still being written
-            known.size += len(line)
-            if line.strip():
-                known.profile[bucket(len(line))] += 1
+        known.size += _count_lines(known.profile, file)
+
+
+def _count_lines(profile: Profile, file: IO[bytes]) -> int:
+    """Count whole lines; returns their bytes. A line without its end is still being written."""
+    read = 0
+    while line := file.readline(LINE_BYTES + 1):
+        size, rest = len(line), line
+        while not rest.endswith(b"\n") and (rest := file.readline(1 << 16)):
+            size += len(rest)
+        if not (line if size == len(line) else rest).endswith(b"\n"):
+            break
+        read += size
+        if line.strip():
+            profile.add(line, size)
+    return read

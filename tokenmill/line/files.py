@@ -13,20 +13,21 @@ import zlib
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, cast
 
 import orjson
 
-from tokenmill.domain.errors import DataError, MissingExtraError
+from tokenmill.domain.errors import DataError
+from tokenmill.domain.profile import Profile
 from tokenmill.domain.stations import IntakeParams
-from tokenmill.domain.trigger import PROFILE_BUCKETS, bucket
 from tokenmill.line.rows import Refused
+from tokenmill.store.parquet import parquet_lines
 
 BOM = b"\xef\xbb\xbf"
 WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 PARQUET_LEAST_BYTES = 64
-PARQUET_ROWS = 1024  # read together
 RAW_CHARACTERS = 2000
 RECORD_LINES = 1000  # of one CSV record; a quote that never closes is found out after so many
 
@@ -52,7 +53,7 @@ class Source:
     header: tuple[str, ...] = ()
     sha: Any = field(default_factory=hashlib.sha256)
     bytes_before: int = 0  # of the files before this one
-    profile: list[int] = field(default_factory=lambda: [0] * PROFILE_BUCKETS)  # of its lines' lengths
+    profile: Profile = field(default_factory=Profile)
 
     @property
     def format(self) -> str:
@@ -110,7 +111,7 @@ class Source:
                 size += len(rest)
             self.bytes_read += size
             if raw.strip():
-                self.profile[bucket(size)] += 1
+                self.profile.add(raw, size)
             if self.bytes_before + self.bytes_read > self.params.max_bytes:
                 raise DataError(
                     f"the file has more than {self.params.max_bytes:,} bytes",
@@ -136,41 +137,23 @@ class Source:
 
 
 def parquet_records(source: Source) -> Iterator[Record | Refused]:
-    """Rows of a Parquet file, a bounded number at a time; ``line`` is the row's number in its file."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise MissingExtraError(
-            "reading Parquet needs pyarrow", fix="pip install 'tokenmill[parquet]'"
-        ) from error
-    if not source.path.is_file():
-        raise DataError("there is no such data file", where=str(source.path), expected="a Parquet file")
+    """Rows of a Parquet file; ``line`` is the row's number in its file."""
+    lines = parquet_lines(source.path)
+    first = next(lines, None)  # a file that is not there is refused before its bytes are counted
     with source.path.open("rb") as whole:
         source.sha = hashlib.file_digest(whole, "sha256")
     source.bytes_read = source.path.stat().st_size
-    try:
-        with pq.ParquetFile(source.path) as file:
-            source.header = tuple(file.schema_arrow.names)
-            for batch in file.iter_batches(PARQUET_ROWS):
-                for values in batch.to_pylist():
-                    source.line += 1
-                    yield _parquet_record(source, values)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"the Parquet file is broken after row {source.line:,}: {error}",
-            where=f"{source.path}:{source.line}",
-            expected="a whole Parquet file",
-        ) from error
-
-
-def _parquet_record(source: Source, values: dict[str, Any]) -> Record | Refused:
-    n = source.next_record()
-    encoded = orjson.dumps(values, default=str, option=orjson.OPT_NON_STR_KEYS)
-    if len(encoded) > source.params.max_row_bytes:
-        reason = f"row is longer than {source.params.max_row_bytes:,} bytes"
-        return Refused(n, source.line, reason, _shown(encoded))
-    return Record(n, source.line, orjson.loads(encoded))
+    for encoded in chain([] if first is None else [first], lines):
+        source.line += 1
+        source.profile.add(encoded, len(encoded))
+        n = source.next_record()
+        if len(encoded) > source.params.max_row_bytes:
+            reason = f"row is longer than {source.params.max_row_bytes:,} bytes"
+            yield Refused(n, source.line, reason, _shown(encoded))
+            continue
+        values = orjson.loads(encoded)
+        source.header = source.header or tuple(values)
+        yield Record(n, source.line, values)
 
 
 def _is_parquet(path: Path) -> bool:

@@ -14,6 +14,7 @@ from typing import IO, Any
 import msgspec
 
 from tokenmill.domain.errors import DataError
+from tokenmill.domain.profile import Profile
 from tokenmill.domain.stations import IntakeParams
 from tokenmill.domain.work import JobResult
 from tokenmill.line.conversation import BrokenRowError, chat, conversation
@@ -61,6 +62,9 @@ def run(job: StationJob) -> JobResult:
     job.report(records, records, "rows", f"{kept} rows, {refused} quarantined")
     shutil.rmtree(job.work / "fetched", ignore_errors=True)
     sha = digest_of_files(sources)
+    profile = Profile()
+    for source in sources:
+        profile.join(source.profile)
     return JobResult(
         outputs={
             "rows": job.artifacts.put_file(rows_path, move=True),
@@ -74,7 +78,8 @@ def run(job: StationJob) -> JobResult:
             "blank_lines": sum(source.blank_lines for source in sources),
             "bytes": sum(source.bytes_read for source in sources),
             "sha": sha,
-            "profile": [sum(counts) for counts in zip(*(s.profile for s in sources), strict=True)],
+            "profile": profile.lengths,
+            "words": profile.words,
             "first_reasons": [f"line {r.line}: {r.reason}" for r in first],
         },
         evidence={"source": {"name": Path(params.path).name, "sha": sha}},

@@ -231,6 +231,10 @@ class TriggerFields(Strict):
     drift: Index | None = Field(
         default=None, description="Stability index of the new rows' lengths; 0.25 is a large change."
     )
+    words_drift: Index | None = Field(
+        default=None,
+        description="Divergence (Jensen-Shannon) of the new rows' words, 0 to 1 bit; 0.05 is a clear change.",
+    )
 
 
 class LineDocument(Strict):
