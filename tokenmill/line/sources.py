@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tokenmill.domain.errors import DataError, MissingExtraError, ResourceError
+from tokenmill.domain.errors import DataError, MissingExtraError, ResourceError, TokenmillError
 from tokenmill.store.artifacts import Artifacts
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".gz")
@@ -70,7 +70,9 @@ def _fetched(url: str, into: Path, max_bytes: int, say: Callable[[str], None]) -
             where=url,
             expected="s3://BUCKET/KEY, hf://datasets/OWNER/NAME/FILE, or a path",
         ) from error
-    except OSError as error:
+    except TokenmillError:
+        raise
+    except Exception as error:  # each file system has its own: of HTTP, of its service, of the system
         raise _unreachable(url, error) from error
     shutil.rmtree(into, ignore_errors=True)
     into.mkdir(parents=True)
@@ -81,8 +83,10 @@ def _fetched(url: str, into: Path, max_bytes: int, say: Callable[[str], None]) -
         say(f"copying {Path(name).name}")
         try:
             left -= _copied(system, name, target, left, url)
-        except OSError as error:
-            if error.errno is not None and error.filename is None:
+        except TokenmillError:
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno is not None and error.filename is None:
                 raise  # of the disk here
             raise _unreachable(url, error) from error
         found.append(target)
@@ -121,7 +125,7 @@ def _copied(system: Any, name: str, target: Path, most: int, url: str) -> int:
     return size
 
 
-def _unreachable(url: str, error: OSError) -> DataError:
+def _unreachable(url: str, error: Exception) -> DataError:
     return DataError(
         f"the data cannot be read: {error}",
         where=url,
