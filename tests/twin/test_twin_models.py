@@ -15,35 +15,48 @@ from tokenmill.domain.errors import DataError, NotFoundError
 from tokenmill.domain.factory import Accelerator, Fabric, Node
 from tokenmill.spec.catalogue import catalogue
 from tokenmill.twin import calibrate, traffic
-from tokenmill.twin.engine_model import SHAPES, LinearModel, RooflineModel, shape_of
+from tokenmill.twin.engine_model import LinearModel, RooflineModel, shape_of
 from tokenmill.twin.fabric_model import FabricModel
 from tokenmill.twin.faults import FaultRate, schedule
+from tokenmill.twin.iteration import Efficiency, Layout, work_of
 from tokenmill.twin.power_model import EnergyMeter, PowerModel, site_w
 
 DATA = Path(os.environ.get("TOKENMILL_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
-def test_shapes_have_the_published_parameter_counts():
-    billions = {"llama-3.1-8b": 7.5, "llama-3.1-70b": 69.5, "llama-3.1-405b": 403.7, "smollm2-135m": 0.1345}
+def test_models_have_the_published_parameter_counts():
+    billions = {
+        "llama-3.1-8b": 8.03, "llama-3.1-70b": 70.6, "llama-3.1-405b": 405.9, "smollm2-135m": 0.1345,
+        "deepseek-v3": 671.0, "gpt-oss-120b": 116.8, "qwen3-235b-a22b": 235.1, "mixtral-8x7b": 46.7,
+    }  # fmt: skip
+    models = catalogue().models
     for name, count in billions.items():
-        assert SHAPES[name].parameters / 1e9 == pytest.approx(count, rel=0.01)
-    assert shape_of("hf://meta-llama/Llama-3.1-70B-Instruct") is SHAPES["llama-3.1-70b"]
+        assert models[name].parameters / 1e9 == pytest.approx(count, rel=0.01)
+    assert models["deepseek-v3"].active_parameters / 1e9 == pytest.approx(37, rel=0.02)
+    assert shape_of("hf://meta-llama/Llama-3.1-70B-Instruct") is models["llama-3.1-70b"]
     assert shape_of("hf://someone/unheard-of") is None
 
 
+def roofline(model, kind, layout=None, **eff):
+    known = catalogue()
+    work = work_of(known.models[model], known.accelerators[kind], layout or Layout(), "bf16")
+    return RooflineModel(work, Efficiency(**eff))
+
+
 def test_decoding_is_bound_by_memory_and_prefill_by_compute():
-    h100 = catalogue().accelerators["h100-sxm"]
-    model = RooflineModel(SHAPES["llama-3.1-8b"], h100, host_s=0, layer_s=0)
-    weights_s = SHAPES["llama-3.1-8b"].parameters * 2 / (h100.memory_gb_s * 1e9)
+    h100, shape = catalogue().accelerators["h100-sxm"], catalogue().models["llama-3.1-8b"]
+    model = roofline("llama-3.1-8b", "h100-sxm", host_s=0, layer_s=0, memory=0.95, compute=0.61)
+    weights_s = shape.active_parameters * 2 / (h100.memory_gb_s * 1e9)
     assert weights_s < model.iteration_s(1, 0, 0) < 1.3 * weights_s
-    compute_s = 2 * SHAPES["llama-3.1-8b"].parameters * 8192 / (h100.tflops_bf16 * 1e12 * 0.61)
+    compute_s = 2 * shape.active_parameters * 8192 / (h100.tflops_bf16 * 1e12 * 0.61)
     assert model.iteration_s(0, 8192, 0) == pytest.approx(compute_s, rel=0.25)
     assert model.iteration_s(0, 0, 0) == 0
 
 
-@given(st.integers(1, 256), st.integers(0, 4096), st.integers(0, 10**6))
-def test_more_work_never_takes_less_time(decode, prefill, cached):
-    model = RooflineModel(SHAPES["qwen3-8b"], catalogue().accelerators["h200-sxm"], 2)
+@given(st.integers(1, 256), st.integers(0, 4096), st.integers(0, 10**6), st.booleans())
+def test_more_work_never_takes_less_time(decode, prefill, cached, moe):
+    name, layout = ("deepseek-r1", Layout(data=8, expert=8)) if moe else ("qwen3-8b", Layout(tensor=2))
+    model = roofline(name, "h200-sxm", layout)
     least = model.iteration_s(decode, prefill, cached)
     assert least <= model.iteration_s(decode + 1, prefill, cached)
     assert least <= model.iteration_s(decode, prefill + 1, cached)

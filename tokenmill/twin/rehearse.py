@@ -20,8 +20,10 @@ from tokenmill.spec.catalogue import catalogue
 from tokenmill.twin.calibrate import Calibration, cpu_embedded
 from tokenmill.twin.engine_model import EngineModel, RooflineModel, shape_of
 from tokenmill.twin.forecast import DeploymentForecast, Estimate, Forecast, quantile
+from tokenmill.twin.iteration import Layout, work_of
 from tokenmill.twin.load import AliasLoad, alias_load, probe, run_load
 from tokenmill.twin.power_model import PowerModel, site_w
+from tokenmill.twin.profiles import names_of, profile
 from tokenmill.twin.report import to_json
 from tokenmill.twin.traffic import Arrival
 from tokenmill.twin.world import Timings, World
@@ -186,7 +188,11 @@ def _modelled(state: State, deployment: Deployment, sharing: dict[str, int]) -> 
     if shape is None or accelerator is None:
         missing = "accelerator" if shape else "model"
         return Modelled(None, note=f"not modelled: the shape of its {missing} is not known")
-    return Modelled(RooflineModel(shape, accelerator, max(1, deployment.resources.accelerators)))
+    width = max(1, deployment.resources.accelerators)
+    layout = Layout(tensor=width, expert_tensor=width)
+    names = names_of(deployment.engine, "", kind, "bf16", shape.id)
+    work = work_of(shape, accelerator, layout, "bf16")
+    return Modelled(RooflineModel(work, profile().efficiency(names)))
 
 
 def _loads(world: World, factory: Factory, modelled: dict[str, Modelled]) -> dict[str, AliasLoad]:

@@ -1,0 +1,104 @@
+"""The performance model's fit: what made the rows is found again; layouts that fit; broken rows."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tokenmill.domain.errors import DataError
+from tokenmill.spec.catalogue import catalogue
+from tokenmill.twin import bench_rows, fit, profiles
+from tokenmill.twin.bench_rows import ServingRow, layout_of
+from tokenmill.twin.capacity import fit_of, need_fit
+from tokenmill.twin.iteration import Layout
+
+
+def made_rows(profile, noise=0.0):
+    draw = np.random.default_rng(5)
+    rows = []
+    for model, tensor in (("llama-3.1-8b", 1), ("llama-3.1-8b", 2), ("qwen3-32b", 2), ("gpt-oss-120b", 4)):
+        for inputs, outputs in ((1024, 256), (2048, 512), (4096, 256), (512, 1024)):
+            for batch in (1.0, 8.0, 32.0, 128.0):
+                layout = Layout(tensor=tensor, expert_tensor=tensor)
+                case = (layout, inputs, outputs, batch, False, 1.0, 1.0)
+                rows.append(ServingRow(1, model, "h100-sxm", "vllm", "0.19.0", "fp8", *case))
+    table = fit.Rows(rows)
+    found = table.steady(fit.knobs_of(table, profile))
+    return [
+        replace(row, ttft_s=float(a * draw.normal(1, noise)), tpot_s=float(b * draw.normal(1, noise)))
+        for row, a, b in zip(rows, found.ttft_s, found.tpot_s, strict=True)
+    ]
+
+
+def test_a_fit_foretells_rows_that_it_has_not_seen():
+    rows = made_rows(profiles.profile(), noise=0.03)
+    assert 0 < sum(row.held for row in rows) < len(rows) / 2
+    assert len({row.held for row in rows if row.sweep == rows[0].sweep}) == 1
+    found = fit.fit_profile(rows, "made")
+    assert found.rows == sum(not row.held for row in rows)
+    held = [e for name, errors in found.residuals.items() if "tpot" in name for e in errors]
+    assert len(held) == sum(row.held for row in rows)
+    assert np.median(held) < 0.08
+    assert found == profiles.from_json(profiles.to_json(found), "found.json")
+
+
+def test_the_shipped_profile_was_fitted_by_groups_and_not_by_sweeps():
+    shipped = profiles.profile()
+    kinds = {name.split(":")[0] for name in shipped.offsets}
+    assert kinds == {"engine", "version", "accelerator", "precision", "model", "group"}
+    assert np.median(shipped.residuals["dense_tpot"]) < 0.08
+    assert np.median(shipped.residuals["moe_tpot"]) < 0.15
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", '{"base": {}, "offsets": {}, "residuals": {}, "rows": 1, "source": ""}']
+)
+def test_what_is_no_profile_is_refused(text):
+    with pytest.raises(DataError, match=r"x\.json"):
+        profiles.from_json(text, "x.json")
+
+
+def test_layouts_are_read_as_they_were_meant():
+    assert layout_of(8, 1, 1, 1, 8) == Layout(tensor=8, expert=8)
+    assert layout_of(1, 1, 8, 1, 8) == Layout(data=8, expert=8)
+    assert layout_of(4, 1, 1, 4, 1) == Layout(tensor=4, expert_tensor=4)
+    assert layout_of(8, 1, 1, 8, 8).accelerators == 8
+    assert bench_rows.model_id("nvidia/Llama-3.1-8B-Instruct-FP8") == "llama-3.1-8b"
+    assert bench_rows.model_id("someone/unheard-of") is None
+
+
+def test_a_layout_that_does_not_fit_says_what_would():
+    known = catalogue()
+    model, gpu = known.models["llama-3.1-405b"], known.accelerators["h100-sxm"]
+    assert fit_of(model, gpu, Layout(), "fp8").cache_tokens < 0
+    with pytest.raises(DataError) as raised:
+        need_fit(model, gpu, Layout(tensor=2, expert_tensor=2), "fp8", 8192)
+    assert "TP8" in str(raised.value.problem.fix)
+    with pytest.raises(DataError) as raised:
+        need_fit(model, gpu, Layout(), "fp8", 10**9)
+    assert "No layout" in str(raised.value.problem.fix)
+
+
+HEADER = (
+    "backend,backend_version,model_path,system,precision,mode,isl,osl,batch_size,"
+    "silicon_ttft_ms,silicon_tpot_ms"
+)
+
+
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [
+        ("vllm,0.19.0,llama-3.1-8b,h100_sxm,fp8,agg,nan,128,8,10,10", "isl"),
+        ("vllm,0.19.0,llama-3.1-8b,h100_sxm,fp8,agg,128,128,-8,10,10", "batch_size"),
+        ("vllm,0.19.0,llama-3.1-8b,h100_sxm,fp8,agg,128,128,8,10,0", "silicon_tpot_ms"),
+        ("vllm,0.19.0,gpt-1,h100_sxm,fp8,agg,128,128,8,10,10", "model_path"),
+        ("vllm,0.19.0,llama-3.1-8b,k80,fp8,agg,128,128,8,10,10", "system"),
+    ],
+)
+def test_a_broken_measured_row_names_line_and_field(tmp_path, row, field):
+    path = tmp_path / "rows.csv"
+    path.write_text(f"{HEADER}\n{row}\n")
+    with pytest.raises(DataError) as raised:
+        bench_rows.read_serving(path)
+    assert f"{path}:2" in str(raised.value)
+    assert field in str(raised.value)

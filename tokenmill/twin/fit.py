@@ -1,0 +1,192 @@
+"""Fits the profile to measured rows: least squares of log errors, offsets held near zero by a prior.
+
+Needs numpy and scipy (``tokenmill[twin]``). Every row is weighed alike; an outlier's weight falls with its
+error (soft L1). A row that lies far off stays in: it counts in the residuals that are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+import numpy as np
+from scipy.optimize import least_squares
+
+from tokenmill.spec.catalogue import catalogue
+from tokenmill.twin.bench_rows import ServingRow
+from tokenmill.twin.capacity import fit_of
+from tokenmill.twin.iteration import Efficiency, Work, work_of
+from tokenmill.twin.profiles import EFFICIENCIES, PROTOCOL, Profile, names_of
+from tokenmill.twin.steady import Protocol, Steady, steady
+
+BUDGET_TOKENS = 8192
+OUTLIER = 0.1
+STEPS = 40
+STEP = 1e-4
+TTFT_WEIGHT = 0.7
+
+# Which knobs a kind of name may move, and how far (one standard deviation of the prior, in log units).
+PRIORS: dict[str, tuple[float, tuple[str, ...]]] = {
+    "engine": (
+        0.5,
+        ("compute", "memory", "expert_compute", "expert_memory", "host_s", "layer_s", "reduce_s",
+         "exchange_s", "interference", "wave", "arrival_s", "prompt", "imbalance", "half_rate_expert_tokens"),
+    ),
+    "version": (0.25, ("scale", "prompt", "wave", "arrival_s", "host_s", "layer_s", "interference")),
+    "accelerator": (0.3, ("compute", "memory", "expert_memory", "expert_compute", "link", "layer_s",
+                          "attention")),
+    "precision": (0.3, ("compute", "memory", "expert_compute", "expert_memory", "half_rate_tokens")),
+    "model": (0.3, ("scale", "layer_s", "compute", "expert_memory", "expert_compute", "prefill_attention",
+                    "attention", "prompt")),
+    "group": (0.25, ("scale", "prompt", "wave", "arrival_s", "host_s", "layer_s", "interference",
+                     "compute", "memory", "expert_memory")),
+}  # fmt: skip
+
+
+class Rows:
+    """Measured rows as arrays, with the work and capacity of each."""
+
+    def __init__(self, rows: Sequence[ServingRow]) -> None:
+        self.rows = rows
+        works, capacity = [], []
+        for row in rows:
+            model, kind = catalogue().models[row.model], catalogue().accelerators[row.accelerator]
+            works.append(work_of(model, kind, row.layout, row.precision))
+            capacity.append(fit_of(model, kind, row.layout, row.precision).cache_tokens)
+        self.work = Work(*(np.array([float(getattr(w, f.name)) for w in works]) for f in fields(Work)))
+        self.inputs = np.array([float(r.inputs) for r in rows])
+        self.outputs = np.array([float(r.outputs) for r in rows])
+        self.stages = np.array([float(r.layout.pipeline) for r in rows])
+        asked = np.array([r.batch for r in rows])
+        room = np.maximum(1.0, np.array(capacity, float) / (self.inputs + self.outputs))
+        self.batch = np.minimum(asked, room)
+        self.waiting = asked - self.batch
+        self.mixed = np.array([0.0 if r.decode_only else 1.0 for r in rows])
+        self.measured_ttft = np.array([r.ttft_s for r in rows])
+        self.measured_tpot = np.array([r.tpot_s for r in rows])
+        self.names = [names_of(r.engine, r.version, r.accelerator, r.precision, r.model) for r in rows]
+
+    def steady(self, knobs: dict[str, Any]) -> Steady:
+        """Latencies of all rows at once."""
+        eff = Efficiency(**{name: knobs[name] for name in EFFICIENCIES})
+        shared = {name: knobs[name] for name in PROTOCOL}
+        shared["interference"] = shared["interference"] * self.mixed
+        return steady(
+            self.work, eff, Protocol(**shared), batch=self.batch, waiting=self.waiting,
+            inputs=self.inputs, outputs=self.outputs, budget=BUDGET_TOKENS, stages=self.stages,
+        )  # fmt: skip
+
+
+def knobs_of(rows: Rows, profile: Profile) -> dict[str, Any]:
+    """Every knob of every row under a profile."""
+    each = [profile.values(names) for names in rows.names]
+    return {knob: np.array([values[knob] for values in each]) for knob in (*EFFICIENCIES, *PROTOCOL)}
+
+
+class Design:
+    """Where each parameter acts: (knob, rows it moves, prior)."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.columns: list[tuple[str, str, Any, float]] = []
+        members: dict[str, list[int]] = {}
+        for index, names in enumerate(rows.names):
+            for name in names:
+                members.setdefault(name, []).append(index)
+        for name, indices in sorted(members.items()):
+            spread, knobs = PRIORS[name.split(":")[0]]
+            for knob in knobs:
+                self.columns.append((name, knob, np.array(indices), spread))
+
+    def knobs(self, base: dict[str, float], offsets: Any, count: int) -> dict[str, Any]:
+        logs = {knob: np.full(count, value) for knob, value in base.items()}
+        for (_, knob, indices, _), offset in zip(self.columns, offsets, strict=True):
+            logs[knob][indices] += offset
+        return {knob: np.exp(np.clip(value, -40, 40)) for knob, value in logs.items()}
+
+
+def fit_profile(measured: Sequence[ServingRow], source: str) -> Profile:
+    """The profile of the rows that are not held, with the residuals of those that are."""
+    fitted = [row for row in measured if not row.held]
+    rows = Rows(fitted)
+    design = Design(rows)
+    start: dict[str, float] = {**asdict(Efficiency()), **asdict(Protocol())}
+    names = sorted(start)
+    first = np.log(np.array([float(start[name]) for name in names]))
+    spreads = np.concatenate([np.full(len(names), 1.0), [c[3] for c in design.columns]])
+    x = _solve(rows, design, names, first, spreads)
+    base = {name: float(value) for name, value in zip(names, x[: len(names)], strict=True)}
+    offsets: dict[str, dict[str, float]] = {}
+    for (name, knob, _, _), value in zip(design.columns, x[len(names) :], strict=True):
+        if abs(value) >= 0.002:
+            offsets.setdefault(name, {})[knob] = round(float(value), 4)
+    made = Profile({k: round(v, 5) for k, v in base.items()}, offsets, {}, len(fitted), source)
+    return Profile(made.base, made.offsets, residuals(made, measured), made.rows, source)
+
+
+def _solve(rows: Rows, design: Design, names: list[str], first: Any, spreads: Any) -> Any:
+    """Gauss-Newton with the exact structure: an offset moves its rows as the knob itself does."""
+    count, width = len(rows.rows), len(names)
+    x0 = np.concatenate([first, np.zeros(len(design.columns))])
+
+    def logs(x: Any) -> dict[str, Any]:
+        return design.knobs(dict(zip(names, x[:width], strict=True)), x[width:], count)
+
+    def errors(x: Any) -> Any:
+        return np.concatenate([_soft(_raw(rows, logs(x))), OUTLIER * (x - x0) / spreads])
+
+    def jacobian(x: Any) -> Any:
+        knobs = logs(x)
+        here = _raw(rows, knobs)
+        slope = _soft_slope(here)
+        whole = np.zeros((len(here) + len(x), len(x)))
+        each = {}
+        for number, name in enumerate(names):
+            moved = {**knobs, name: knobs[name] * np.exp(STEP)}
+            each[name] = slope * (_raw(rows, moved) - here) / STEP
+            whole[: len(here), number] = each[name]
+        for number, (_, knob, indices, _) in enumerate(design.columns, start=width):
+            both = np.concatenate([indices, indices + count])
+            whole[both, number] = each[knob][both]
+        whole[len(here) :] = np.diag(OUTLIER / spreads)
+        return whole
+
+    return least_squares(errors, x0, jac=jacobian, method="trf", max_nfev=STEPS, x_scale=spreads).x
+
+
+def _raw(rows: Rows, knobs: dict[str, Any]) -> Any:
+    """Log errors of TPOT, then of TTFT: zero where the row has no prefill."""
+    found = rows.steady(knobs)
+    ttft = np.log(found.ttft_s / rows.measured_ttft) * (rows.mixed > 0)
+    return np.concatenate([np.log(found.tpot_s / rows.measured_tpot), TTFT_WEIGHT * ttft])
+
+
+def _soft(errors: Any) -> Any:
+    """Residuals whose square is the soft L1 loss: straight beyond ``OUTLIER``."""
+    scaled = errors / OUTLIER
+    return OUTLIER * np.sign(errors) * np.sqrt(2 * (np.sqrt(1 + scaled * scaled) - 1))
+
+
+def _soft_slope(errors: Any) -> Any:
+    """Derivative of ``_soft``."""
+    scaled = errors / OUTLIER
+    root = np.sqrt(1 + scaled * scaled)
+    soft = np.abs(_soft(errors)) / OUTLIER
+    return np.where(np.abs(scaled) < 1e-6, 1.0, np.abs(scaled) / (root * np.maximum(soft, 1e-12)))
+
+
+def residuals(profile: Profile, measured: Sequence[ServingRow]) -> dict[str, tuple[float, ...]]:
+    """Sorted absolute relative errors of held rows, by quantity and kind of model."""
+    held = [row for row in measured if row.held]
+    rows = Rows(held)
+    found = rows.steady(knobs_of(rows, profile))
+    dense = np.array([row.dense for row in held])
+    out = {}
+    for kind, chosen in (("dense", dense), ("moe", ~dense)):
+        for what, model, real in (
+            ("tpot", found.tpot_s, rows.measured_tpot), ("ttft", found.ttft_s, rows.measured_ttft),
+        ):  # fmt: skip
+            keep = chosen & ((rows.mixed > 0) | (what == "tpot"))
+            error = np.abs(model / real - 1)[keep]
+            out[f"{kind}_{what}"] = tuple(round(float(e), 4) for e in np.sort(error))
+    return out

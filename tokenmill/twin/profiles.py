@@ -1,0 +1,106 @@
+"""Fitted efficiencies: a base and named offsets, which a configuration adds up to its own.
+
+A value is ``exp(base + sum of offsets)`` over the names that a configuration belongs to: its engine, that
+engine's version, accelerator, precision, model, and its group: this engine on this generation of accelerators
+with dense or mixture-of-experts models. What no measured row had adds nothing; no offset is of one sweep.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib.resources import files
+
+from tokenmill.domain.errors import DataError
+from tokenmill.spec.catalogue import catalogue
+from tokenmill.twin.iteration import Efficiency
+from tokenmill.twin.steady import Protocol
+
+EFFICIENCIES = tuple(one.name for one in fields(Efficiency))
+PROTOCOL = tuple(one.name for one in fields(Protocol))
+WRITTEN_BY = "a file that `tokenmill calibrate --out` wrote"
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """``residuals``: quantity to sorted absolute relative errors of rows that the fit had not seen."""
+
+    base: Mapping[str, float]
+    offsets: Mapping[str, Mapping[str, float]]
+    residuals: Mapping[str, tuple[float, ...]]
+    rows: int = 0
+    source: str = ""
+
+    def values(self, names: tuple[str, ...]) -> dict[str, float]:
+        total = dict(self.base)
+        for name in names:
+            for knob, offset in self.offsets.get(name, {}).items():
+                total[knob] = total.get(knob, 0.0) + offset
+        return {knob: math.exp(value) for knob, value in total.items()}
+
+    def efficiency(self, names: tuple[str, ...]) -> Efficiency:
+        found = self.values(names)
+        return Efficiency(**{name: found[name] for name in EFFICIENCIES if name in found})
+
+    def protocol(self, names: tuple[str, ...]) -> Protocol:
+        found = self.values(names)
+        return Protocol(**{name: found[name] for name in PROTOCOL if name in found})
+
+    def error_at(self, quantity: str, share: float) -> float | None:
+        """The relative error that ``share`` of the unseen rows stayed within; None when none was measured."""
+        errors = self.residuals.get(quantity, ())
+        return errors[min(len(errors) - 1, int(share * len(errors)))] if errors else None
+
+
+def names_of(engine: str, version: str, accelerator: str, precision: str, model: str) -> tuple[str, ...]:
+    """The names whose offsets a configuration adds up, from general to special."""
+    chip = accelerator.split("-")[0]
+    kind = "moe" if catalogue().models[model].experts else "dense"
+    return (
+        f"engine:{engine}",
+        f"version:{engine}-{version}",
+        f"accelerator:{accelerator}",
+        f"precision:{chip}-{precision}",
+        f"model:{model}",
+        f"group:{engine}|{chip}|{kind}",
+    )
+
+
+def to_json(profile: Profile) -> str:
+    """The text of a profile's file: one line for each name, so that two fits can be compared."""
+    head = {"source": profile.source, "rows": profile.rows}
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
+    for key in ("base", "offsets", "residuals"):
+        table = getattr(profile, key)
+        inner = [f"  {json.dumps(name)}: {json.dumps(table[name], sort_keys=True)}" for name in sorted(table)]
+        lines.append(f"{json.dumps(key)}: {{\n" + ",\n".join(inner) + "\n}")
+    return "{" + ",\n".join(lines) + "}\n"
+
+
+def from_json(text: str, name: str) -> Profile:
+    """Raises ``DataError`` when ``text`` of the file ``name`` is no profile."""
+    try:
+        plain = json.loads(text)
+        residuals = {key: tuple(float(v) for v in values) for key, values in plain["residuals"].items()}
+        base = {key: float(value) for key, value in plain["base"].items()}
+        missing = sorted({*EFFICIENCIES, *PROTOCOL} - set(base))
+        offsets = {key: {k: float(v) for k, v in row.items()} for key, row in plain["offsets"].items()}
+        made = Profile(base, offsets, residuals, int(plain["rows"]), str(plain["source"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{name} is no fitted profile: {error!r}", expected=WRITTEN_BY) from None
+    finite = all(math.isfinite(v) for row in (base, *offsets.values()) for v in row.values())
+    if missing or not finite:
+        what = f"lacks {', '.join(missing)}" if missing else "has a value that is not finite"
+        raise DataError(f"{name} {what}", expected=WRITTEN_BY)
+    return made
+
+
+@cache
+def profile() -> Profile:
+    """The profile that is shipped."""
+    return from_json(
+        files("tokenmill.twin").joinpath("profile.json").read_text(encoding="utf-8"), "profile.json"
+    )
