@@ -27,6 +27,7 @@ _PROMPT = re.compile(rb'"prompt_n" ?: ?(\d+)')
 _CACHED = re.compile(rb'"cache_n" ?: ?(\d+)')
 _FINISH = re.compile(rb'"finish_reason" ?: ?"')
 _ID = re.compile(rb'"id"\s*:\s*"((?:chatcmpl|cmpl|embd|resp|msg)[-_][A-Za-z0-9_.-]{1,100})"')
+_SAYS_USAGE = re.compile(rb'"usage"(?! ?: ?null)')
 _EVENTS = re.compile(rb"\r?\n\r?\n")
 _decoder = JSONDecoder()
 
@@ -90,15 +91,21 @@ def estimate_output(data: bytes) -> TokenUsage:
     return TokenUsage(output_tokens=count, counted_by="estimate")
 
 
-def _says_usage(data: bytes) -> bool:
-    """Some engines write ``"usage":null`` in every event."""
-    return b'"usage"' in data and data.count(b'"usage":null') < data.count(b'"usage"')
+def _first_special(data: bytes) -> int:
+    """Where the first word stands that an event with usage, an error or the end has; -1: nowhere.
+
+    Some engines write ``"usage":null`` in every event.
+    """
+    found = [data.find(b"[DONE]"), data.find(b'"error"')]
+    if b'"usage"' in data and (usage := _SAYS_USAGE.search(data)) is not None:
+        found.append(usage.start())
+    return min((at for at in found if at >= 0), default=-1)
 
 
-def _boundary(data: bytes | bytearray, start: int) -> int:
-    """End of the last whole event in ``data[start:]``, or 0. Events end with an empty line, LF or CRLF."""
-    plain = data.rfind(b"\n\n", start)
-    crlf = data.rfind(b"\r\n\r\n", start)
+def _boundary(data: bytes | bytearray, start: int, stop: int | None = None) -> int:
+    """End of the last whole event in ``data[start:stop]``, or 0. An empty line, LF or CRLF, ends one."""
+    plain = data.rfind(b"\n\n", start, stop)
+    crlf = data.rfind(b"\r\n\r\n", start, stop)
     return max(plain + 2 if plain >= 0 else 0, crlf + 4 if crlf >= 0 else 0)
 
 
@@ -132,10 +139,11 @@ class EventStream:
         found = [match.end() for match in _DELTA.finditer(payload)]
         self._last = payload
         self.deltas += len(found)
-        if _says_usage(payload) or b"[DONE]" in payload or b'"error"' in payload:
-            return self._look(payload)
-        if not self.finished and b'"finish_reason":null' not in payload:
+        if not self.finished and payload.count(b'"finish_reason":null') < payload.count(b'"finish_reason"'):
             self.finished = _FINISH.search(payload) is not None
+        special = _first_special(payload)
+        if special >= 0:
+            return self._look(payload, special)
         if len(found) == 1 and self.pattern is not None and not self.finished:
             self.pattern.learn(payload, found[0] - 1)
         return payload
@@ -187,11 +195,11 @@ class EventStream:
         del carry[:end]
         return whole
 
-    def _look(self, payload: bytes) -> bytes:
-        """The slow path: events one by one, for those few that carry usage, an error or the end."""
-        kept = []
-        position = 0
-        for match in _EVENTS.finditer(payload):
+    def _look(self, payload: bytes, special: int) -> bytes:
+        """The slow path: one by one, from the first event on that carries usage, an error or the end."""
+        position = _boundary(payload, 0, special)
+        kept = [payload[:position]]
+        for match in _EVENTS.finditer(payload, position):
             event = payload[position : match.end()]
             position = match.end()
             if self._pass(event.strip()):

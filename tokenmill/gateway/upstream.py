@@ -83,6 +83,7 @@ class Upstream(asyncio.Protocol):
         self._closing = False
         self._ended = False
         self._extra = False  # more came after the answer's end
+        self._pieces: list[bytes] = []  # of the body, in the bytes that are being parsed
         self._parser = httptools.HttpResponseParser(self)
 
     # -- asyncio
@@ -113,13 +114,16 @@ class Upstream(asyncio.Protocol):
             self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
+            broken = ""
         except httptools.HttpParserCallbackError as error:
-            context = {"message": "a receiver failed on an upstream's answer", "exception": error.__context__}
-            self.pool.loop.call_exception_handler(context)
-            self._lose("the gateway failed on its answer")
+            self._failed(error.__context__)
             return
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._lose(f"it does not speak HTTP: {error}")
+            broken = f"it does not speak HTTP: {error}"
+        if self._pieces:
+            self._hand_on()
+        if broken:
+            self._lose(broken)
             return
         if self._headers is not None and self._head_bytes > HEAD_BYTES:
             self._lose(f"its headers are longer than {HEAD_BYTES} bytes")
@@ -128,6 +132,22 @@ class Upstream(asyncio.Protocol):
         else:
             # A size line that ends here was told by ``on_chunk_header``, so this is the end of a chunk.
             self._aligned = self._between and data.endswith(b"\r\n")
+
+    def _hand_on(self) -> None:
+        """Give the receiver, in one piece, all of the body that came at once: a stream that is read late
+        has hundreds of chunks in one read, and each handed on by itself would cost as much as all."""
+        pieces, self._pieces = self._pieces, []
+        if self.receiver is None:
+            return
+        try:
+            self.receiver.on_payload(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        except Exception as error:  # noqa: BLE001 - a mistake of ours costs this answer and no other
+            self._failed(error)
+
+    def _failed(self, error: BaseException | None) -> None:
+        message = "a receiver failed on an upstream's answer"
+        self.pool.loop.call_exception_handler({"message": message, "exception": error})
+        self._lose("the gateway failed on its answer")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
@@ -177,8 +197,8 @@ class Upstream(asyncio.Protocol):
         receiver.on_head(status, headers)
 
     def on_body(self, data: bytes) -> None:
-        if self.receiver is not None and not self._extra:
-            self.receiver.on_payload(data)
+        if not self._extra:
+            self._pieces.append(data)
 
     def on_chunk_header(self) -> None:
         self._between = False
@@ -207,6 +227,7 @@ class Upstream(asyncio.Protocol):
         self._answered = self._ended = False
         self._headers = []
         self._head_bytes = 0
+        self._pieces = []
         if not self.usable:
             self.pool.loop.call_soon(self._lose, "it closed the connection at once")
             return
