@@ -2,8 +2,9 @@
 
 ``python bench/gateway.py --peers DIR`` compiles a load generator and a fake engine from ``bench/wire``,
 starts the gateway and every peer that is there, pins what is measured to one core and generator and engine to
-another, and takes turns: every case on every program, ``--rounds`` times. Medians are shown. Then a real
-engine through the gateway and alone (``--skip-engine`` without the model extra). ``bench/wire/peers.py`` says
+another, and takes turns: every case on every program, ``--rounds`` times. Medians are shown. Then two gateway
+processes on one port beside one (``--skip-pair``), and a real engine through the gateway and alone
+(``--skip-engine`` without the model extra). ``bench/wire/peers.py`` says
 how to fetch the peers; none is needed. ``--json`` for machines.
 """
 
@@ -25,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wire import real
+from wire import pair, real
 from wire.ours import SECRET, command
 from wire.peers import CHAT, PEERS
 from wire.programs import DRIVERS, TESTED, Load, answers, compile_c, drive, free_port, process
@@ -164,19 +165,19 @@ def rows(stands: Sequence[Stand]) -> dict[str, dict[str, float | None]]:
 
 
 BARS = (
-    ("us/chunk, 512", 5.0, False),
-    ("us/chunk, full", 7.5, False),
-    ("us/request", 50.0, False),
-    ("added TTFT p50, ms", 0.1, False),
-    ("added TTFT p99, ms", 0.4, False),
-    ("MB, 512", 100.0, False),
+    ("us/chunk, 512", 5.0),
+    ("us/chunk, full", 7.5),
+    ("us/request", 50.0),
+    ("added TTFT p50, ms", 0.1),
+    ("added TTFT p99, ms", 0.4),
+    ("MB, 512", 100.0),
 )
 
 
 def show(report: dict[str, Any]) -> None:
     """The report as Markdown."""
     formats = {name: form for name, _, _, form in COLUMNS}
-    names = list(next(iter(report["programs"].values())))
+    names = list(next(iter(report["programs"].values()), {}))
     print(
         f"{report['date']}, {report['machine']}, "
         f"load {report['load'][0]:.1f} at the start, {report['load'][1]:.1f} at the end\n"
@@ -188,11 +189,15 @@ def show(report: dict[str, Any]) -> None:
     print()
     for name, reason in {**report["skipped"], **report["failed"]}.items():
         print(f"not measured or not clean: {name}: {reason}")
-    ours = report["programs"][US]
-    for name, bar, _ in BARS:
+    ours, nginx = report["programs"].get(US, {}), report["programs"].get("nginx", {})
+    for name, bar in BARS:
         if ours.get(name) is not None:
             verdict = "met" if ours[name] <= bar else "MISSED"
-            print(f"{name}: {ours[name]:.3g}, at most {bar:g}: {verdict}")
+            times = f"; {ours[name] / nginx[name]:.1f} times nginx" if nginx.get(name) else ""
+            print(f"{name}: {ours[name]:.3g}, at most {bar:g}: {verdict}{times}")
+    for what, figures in report.get("two processes", {}).items():
+        for name, value in figures.items():
+            print(f"two processes, a {what}, {name}: {value:,.2f}")
     for name, value in report.get("real engine", {}).items():
         print(
             f"real engine, {name}: {value:.3f}"
@@ -221,6 +226,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="peers by name, e.g. nginx,smg; 'none' for no peer")
     parser.add_argument("--cases", default="", help="e.g. 'full,paced 512'")
     parser.add_argument("--skip-engine", action="store_true", help="no real engine")
+    parser.add_argument("--skip-pair", action="store_true", help="no second gateway process")
     parser.add_argument("--skip-wire", action="store_true", help="the real engine only")
     parser.add_argument("--engine-rounds", type=int, default=6)
     parser.add_argument("--tokens", type=int, default=48, help="of an answer of the real engine")
@@ -242,6 +248,8 @@ def main() -> None:
             stands, report["skipped"] = start(stack, folder, args)
             report["failed"] = measure(folder, stands, args)
             report["programs"] = rows(stands)
+            if not args.skip_pair:
+                report["two processes"] = pair.measure(folder, stands[0].port, args.rounds)
             stack.close()
         if not args.skip_engine:
             place = folder / "real"

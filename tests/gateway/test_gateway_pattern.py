@@ -202,3 +202,58 @@ def test_an_engine_whose_events_always_differ_is_given_up_on() -> None:
         text = event(f"one{number}").replace(b'"n":1', b'"n":%d' % number)
         pattern.learn(text, text.index(b"one"))
     assert not pattern.is_one(chunk(text))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(0, 8), st.sampled_from([b"\n\n", b"\r\n\r\n"]), st.lists(st.integers(0, 100_000), max_size=8)
+)
+def test_an_error_ends_what_is_passed_on_however_much_came_at_once(
+    before: int, end: bytes, cuts: list[int]
+) -> None:
+    plain = [event(f" w{n}").replace(b"\n\n", end) for n in range(before + 1)]
+    error = b'data: {"error":{"message":"out of memory"}}' + end
+    sent = HEAD + b"".join(chunk(e) for e in (*plain, error, event(" never"))) + b"0\r\n\r\n"
+    edges = [len(HEAD), *sorted(len(HEAD) + c % (len(sent) - len(HEAD)) for c in cuts), len(sent)]
+    sink, _, upstream = relayed([HEAD, *(sent[a:b] for a, b in itertools.pairwise(edges) if a != b)])
+    passed = b"".join(sink.got)
+    assert b"never" not in passed
+    assert b"out of memory" not in passed
+    assert not upstream.usable
+    if sink.got:
+        assert unchunk(passed) == b"".join(plain)
+        assert sink.lost_for == "it sent an error inside its stream"
+    else:  # all of it came before anything went to the client: a plain error
+        assert "out of memory" in sink.lost_for
+
+
+def test_an_end_without_usage_is_seen_in_a_read_with_events_that_do_not_end() -> None:
+    events = [event(f" w{n}") for n in range(30)] + [event("", "stop")]
+    sink, relay, upstream = relayed([HEAD + b"".join(chunk(e) for e in events) + b"0\r\n\r\n"])
+    assert (sink.lost_for, sink.settled, sink.finished) == ("", True, True)
+    assert relay.stream is not None
+    assert (relay.stream.deltas, sink.usage.counted_by) == (30, "stream")
+    assert unchunk(b"".join(sink.got)[:-5]) == b"".join(events)
+    assert len(sink.got) <= 3, "what came at once is passed on at once"
+    assert upstream.usable
+
+
+def test_a_mistake_of_the_receiver_costs_that_answer_only() -> None:
+    class Failing(Sink):
+        def first_token(self) -> None:
+            raise RuntimeError("a mistake")
+
+    loop = asyncio.new_event_loop()
+    told: list[object] = []
+    loop.set_exception_handler(lambda _, context: told.append(context["exception"]))
+    try:
+        upstream = Upstream(Pool(loop, 1.0), Address("h", 1))
+        upstream.connection_made(Wire())
+        sink = Failing()
+        upstream.begin(Relay(sink, upstream), b"", b"")
+        upstream.data_received(HEAD + chunk(event(" a")))
+    finally:
+        loop.close()
+    assert [str(e) for e in told] == ["a mistake"]
+    assert sink.lost_for == "the gateway failed on its answer"
+    assert not upstream.usable

@@ -174,7 +174,8 @@ class Spool:
             return False
         self._size += written
         self.lines += 1
-        self._dirty.set()
+        if not self._dirty.is_set():
+            self._dirty.set()  # takes a lock: once for each sync, not for each line
         return True
 
     # -- files
