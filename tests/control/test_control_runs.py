@@ -334,3 +334,16 @@ def test_a_line_by_the_clock_and_after_a_run_that_read_its_data(line: Mill) -> N
     assert len(line.state.runs) == 1
     line.tell(ev.LineObserved, "tickets", (0, 60))
     assert len(line.state.runs) == 2
+
+
+def test_worse_answers_of_the_release_that_serves_start_the_line(line: Mill) -> None:
+    drive(line, "run-1")
+    release = line.state.runs["run-1"].release
+    (tickets,) = [found for found in line.state.factory.lines if found.name == "tickets"]
+    line.apply(replace(factory(TUNED), lines=(replace(tickets, trigger=Trigger(quality_milli=800)),)))
+    line.tell(ev.LineObserved, "tickets", (), (), (("another", 0, 90), (release, 30, 2)))
+    assert len(line.state.runs) == 1
+    line.tell(ev.LineObserved, "tickets", (), (), ((release, 3, 40),))
+    assert len(line.state.runs) == 2
+    newest = max(line.state.runs.values(), key=lambda run: run.submitted_us)
+    assert newest.by.startswith("trigger (3 of 43 opinions")

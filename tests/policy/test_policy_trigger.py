@@ -145,3 +145,19 @@ def test_words_of_long_rows_are_counted_at_both_ends() -> None:
     other = Profile()
     other.join(found)
     assert other == found
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "starts"), [(5, 25, True), (22, 8, False), (2, 8, False), (0, 0, False), (60, 40, True)]
+)
+def test_worse_answers_start_a_run_when_it_is_no_luck(good: int, bad: int, starts: bool) -> None:
+    found = due(
+        Trigger(quality_milli=750),
+        [0, 10],
+        last_profile=[0, 10],
+        opinions=(good, bad),
+        last_started_us=0,
+        now_us=1,
+    )
+    assert found.run is starts
+    assert f"{good} of {good + bad} opinions are good, 75 % is the bound" in found.reasons[0]

@@ -78,6 +78,22 @@ def test_what_a_client_sends_cannot_stop_the_ledger(store: Store, settlement: Ma
     assert store.ledger.settlements(["a"])["a"].alias == "no\ufffdsuch"
 
 
+def test_opinions_are_counted_by_release_and_since(store: Store, settlement: Make) -> None:
+    said = [
+        ("a", "rel-1", True, 10),
+        ("b", "rel-1", False, 20),
+        ("c", "rel-2", False, 20),
+        ("d", "rel-1", True, 5),
+    ]
+    for name, release, good, at_us in said:
+        one = replace(settlement(name), alias="desk", release=release)
+        assert store.ledger.give_feedback(one, good, at_us)
+        assert not store.ledger.give_feedback(one, not good, at_us + 1)  # the first word counts
+    assert store.ledger.opinions(["desk"], 5) == [("rel-1", 1, 1), ("rel-2", 0, 1)]
+    assert store.ledger.opinions(["desk"], 0) == [("rel-1", 2, 1), ("rel-2", 0, 1)]
+    assert store.ledger.opinions(["other"], 0) == []
+
+
 def test_threads_that_settle_the_same_requests(url: str, settlement: Make, postings_of: Price) -> None:
     stores = [open_store(url), open_store(url)]
     every = [settlement(f"req-{number:04}") for number in range(400)]

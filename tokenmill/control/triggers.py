@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from tokenmill.control import runs
 from tokenmill.control.draft import Draft
+from tokenmill.control.state import State
+from tokenmill.control.stations import champion
 from tokenmill.domain.events import LineObserved
 from tokenmill.domain.work import Run
 from tokenmill.policy.trigger import due
@@ -28,18 +30,26 @@ def observed(draft: Draft, event: LineObserved) -> None:
     profile, words = _counts(last, "profile"), _counts(last, "words")
     # A run that ended before it had read its data is not tried again until somebody changes something.
     known = event.profile if last is not None and not profile else profile
+    serving = champion(draft, line.name)
+    opinions = {release: (good, bad) for release, good, bad in event.opinions}
     decision = due(
         line.trigger,
         event.profile,
         last_profile=known,
         words=event.words,
         last_words=words,
+        opinions=opinions.get(serving.id, (0, 0)) if serving is not None else (0, 0),
         last_started_us=last.submitted_us if last is not None else event.at_us - FRESH_US,
         now_us=event.at_us,
     )
     if decision.run:
         why = next(reason for reason in decision.reasons if reason.startswith("due"))
         runs.begin(draft, line, draft.new_id("run"), event.at_us, f"trigger ({why.removeprefix('due: ')})")
+
+
+def last_started_us(state: State, line: str) -> int:
+    """When the newest run of ``line`` began; 0 when it never ran."""
+    return max((run.submitted_us for run in state.runs.values() if run.line == line), default=0)
 
 
 def _counts(run: Run | None, name: str) -> Sequence[int]:

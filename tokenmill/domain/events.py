@@ -286,6 +286,7 @@ class LineObserved:
     line: str
     profile: tuple[int, ...] = ()  # rows by length
     words: tuple[int, ...] = ()
+    opinions: tuple[tuple[str, int, int], ...] = ()  # release, good, bad: on answers since the last run
 
 
 Event = (

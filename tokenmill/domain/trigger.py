@@ -26,6 +26,9 @@ class Trigger:
     new_rows: int = 0  # since the last run
     drift_milli: int = 0  # of the new rows' lengths against the last run's, as a stability index
     words_drift_milli: int = 0  # of their words, as a Jensen-Shannon divergence in bits
+    quality_milli: int = (
+        0  # share of good opinions on the answers since the last run that must not be undercut
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,15 @@ class Books:
     _known: dict[str, Price] = field(default_factory=dict)  # by id
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def opinions(self, factory: Factory, line: str, since_us: int) -> list[tuple[str, int, int]]:
+        """What clients said of a line's answers since then, by release; nothing while the store is away."""
+        aliases = [found.name for found in factory.deployments if found.line == line]
+        try:
+            return self.ledger.opinions(aliases, since_us) if aliases else []
+        except StoreError as error:
+            log.warning("opinions on %s are not known: %s", line, error)
+            return []
+
     def pass_over(self, factory: Factory, now_us: int) -> int:
         """Bring every spool file into the ledger; return how many settlements were new.
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, cast
 
@@ -23,6 +23,8 @@ from tokenmill.store.parquet import parquet_lines
 LINE_BYTES = 1 << 20  # of one line, held at a time
 EVERY_US = 30_000_000
 MAX_FILES = 10_000
+
+Opinions = Sequence[tuple[str, int, int]]
 
 
 @dataclass(slots=True)
@@ -43,12 +45,18 @@ class LineWatch:
         self._files: dict[Path, _Counted] = {}
         self._looked_us = 0
 
-    def look(self, lines: Sequence[Line], now_us: int) -> list[LineObserved]:
-        """What is to be reported now."""
+    def look(
+        self, lines: Sequence[Line], now_us: int, opinions: Callable[[str], Opinions] = lambda _: ()
+    ) -> list[LineObserved]:
+        """What is to be reported now. ``opinions`` gives those on a line's answers since its last run."""
         if now_us - self._looked_us < EVERY_US:
             return []
         self._looked_us = now_us
-        return [self._observed(line, now_us) for line in lines if line.trigger is not None]
+        return [
+            replace(self._observed(line, now_us), opinions=tuple(opinions(line.name)))
+            for line in lines
+            if line.trigger is not None
+        ]
 
     def _observed(self, line: Line, now_us: int) -> LineObserved:
         profile = Profile()

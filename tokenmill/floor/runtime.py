@@ -21,6 +21,7 @@ from typing import Any
 from tokenmill.control.core import check, replay, resume, step
 from tokenmill.control.snapshot import dump, load
 from tokenmill.control.state import EMPTY, State
+from tokenmill.control.triggers import last_started_us
 from tokenmill.domain.effects import ChargeWork, Effect, RecordRecall, RecordRelease, WakeAt
 from tokenmill.domain.errors import NotLeaderError, ResourceError, StoreError, TokenmillError
 from tokenmill.domain.events import ControllerStarted, Event, NodeJoined, NodeLost, SpecApplied, Tick
@@ -348,9 +349,12 @@ class Runtime:
             found += await asyncio.to_thread(self._load_watch.look, now_us)
             if self._line_watch is not None:
                 lines = self.state.factory.lines
-                found += await asyncio.to_thread(self._line_watch.look, lines, now_us)
+                found += await asyncio.to_thread(self._line_watch.look, lines, now_us, self._opinions)
             for event in found:
                 await self._report(event)
+
+    def _opinions(self, line: str) -> Sequence[tuple[str, int, int]]:
+        return self._books.opinions(self.state.factory, line, last_started_us(self.state, line))
 
     async def _until_done(self, part: str, call: Any, *arguments: Any) -> Any:
         """Repeat a store call until the store answers. ``NotLeaderError`` is an answer."""

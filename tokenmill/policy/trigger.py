@@ -1,4 +1,4 @@
-"""Whether a line is due to run by itself: the time, enough new rows or data that drifted.
+"""Whether a line is due to run by itself: the time, enough new rows, data that drifted, or worse answers.
 
 Drift of lengths is the population stability index of the new rows against those that the last run read:
 the sum of (p - q) ln(p / q) over buckets. By custom 0.1 is some change and 0.25 a large one. Drift of words
@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 from tokenmill.domain.trigger import Trigger, parse_cron
+from tokenmill.policy.gate import wilson
 
 MIN_DRIFT_ROWS = 50  # fewer new rows say nothing about drift
 MIN_DRIFT_WORDS = 300
+MIN_OPINIONS = 20
 HALF = 0.5  # added to each bucket, so that an empty one does not make the index infinite
 
 
@@ -34,11 +36,13 @@ def due(
     *,
     last_profile: Sequence[int],
     words: Sequence[int] = (),
+    opinions: tuple[int, int] = (0, 0),
     last_words: Sequence[int] = (),
     last_started_us: int,
     now_us: int,
 ) -> Due:
     """Decide on data of this ``profile`` and ``words``; the last ones are of what the line's last run read.
+    ``opinions`` are good and bad ones on the answers of the release that serves, since that run began.
 
     Without an earlier run ``last_started_us`` is when the trigger was first looked at, so that a cron time
     before it is not made up for.
@@ -65,6 +69,11 @@ def due(
         sentence = f"the new rows' words moved by {moved / 1000:.3f} bits"
         sentence += f", {trigger.words_drift_milli / 1000:.3f} is the bound"
         checks.append((told and moved >= trigger.words_drift_milli, sentence))
+    if trigger.quality_milli:
+        good, said = opinions[0], sum(opinions)
+        _, high = wilson(good / said, said) if said else (0.0, 1.0)
+        sentence = f"{good} of {said} opinions are good, {trigger.quality_milli / 10:g} % is the bound"
+        checks.append((said >= MIN_OPINIONS and high < trigger.quality_milli / 1000, sentence))
     reasons = tuple(f"{'due' if yes else 'not due'}: {sentence}" for yes, sentence in checks)
     return Due(any(yes for yes, _ in checks), reasons)
 

@@ -187,7 +187,13 @@ def line(document: docs.LineDocument) -> nouns.Line:
 def trigger(fields: docs.TriggerFields | None) -> Trigger | None:
     if fields is None:
         return None
-    return Trigger(fields.cron or "", fields.new_rows or 0, fields.drift or 0, fields.words_drift or 0)
+    return Trigger(
+        fields.cron or "",
+        fields.new_rows or 0,
+        fields.drift or 0,
+        fields.words_drift or 0,
+        fields.quality or 0,
+    )
 
 
 def job(document: docs.JobDocument) -> nouns.JobTemplate:

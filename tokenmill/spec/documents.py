@@ -235,6 +235,10 @@ class TriggerFields(Strict):
         default=None,
         description="Divergence (Jensen-Shannon) of the new rows' words, 0 to 1 bit; 0.05 is a clear change.",
     )
+    quality: Share | None = Field(
+        default=None,
+        description="Clients' good opinions of the answers since the last run fell below this, beyond luck.",
+    )
 
 
 class LineDocument(Strict):

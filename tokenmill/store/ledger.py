@@ -188,6 +188,20 @@ class Ledger:
             found = connection.execute(wanted).scalar()
         return None if found is None else bool(found)
 
+    def opinions(self, aliases: Sequence[str], since_us: int) -> list[tuple[str, int, int]]:
+        """What was said of answers under these aliases after ``since_us``: release, good, not good."""
+        t = feedback
+        counts = (func.sum(t.c.good), func.count())
+        wanted = (
+            select(t.c.release, *counts)
+            .where(t.c.at_us > since_us, t.c.alias.in_(aliases))
+            .group_by(t.c.release)
+            .order_by(t.c.release)
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(wanted).all()
+        return [(str(release), int(good), int(count) - int(good)) for release, good, count in rows]
+
     def postings(self, entry: str) -> list[Posting]:
         """The postings of one request or piece of work, by line."""
         wanted = select(postings_table).where(postings_table.c.entry == entry)
