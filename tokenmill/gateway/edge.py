@@ -59,7 +59,7 @@ class Gateway:
         self.options = options
         self.loop = loop
         self.clock = clock
-        self.tables = TableFile(options.table)
+        self.tables = TableFile(options.table, options.index, options.processes)
         self.spool = spool
         self.memory = EdgeMemory()
         self.metrics = Metrics()
