@@ -148,9 +148,8 @@ COLUMNS = (
 def added(stand: Stand, alone: Stand, figure: str) -> float | None:
     """Median over the rounds of what it adds to the engine alone in the same round, in milliseconds."""
     pairs = zip(stand.found.get("first", []), alone.found.get("first", []), strict=False)
-    return (
-        statistics.median(values) if (values := [(s[figure] - a[figure]) / 1e3 for s, a in pairs]) else None
-    )
+    values = [(row[figure] - bare[figure]) / 1e3 for row, bare in pairs if row["requests"]]
+    return statistics.median(values) if values else None
 
 
 def rows(stands: Sequence[Stand]) -> dict[str, dict[str, float | None]]:

@@ -78,6 +78,7 @@ def _litellm(program: str, folder: Path, port: int, engine: int) -> list[str]:
     conf.write_text(
         "model_list:\n- model_name: m\n  litellm_params: {model: openai/m, api_key: none, "
         f"api_base: 'http://127.0.0.1:{engine}/v1'}}\n"
+        "general_settings: {dangerously_permit_weak_or_unset_master_key: true}\n"
     )
     return [program, "--config", str(conf), "--port", str(port), "--host", "127.0.0.1"]
 
