@@ -14,6 +14,7 @@ from rich.markup import escape
 from tokenmill.cli.client import Client
 from tokenmill.cli.options import AsJson, Directory, File, Place, locate
 from tokenmill.cli.output import examples, print_json, stdout
+from tokenmill.cli.verbs.plan_size import show_size
 from tokenmill.control.plan import diff
 from tokenmill.control.state import EMPTY
 from tokenmill.domain.codec import from_plain, to_plain
@@ -22,6 +23,7 @@ from tokenmill.spec.factory_file import load
 from tokenmill.twin.forecast import Forecast
 from tokenmill.twin.rehearse import rehearse_plain
 from tokenmill.twin.report import to_text
+from tokenmill.twin.size_question import question_of
 
 app = typer.Typer(add_completion=False)
 
@@ -30,15 +32,35 @@ SIGNS = {"add": "[green]+[/green]", "change": "[yellow]~[/yellow]", "remove": "[
 
 
 @app.command(
-    epilog=examples("tokenmill plan", "tokenmill plan -f bigger.yaml", "tokenmill plan --out plan.json")
+    epilog=examples(
+        "tokenmill plan",
+        "tokenmill plan -f bigger.yaml",
+        "tokenmill plan --out plan.json",
+        "tokenmill plan --size --model deepseek-r1 --precision fp4 --inputs 1000 --outputs 1000 "
+        '--target "2M tok/s" --slo "ttft_p99<2s,tpot_p99<80ms"',
+    )
 )
 def plan(
     directory: Directory = None,
     file: File = None,
     as_json: AsJson = False,
     out: Annotated[Path | None, typer.Option(help="Save the plan for tokenmill apply.")] = None,
+    size: Annotated[bool, typer.Option("--size", help="Racks for a throughput, not for a file.")] = False,
+    model: Annotated[str | None, typer.Option(help="With --size: a model of the catalogue.")] = None,
+    precision: Annotated[str | None, typer.Option(help="With --size: bf16, fp8 or fp4.")] = None,
+    inputs: Annotated[int | None, typer.Option(help="With --size: tokens of a prompt.")] = None,
+    outputs: Annotated[int | None, typer.Option(help="With --size: tokens of an answer.")] = None,
+    target: Annotated[str | None, typer.Option(help="With --size: output tokens, as 2M tok/s.")] = None,
+    slo: Annotated[str | None, typer.Option(help="With --size: as ttft_p99<2s,tpot_p99<80ms.")] = None,
+    rack: Annotated[list[str] | None, typer.Option(help="With --size: only this type; repeatable.")] = None,
+    engine: Annotated[str, typer.Option(help="With --size: trtllm, vllm or sglang.")] = "trtllm",
+    profile: Annotated[Path | None, typer.Option(help="With --size: what calibrate wrote.")] = None,
 ) -> None:
-    """Show what a factory file would change, rehearsed on the twin. Changes nothing."""
+    """Show what a factory file would change, rehearsed on the twin; or size racks. Changes nothing."""
+    if size or target is not None:
+        question = question_of(model, precision, inputs, outputs, target, slo, engine)
+        show_size(question, rack or [], profile, as_json=as_json)
+        return
     place = locate(directory, file)
     made = make_plan(place, load([place.need_file()], os.environ))
     if out is not None:

@@ -30,6 +30,7 @@ UNITS: dict[str, dict[str, float]] = {
     "Gbit/s": {"Gbit/s": 1},
     "cores": {"cores": 1},
     "tokens": {"tokens": 1},
+    "micro-USD/h": {"USD/h": 1_000_000},
 }
 FIELDS: dict[str, tuple[str, str]] = {
     "memory": ("memory_gb", "GB"),
@@ -43,6 +44,7 @@ FIELDS: dict[str, tuple[str, str]] = {
     "sparse_fp4": ("sparse_fp4", "TFLOP/s"),
     "sparse_int8": ("sparse_int8", "TFLOP/s"),
     "link": ("link_gb_s", "GB/s"),
+    "hour_price": ("hour_micros", "micro-USD/h"),
     "max_power": ("max_w", "W"),
     "idle_power": ("idle_w", "W"),
     "overhead_power": ("overhead_w", "W"),

@@ -25,6 +25,7 @@ class AcceleratorType:
     link_gb_s: float = 0
     idle_w: int = 0
     max_w: int = 0
+    hour_micros: int = 0
 
 
 @dataclass(frozen=True, slots=True)

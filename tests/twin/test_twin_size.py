@@ -1,0 +1,75 @@
+"""Sizing: what a throughput needs, what it lacks, and that tighter limits never need fewer racks."""
+
+from dataclasses import replace
+
+import pytest
+
+from tokenmill.domain.errors import DataError
+from tokenmill.twin.profiles import profile
+from tokenmill.twin.size import answers
+from tokenmill.twin.size_question import limits_of, question_of, racks_of, target_of
+
+SLO = "ttft_p99<2s,tpot_p99<80ms"
+
+
+def ask(model="deepseek-r1", precision="fp4", target="2M tok/s", slo=SLO):
+    return question_of(model, precision, 1000, 1000, target, slo, "trtllm")
+
+
+def test_answers_hold_the_limits_and_the_cheapest_is_first():
+    question = ask()
+    found = answers(question, racks_of([]), profile())
+    assert [a.million_tokens_micros for a in found] == sorted(a.million_tokens_micros for a in found)
+    assert {a.disaggregated for a in found} == {True, False}
+    for one in found:
+        assert one.ttft_p99_s <= question.ttft_p99_s
+        assert one.tpot_p99_s <= question.tpot_p99_s
+        assert one.racks * one.accelerators / one.racks * one.tokens_s_per_accelerator >= question.tokens_s
+        assert one.most_racks >= one.racks
+
+
+def test_tighter_limits_and_more_tokens_never_need_fewer_racks():
+    racks = racks_of(["gb300-nvl72"])
+    loose = answers(ask(), racks, profile())[0]
+    tight = answers(ask(slo="ttft_p99<2s,tpot_p99<30ms"), racks, profile())[0]
+    more = answers(replace(ask(), tokens_s=8e6), racks, profile())[0]
+    assert loose.million_tokens_micros <= tight.million_tokens_micros
+    assert more.racks >= 3 * loose.racks
+
+
+def test_what_is_missing_is_said_at_once():
+    with pytest.raises(DataError) as raised:
+        question_of(None, None, None, None, "2M tok/s", None, "trtllm")
+    for what in ("--model", "--precision", "--inputs", "--outputs", "--slo"):
+        assert what in str(raised.value)
+    assert "--target)" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "precision", "slo", "racks", "said"),
+    [
+        ("llama-3.1-405b", "bf16", "ttft_p99<2s,tpot_p99<80ms", ["dgx-h100-x4"], "smallest layout that fits"),
+        ("llama-3.1-405b", "fp4", "ttft_p99<2s,tpot_p99<1ms", ["gb300-nvl72"], "at best"),
+        ("gpt-9", "fp4", SLO, [], "--model"),
+        ("gpt-oss-120b", "int3", SLO, [], "--precision"),
+        ("gpt-oss-120b", "fp4", "ttft_p99<2s", [], "tpot_p99"),
+        ("gpt-oss-120b", "fp4", "ttft_p99<0s,tpot_p99<1ms", [], "--slo"),
+        ("gpt-oss-120b", "fp4", SLO, ["nvl9"], "--rack"),
+    ],
+)
+def test_what_cannot_be_says_what_could(model, precision, slo, racks, said):
+    with pytest.raises(DataError) as raised:
+        answers(ask(model, precision, slo=slo), racks_of(racks), profile())
+    assert said in f"{raised.value} {raised.value.problem.expected} {raised.value.problem.fix}"
+
+
+@pytest.mark.parametrize("text", ["0", "nan tok/s", "-2M", "2 million", "", "1.2.3k"])
+def test_a_rate_that_cannot_be_is_refused(text):
+    with pytest.raises(DataError, match="--target"):
+        target_of(text)
+
+
+def test_rates_and_limits_are_read():
+    assert target_of("2M tok/s") == 2e6
+    assert target_of("50k") == 5e4
+    assert limits_of("tpot_p99<=80ms, ttft_p99 < 2s") == {"tpot_p99": 0.08, "ttft_p99": 2.0}

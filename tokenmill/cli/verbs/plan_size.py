@@ -1,0 +1,74 @@
+"""``tokenmill plan --size``: the cheapest layout and number of racks for a throughput."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from tokenmill.cli.output import add_rows, print_json, stdout, table
+from tokenmill.twin.profiles import Profile, from_json, profile
+from tokenmill.twin.size import Answer, Question, answers
+from tokenmill.twin.size_question import racks_of
+
+
+def show_size(question: Question, racks: list[str], fitted: Path | None, *, as_json: bool) -> None:
+    """Print the answers, cheapest first."""
+    used = from_json(fitted.read_text(encoding="utf-8"), str(fitted)) if fitted else profile()
+    found = answers(question, racks_of(racks), used)
+    if as_json:
+        print_json({"answers": [plain(one) for one in found], "profile": used.source})
+        return
+    _print(question, found, used)
+
+
+def plain(answer: Answer) -> dict[str, Any]:
+    return {**asdict(answer), "most_racks": answer.most_racks}
+
+
+def _print(question: Question, found: list[Answer], used: Profile) -> None:
+    console = stdout()
+    console.print(
+        f"[bold]{question.tokens_s:,.0f} output tokens/s[/bold] of {question.model.id} in "
+        f"{question.precision}, {question.inputs:,} tokens in and {question.outputs:,} out, "
+        f"ttft_p99 < {question.ttft_p99_s:g} s, tpot_p99 < {question.tpot_p99_s * 1000:g} ms, "
+        f"on {escape(question.engine)}\n"
+    )
+    columns = (
+        ">racks", ">accelerators", "layout", ">batch", ">tokens/s each", ">ttft p99", ">tpot p99",
+        ">MW at most", ">USD/h", ">USD per M",
+    )  # fmt: skip
+    made = table("rack", *columns)
+    add_rows(made, [_row(one) for one in found], "no answers")
+    console.print(made)
+    first = found[0]
+    if first.error is not None:
+        console.print(
+            f"Nine of ten measured rows that the fit had not seen lay within {first.error:.0%} of its TPOT: "
+            f"up to {first.most_racks} racks for the first line."
+        )
+    if any(not one.measured for one in found):
+        console.print("* nothing of this engine on this accelerator was measured: an extrapolation.")
+    console.print(
+        "Lengths are taken as constant. Power is the racks' maximum, without cooling; prices are the\n"
+        f"catalogue's assumptions, without energy. Profile: {escape(used.source)}"
+    )
+
+
+def _row(one: Answer) -> tuple[str, ...]:
+    layout = one.layout + (f", prefill {one.prefill_layout}" if one.disaggregated else "")
+    return (
+        one.rack + ("" if one.measured else " *"),
+        f"{one.racks:,}",
+        f"{one.accelerators:,}",
+        layout,
+        f"{one.batch:,}",
+        f"{one.tokens_s_per_accelerator:,.0f}",
+        f"{one.ttft_p99_s:.2f} s",
+        f"{one.tpot_p99_s * 1000:.0f} ms",
+        f"{one.most_kw / 1000:.2f}",
+        f"{one.hour_micros / 1e6:,.0f}",
+        f"{one.million_tokens_micros / 1e6:.3f}",
+    )

@@ -1,0 +1,101 @@
+"""What a person asks of ``plan --size``, to a question that can be answered, or to what it lacks."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from tokenmill.domain.errors import DataError
+from tokenmill.spec.catalogue import RackType, catalogue
+from tokenmill.twin.iteration import WEIGHT_BYTES
+from tokenmill.twin.size import Question
+
+FACTORS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
+LIMITS = ("ttft_p99", "tpot_p99")
+TARGET = re.compile(r"^\s*([0-9.]+)\s*([kmg]?)\s*(?:tok(?:ens)?/s)?\s*$", re.IGNORECASE)
+LIMIT = re.compile(r"^\s*(\w+)\s*<=?\s*([0-9.]+)\s*(ms|s)\s*$")
+EXAMPLE = '--slo "ttft_p99<2s,tpot_p99<80ms"'
+
+
+def question_of(
+    model: str | None,
+    precision: str | None,
+    inputs: int | None,
+    outputs: int | None,
+    target: str | None,
+    slo: str | None,
+    engine: str,
+) -> Question:
+    """Raises ``DataError`` that names everything missing at once, or the value that cannot be."""
+    asked = {
+        "the model (--model)": model, "the precision (--precision)": precision,
+        "the input length (--inputs)": inputs, "the output length (--outputs)": outputs,
+        "the throughput (--target)": target, f"the latency limits ({EXAMPLE})": slo,
+    }  # fmt: skip
+    missing = [name for name, value in asked.items() if value is None]
+    if (
+        model is None
+        or precision is None
+        or inputs is None
+        or outputs is None
+        or target is None
+        or slo is None
+    ):
+        raise DataError(
+            f"a throughput means nothing without {', '.join(missing)}",
+            expected="model, precision, input and output tokens, tokens/s, and limits of TTFT and TPOT",
+            fix="For example: tokenmill plan --size --model llama-3.1-70b --precision fp8 --inputs 1000 "
+            f'--outputs 500 --target "2M tok/s" {EXAMPLE}',
+        )
+    shape = catalogue().models.get(model)
+    if shape is None:
+        raise DataError(f"--model is {model!r}", expected=", ".join(sorted(catalogue().models)))
+    if precision not in WEIGHT_BYTES:
+        raise DataError(f"--precision is {precision!r}", expected=" or ".join(WEIGHT_BYTES))
+    if inputs < 1 or outputs < 2:
+        raise DataError(f"lengths are {inputs} and {outputs}", expected="--inputs from 1, --outputs from 2")
+    limits = limits_of(slo)
+    rate = target_of(target)
+    return Question(shape, precision, inputs, outputs, rate, limits["ttft_p99"], limits["tpot_p99"], engine)
+
+
+def target_of(text: str) -> float:
+    """``2M tok/s`` to output tokens per second."""
+    found = TARGET.match(text)
+    try:
+        rate = float(found[1]) * FACTORS[found[2].lower()] if found else math.nan
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < 1e15:
+        raise DataError(f"--target is {text!r}", expected="a rate above zero, such as 2M tok/s or 50k tok/s")
+    return rate
+
+
+def limits_of(text: str) -> dict[str, float]:
+    """``ttft_p99<2s,tpot_p99<80ms`` to seconds of each."""
+    limits: dict[str, float] = {}
+    for part in text.split(","):
+        found = LIMIT.match(part)
+        if found is None or found[1] not in LIMITS or not _number(found[2]):
+            raise DataError(f"--slo has {part.strip()!r}", expected=EXAMPLE)
+        limits[found[1]] = float(found[2]) / (1000 if found[3] == "ms" else 1)
+    missing = [name for name in LIMITS if name not in limits]
+    if missing:
+        raise DataError(f"--slo lacks {' and '.join(missing)}", expected=EXAMPLE)
+    return limits
+
+
+def racks_of(names: list[str]) -> list[RackType]:
+    """The rack types that are named, all that hold accelerators when none is."""
+    known = {r.id: r for r in catalogue().racks.values() if catalogue().nodes[r.node].accelerators}
+    for name in names:
+        if name not in known:
+            raise DataError(f"--rack is {name!r}", expected=", ".join(sorted(known)))
+    return [known[name] for name in (names or sorted(known))]
+
+
+def _number(text: str) -> bool:
+    try:
+        return float(text) > 0
+    except ValueError:
+        return False
