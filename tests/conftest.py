@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -29,6 +29,17 @@ def missing(reason: str) -> None:
     if NEEDED:
         pytest.fail(f"{reason} (CI=true or TOKENMILL_REQUIRE_ALL=1 forbids skipping)")
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def require() -> Callable[[bool, str], None]:
+    """Skip with a reason when a part is not here; fail where everything has to run."""
+
+    def check(there: bool, reason: str) -> None:
+        if not there:
+            missing(reason)
+
+    return check
 
 
 @pytest.fixture(scope="session")

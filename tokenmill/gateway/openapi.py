@@ -67,7 +67,20 @@ ERROR = fields(
     ),
 )
 ANTHROPIC_ERROR = fields("type error", type={"const": "error"}, error=fields("type message"))
+PAGE = (("limit", WHOLE), ("after", TEXT))
 BATCHED = ("chat/completions", "completions", "embeddings", "responses", "messages", "rerank")
+METADATA: Schema = {"type": "object", "additionalProperties": {**TEXT, "maxLength": 512}, "maxProperties": 16}
+HYPERPARAMETERS = fields(
+    "",
+    **{
+        name: {"anyOf": [{"const": "auto"}, {"type": kind, "exclusiveMinimum": 0, "maximum": most}]}
+        for name, kind, most in (
+            ("n_epochs", "integer", 50),
+            ("batch_size", "integer", 256),
+            ("learning_rate_multiplier", "number", 100),
+        )
+    },
+)
 SCHEMAS: dict[str, Schema] = {
     "Error": ERROR,
     "AnthropicError": ANTHROPIC_ERROR,
@@ -151,22 +164,31 @@ SCHEMAS: dict[str, Schema] = {
     "BatchRequest": fields(
         "input_file_id endpoint completion_window",
         input_file_id=TEXT,
-        endpoint={
-            "enum": [
-                f"/v1/{name}"
-                for name in (
-                    "chat/completions",
-                    "completions",
-                    "embeddings",
-                    "responses",
-                    "messages",
-                    "rerank",
-                )
-            ]
-        },
+        endpoint={"enum": [f"/v1/{name}" for name in BATCHED]},
         completion_window={"type": "string", "example": "24h"},
-        metadata={"type": "object", "additionalProperties": TEXT},
+        metadata=METADATA,
     ),
+    "FineTuningJob": fields(
+        "id object created_at model status training_file", id=TEXT, object={"const": "fine_tuning.job"}
+    ),
+    "FineTuningRequest": fields(
+        "model training_file",
+        model=MODEL,
+        training_file=TEXT,
+        validation_file={"type": ["string", "null"]},
+        hyperparameters=HYPERPARAMETERS,
+        method=fields(
+            "type",
+            type={"const": "supervised"},
+            supervised=fields(hyperparameters=HYPERPARAMETERS),
+        ),
+        suffix={"type": "string", "maxLength": 64, "pattern": "^[A-Za-z0-9-]*$"},
+        seed={"type": "integer", "minimum": 0, "maximum": 2**31 - 1},
+        metadata=METADATA,
+    ),
+    "FineTuningEvent": fields("id object created_at level message", id=TEXT),
+    "FineTuningCheckpoint": fields("id object created_at metrics step_number", id=TEXT),
+    "FeedbackRequest": fields("id rating", id=TEXT, rating={"enum": ["good", "bad"]}),
 }
 
 
@@ -190,7 +212,10 @@ def document() -> bytes:
 def _paths() -> dict[str, Any]:
     paths: dict[str, Any] = {
         "/v1/models": {"get": _operation("List the models of this key's tenant.", _list("Model"))},
-        "/v1/models/{id}": {"get": _operation("One model.", ref("Model"), path=True)},
+        "/v1/models/{id}": {
+            "get": _operation("One model.", ref("Model"), path=True),
+            "delete": _operation("Delete a fine-tuned model.", fields("id deleted"), path=True),
+        },
         "/v1/files": {
             "get": _operation(
                 "List files.",
@@ -210,11 +235,13 @@ def _paths() -> dict[str, Any]:
         },
         "/v1/files/{id}/content": {"get": _operation("The bytes of a file.", None, path=True)},
         "/v1/batches": {
-            "get": _operation("List batches.", _list("Batch"), query=(("limit", WHOLE), ("after", TEXT))),
+            "get": _operation("List batches.", _list("Batch"), query=PAGE),
             "post": _operation("Create a batch.", ref("Batch"), "BatchRequest"),
         },
         "/v1/batches/{id}": {"get": _operation("One batch.", ref("Batch"), path=True)},
         "/v1/batches/{id}/cancel": {"post": _operation("Cancel a batch.", ref("Batch"), path=True)},
+        "/v1/feedback": {"post": _operation("Rate an answer.", fields("id rating"), "FeedbackRequest")},
+        **_fine_tuning(),
     }
     for path, body, about in (
         ("/v1/chat/completions", "ChatRequest", "Answer a conversation."),
@@ -224,6 +251,7 @@ def _paths() -> dict[str, Any]:
         ("/v1/messages", "MessagesRequest", "Answer, as Anthropic's API."),
         ("/v1/messages/count_tokens", "MessagesRequest", "Count what a message would send."),
         ("/v1/rerank", "RerankRequest", "Order documents by similarity to a query."),
+        ("/v2/rerank", "RerankRequest", "The same, where Cohere's client asks."),
         ("/v1/score", "ScoreRequest", "Similarity of texts."),
         ("/tokenize", "TokenizeRequest", "Tokens of a text or conversation."),
         ("/detokenize", "DetokenizeRequest", "The text of tokens."),
@@ -232,12 +260,33 @@ def _paths() -> dict[str, Any]:
         paths[path] = {"post": _operation(about, fields(), body, error=error)}
     for path, about in (
         ("/healthz", "The process lives."),
+        ("/health", "The same, where vLLM's users ask."),
         ("/readyz", "It can serve; else 503 with the reasons."),
         ("/version", "The version."),
         ("/openapi.json", "This description."),
     ):
         paths[path] = {"get": {**_operation(about, fields()), "security": []}}
+    about = "Prometheus's text; from this machine, or with an admin key."
+    paths["/metrics"] = {"get": _operation(about, None, kind="text/plain")}
     return paths
+
+
+def _fine_tuning() -> dict[str, Any]:
+    job, base = ref("FineTuningJob"), "/v1/fine_tuning/jobs"
+    found: dict[str, Any] = {
+        base: {
+            "get": _operation("List fine-tuning jobs.", _list("FineTuningJob"), query=PAGE),
+            "post": _operation("Create a fine-tuning job.", job, "FineTuningRequest"),
+        },
+        f"{base}/{{id}}": {"get": _operation("One fine-tuning job.", job, path=True)},
+    }
+    for verb in ("cancel", "pause", "resume"):
+        about = f"{verb.capitalize()} a fine-tuning job."
+        found[f"{base}/{{id}}/{verb}"] = {"post": _operation(about, job, path=True)}
+    for noun, name in (("events", "FineTuningEvent"), ("checkpoints", "FineTuningCheckpoint")):
+        listed_ = _operation(f"List a job's {noun}.", _list(name), path=True, query=PAGE)
+        found[f"{base}/{{id}}/{noun}"] = {"get": listed_}
+    return found
 
 
 def _list(name: str) -> Schema:
@@ -253,8 +302,9 @@ def _operation(
     form: bool = False,
     query: tuple[tuple[str, Schema], ...] = (),
     error: str = "Error",
+    kind: str = "",
 ) -> dict[str, Any]:
-    kind = "application/json" if answer is not None else "application/octet-stream"
+    kind = kind or ("application/json" if answer is not None else "application/octet-stream")
     found: dict[str, Any] = {
         "summary": about,
         "responses": {

@@ -29,10 +29,27 @@ from tokenmill.domain.errors import TokenmillError
 
 def make_tenant_app(context: ApiContext, runner: BatchRunner, commands: Commands) -> ASGIApp:
     """Every endpoint that the controller serves below ``/v1``, where it is mounted."""
+    app = Starlette(
+        routes=[
+            Route(path, endpoint, methods=[method])
+            for method, path, endpoint in routes(context, runner, commands)
+        ],
+        exception_handlers={
+            ApiRefusedError: _refused,
+            TokenmillError: _refused_by_the_house,
+            404: _unknown,
+            405: _unknown,
+        },
+    )
+    return _identified(app, context)
+
+
+def routes(context: ApiContext, runner: BatchRunner, commands: Commands) -> list[tuple[str, str, Endpoint]]:
+    """Method, path below ``/v1`` and what answers. ``gateway.openapi`` describes them; a test compares."""
     uploads = Uploads(context.shelf)
     batches = Batches(context.store.batches, context.shelf, runner, context.now_us)
     tunings = Tunings(context, commands)
-    table: list[tuple[str, str, Endpoint]] = [
+    return [
         ("POST", "/files", uploads.create),
         ("GET", "/files", uploads.list),
         ("GET", "/files/{id}", uploads.get),
@@ -53,16 +70,6 @@ def make_tenant_app(context: ApiContext, runner: BatchRunner, commands: Commands
         ("DELETE", "/models/{model:path}", tunings.delete_model),
         ("POST", "/feedback", Feedback(context).create),
     ]
-    app = Starlette(
-        routes=[Route(path, endpoint, methods=[method]) for method, path, endpoint in table],
-        exception_handlers={
-            ApiRefusedError: _refused,
-            TokenmillError: _refused_by_the_house,
-            404: _unknown,
-            405: _unknown,
-        },
-    )
-    return _identified(app, context)
 
 
 def _identified(app: ASGIApp, context: ApiContext) -> ASGIApp:
