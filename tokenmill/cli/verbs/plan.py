@@ -14,7 +14,7 @@ from rich.markup import escape
 from tokenmill.cli.client import Client
 from tokenmill.cli.options import AsJson, Directory, File, Place, locate
 from tokenmill.cli.output import examples, print_json, stdout
-from tokenmill.cli.verbs.plan_size import show_size
+from tokenmill.cli.plan_size import show_size
 from tokenmill.control.plan import diff
 from tokenmill.control.state import EMPTY
 from tokenmill.domain.codec import from_plain, to_plain
