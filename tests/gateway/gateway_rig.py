@@ -27,6 +27,10 @@ from tokenmill.gateway.server import Server
 SECRET = "tm-" + "a" * 40
 OTHER = "tm-" + "b" * 40
 PROMPT_TOKENS = 7
+METRICS = """llamacpp:prompt_tokens_total {input}
+llamacpp:prompt_tokens_cached_total 0
+llamacpp:tokens_predicted_total {output}
+"""
 
 
 def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -58,6 +62,8 @@ class Engine:
     aborted: int = 0
     connections: int = 0
     tokenizes: bool = True
+    counted: dict[str, int] = field(default_factory=lambda: {"input": 0, "output": 0})
+    die_next: int = 0  # requests that it takes, works on, and dies of
     health: int = 200
     server: asyncio.Server | None = None
     writers: set[asyncio.StreamWriter] = field(default_factory=set)
@@ -100,6 +106,8 @@ class Engine:
     ) -> bool:
         if path == "/health":
             return await reply(writer, self.health, {"status": "ok"})
+        if path == "/metrics":
+            return await reply(writer, 200, METRICS.format(**self.counted))
         if path in ("/apply-template", "/tokenize"):
             if not self.tokenizes:
                 return await reply(writer, 404, {"error": "no"})
@@ -110,7 +118,9 @@ class Engine:
         request = fields.get("x-request-id", "")
         if "status" in script:
             return await reply(writer, script["status"], script.get("body", {"error": {"message": "broken"}}))
-        if script.get("die_now"):
+        self.counted["input"] += PROMPT_TOKENS
+        if self.die_next or script.get("die_now"):
+            self.die_next = max(0, self.die_next - 1)
             writer.transport.abort()
             return False
         await asyncio.sleep(script.get("first_s", 0))
@@ -118,6 +128,7 @@ class Engine:
             return await reply(writer, 200, embeddings(asked))
         if not asked.get("stream"):
             self.produced[request] = script.get("tokens", 3)
+            self.counted["output"] += self.produced[request]
             done = await reply(writer, 200, whole(asked, script))
             self.finished.add(request)
             return done
@@ -141,14 +152,15 @@ class Engine:
                     await asyncio.sleep(0.02)
                     writer.transport.abort()
                     return False
+                if b'"content": "t' in event or b'"text": "t' in event:
+                    self.produced[request] = self.produced.get(request, 0) + 1
+                    self.counted["output"] += 1
                 data = b"%x\r\n%b\r\n" % (len(event), event)
                 for start in range(0, len(data), split or len(data)):
                     writer.write(data[start : start + (split or len(data))])
                     await writer.drain()
                     if split:
                         await asyncio.sleep(0)
-                if b'"content": "t' in event or b'"text": "t' in event:
-                    self.produced[request] = self.produced.get(request, 0) + 1
                 await asyncio.sleep(script.get("gap_s", 0))
                 if reader.at_eof():
                     raise ConnectionResetError
@@ -218,14 +230,22 @@ def events(asked: dict[str, Any], script: dict[str, Any]) -> list[bytes]:
     found = [chunk(choice({"role": "assistant", "content": ""}))]
     if script.get("error_first"):
         found = []
-    found += [chunk(choice({"content": f"t{n} "})) for n in range(tokens)]
+    running = bool(asked.get("timings_per_token"))
+    found += [chunk(choice({"content": f"t{n} "}), **so_far(n + 1, running)) for n in range(tokens)]
     if "error_after" in script:
         error = b'data: {"error": {"message": "out of memory", "code": 500}}\n\n'
         return [*found[: script["error_after"]], error, b"data: [DONE]\n\n"]
-    found.append(chunk(choice({}, "stop")))
+    found.append(chunk(choice({}, "stop"), **so_far(tokens, running)))
     if (asked.get("stream_options") or {}).get("include_usage") and not script.get("no_usage"):
         found.append(chunk([], usage=usage(tokens)))
     return found if script.get("no_done") else [*found, b"data: [DONE]\n\n"]
+
+
+def so_far(tokens: int, running: bool) -> dict[str, Any]:
+    """What llama.cpp says in every event when it is asked for timings."""
+    return (
+        {"timings": {"cache_n": 2, "prompt_n": PROMPT_TOKENS - 2, "predicted_n": tokens}} if running else {}
+    )
 
 
 def embeddings(asked: dict[str, Any]) -> dict[str, Any]:

@@ -46,6 +46,10 @@ def check_books(live, until: Until) -> None:
     report = live.api("GET", "/api/ledger/verify")
     assert report["ok"], report["problems"]
     assert report["unreconciled_tokens"] == 0
+    outcomes = set(live.settlements().values())
+    assert report["engines"], "the engine that runs was asked"
+    if outcomes <= {"ok", "refused"}:
+        assert [engine["difference"] for engine in report["engines"]] == [""], report["engines"]
 
 
 def check_ended(live) -> None:

@@ -20,7 +20,7 @@ from tokenmill.console.tenant.files import FileShelf
 from tokenmill.control.state import State
 from tokenmill.domain.events import Event
 from tokenmill.domain.factory import Factory
-from tokenmill.domain.ledger import Posting, Settlement
+from tokenmill.domain.ledger import EngineCount, Posting, Settlement
 from tokenmill.domain.work import Release
 from tokenmill.spec.settings import Paths, Settings
 from tokenmill.store.tenancy import BatchRecords, FileRecords
@@ -63,7 +63,7 @@ class LedgerPort(Protocol):
         self, by: Sequence[str], since_us: int = 0, until_us: int = 0, tenant: str = ""
     ) -> Sequence[Any]: ...
 
-    def verify(self, spool_dir: Path) -> Any: ...
+    def verify(self, spool_dir: Path, count_engines: Callable[[], Sequence[EngineCount]]) -> Any: ...
 
     def find(self, name: str) -> Settlement | None: ...
 

@@ -309,5 +309,6 @@ def _settlement(
         first_token_us=request.first_token_us,
         duration_us=max(0, at_us - call.at_us),
         reason=reason,
+        tried=" ".join(request.tried),
         price=request.tariff.id if endpoint else "",
     )

@@ -131,6 +131,7 @@ def _endpoint(state: State, replica: Replica, law: dict[str, str]) -> Endpoint:
         slots=spec.slots if spec else 1,
         draining=replica.status is ReplicaStatus.DRAINING,
         tls=bool(elsewhere and spec and spec.url.startswith("https:")),
+        engine=spec.engine if spec and not elsewhere else "",
         served_model=spec.model if elsewhere and spec else "",
     )
 

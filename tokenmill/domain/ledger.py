@@ -49,6 +49,7 @@ class Settlement:
     duration_us: int = 0
     reason: str = ""
     response: str = ""  # what the answer called itself, where it said so: "chatcmpl-..."
+    tried: str = ""  # replicas that had the request and lost it before this one, separated by spaces
     price: str = ""  # the id of the price that was valid at admission; empty: by the date
 
     @property
@@ -78,3 +79,13 @@ class Posting:
     model: str
     release: str
     kind: str  # serve, shadow, train, evaluate, command, lease, idle
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCount:
+    """What one engine has counted by itself since it started. Input includes what its cache held."""
+
+    replica: str
+    alias: str
+    input_tokens: int
+    output_tokens: int

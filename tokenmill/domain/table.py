@@ -44,6 +44,7 @@ class Endpoint:
     draining: bool = False
     tls: bool = False
     key_ref: str = ""  # peers only
+    engine: str = ""  # its kind, where we started it: how its streams say what they have counted
     served_model: str = ""  # the name that the engine knows its weights by; empty keeps the client's
 
 

@@ -65,6 +65,7 @@ class Engine:
     lora_at_start: bool = False
     lora_at_runtime: bool = False
     embeddings: bool = True
+    cached_apart: bool = False  # ``prompt_tokens`` leaves out what was found in a cache
     continuous_usage: bool = False  # token counts in every chunk: a cut stream is still counted
     lora_format: str = ""  # gguf or safetensors
 
@@ -144,6 +145,18 @@ def measures(name: str, text: str) -> dict[str, float]:
                 found[measure] = sums[candidate]
                 break
     return found
+
+
+def counted(name: str, text: str) -> tuple[int, int] | None:
+    """``(input, output)`` tokens that an engine counted since it started, those from its cache included.
+
+    ``None`` when its ``/metrics`` text does not say.
+    """
+    found = measures(name, text)
+    if "prompt_tokens" not in found or "output_tokens" not in found:
+        return None
+    cached = found.get("cached_tokens", 0.0) if engine_named(name).cached_apart else 0.0
+    return round(found["prompt_tokens"] + cached), round(found["output_tokens"])
 
 
 def _embedded(launch: Launch) -> Command:
@@ -243,6 +256,7 @@ ENGINES: Mapping[str, Engine] = {
             command=_embedded,
             health_path="/health",
             metrics=LLAMA_CPP_METRICS,
+            cached_apart=True,
             lora_at_start=True,
             lora_format="gguf",
         ),
@@ -253,6 +267,7 @@ ENGINES: Mapping[str, Engine] = {
             command=_embedding,
             health_path="/health",
             metrics=LLAMA_CPP_METRICS,
+            cached_apart=True,
         ),
         Engine(name="openai", packages=(), install="", command=None, health_path="/v1/models"),
         Engine(

@@ -118,7 +118,14 @@ def output_bound(asked: Asked, entry: AliasEntry) -> int:
     return max(0, min(stated, room))
 
 
-def engine_body(asked: Asked, served_model: str) -> bytes:
+RUNNING_USAGE = frozenset({"vllm", "sglang"})
+"""Engines that put their usage so far into every event when asked, so that a cut stream counts exactly."""
+
+RUNNING_TIMINGS = frozenset({"embedded"})
+"""llama.cpp, which says the same in its ``timings``."""
+
+
+def engine_body(asked: Asked, served_model: str, engine: str = "") -> bytes:
     """The bytes for the engine: its model name, ``developer`` as ``system``, usage asked for, no nulls."""
     document = asked.document
     changes: dict[str, Any] = {}
@@ -126,6 +133,10 @@ def engine_body(asked: Asked, served_model: str) -> bytes:
         changes["model"] = served_model
     if asked.stream:
         changes["stream_options"] = {**(document.get("stream_options") or {}), "include_usage": True}
+        if engine in RUNNING_USAGE:
+            changes["stream_options"]["continuous_usage_stats"] = True
+        elif engine in RUNNING_TIMINGS:
+            changes["timings_per_token"] = True
     elif "stream_options" in document:
         changes["stream_options"] = None
     if asked.endpoint == CHAT and any(m.get("role") == "developer" for m in document["messages"]):

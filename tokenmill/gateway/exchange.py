@@ -236,7 +236,7 @@ class Exchange:
             self._forward(upstream, endpoint)
 
     def _forward(self, upstream: Upstream, endpoint: Endpoint) -> None:
-        body = engine_body(self.asked, endpoint.served_model)
+        body = engine_body(self.asked, endpoint.served_model, endpoint.engine)
         try:
             secret = self.gateway.secrets.read(endpoint.key_ref) if endpoint.key_ref else b""
         except OSError as error:

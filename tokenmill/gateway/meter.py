@@ -28,6 +28,7 @@ _CACHED = re.compile(rb'"cache_n" ?: ?(\d+)')
 _FINISH = re.compile(rb'"finish_reason" ?: ?"')
 _ID = re.compile(rb'"id"\s*:\s*"((?:chatcmpl|cmpl|embd|resp|msg)[-_][A-Za-z0-9_.-]{1,100})"')
 _SAYS_USAGE = re.compile(rb'"usage"(?! ?: ?null)')
+_OUTPUT = re.compile(rb'"choices"\s*:\s*\[\s*\{')
 _EVENTS = re.compile(rb"\r?\n\r?\n")
 _decoder = JSONDecoder()
 
@@ -91,13 +92,26 @@ def estimate_output(data: bytes) -> TokenUsage:
     return TokenUsage(output_tokens=count, counted_by="estimate")
 
 
+def _last_of(pattern: re.Pattern[bytes], data: bytes) -> re.Match[bytes] | None:
+    """The last match: several events may have come at once."""
+    found = None
+    for found in pattern.finditer(data):  # noqa: B007
+        pass
+    return found
+
+
+def _running(data: bytes) -> bool:
+    """Whether its usage stands beside output in every event, and is read when the stream is cut."""
+    return len(_OUTPUT.findall(data)) >= data.count(b"data:") and _FINISH.search(data) is None
+
+
 def _first_special(data: bytes) -> int:
     """Where the first word stands that an event with usage, an error or the end has; -1: nowhere.
 
     Some engines write ``"usage":null`` in every event.
     """
     found = [data.find(b"[DONE]"), data.find(b'"error"')]
-    if b'"usage"' in data and (usage := _SAYS_USAGE.search(data)) is not None:
+    if b'"usage"' in data and (usage := _SAYS_USAGE.search(data)) is not None and not _running(data):
         found.append(usage.start())
     return min((at for at in found if at >= 0), default=-1)
 
@@ -173,11 +187,13 @@ class EventStream:
         """What is known of a stream that was cut: the engine's running count, else the deltas seen."""
         if self.usage is not None:
             return self.usage
-        predicted = _PREDICTED.search(self._last)
+        if b'"usage"' in self._last and (running := find_usage(self._last)) is not None:
+            return running
+        predicted = _last_of(_PREDICTED, self._last)
         if predicted is None:
             return TokenUsage(output_tokens=self.deltas, counted_by="stream")
-        # llama.cpp's timings, when the client asked for them, carry the engine's own counts.
-        prompt, cached = _PROMPT.search(self._last), _CACHED.search(self._last)
+        # llama.cpp's timings carry the engine's own counts.
+        prompt, cached = _last_of(_PROMPT, self._last), _last_of(_CACHED, self._last)
         hits = int(cached[1]) if cached else 0
         given = (int(prompt[1]) if prompt else 0) + hits
         return TokenUsage(given, hits, int(predicted[1]), 0, "engine")

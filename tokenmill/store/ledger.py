@@ -25,6 +25,7 @@ from tokenmill.store.schema import postings as postings_table
 from tokenmill.store.schema import settlements as settlements_table
 from tokenmill.store.usage import UsageRow, add_usage, measure, storable, usage_rows
 from tokenmill.store.verify import IN_FLIGHT_US, LedgerReport, verify_ledger
+from tokenmill.store.verify_engines import CountEngines
 
 T = TypeVar("T")
 
@@ -219,10 +220,12 @@ class Ledger:
         with self._database.read() as connection:
             return usage_rows(connection, by, since_us, until_us, tenant)
 
-    def verify(self, spool_dir: Path, *, in_flight_us: int = IN_FLIGHT_US) -> LedgerReport:
-        """Compare the ledger with itself and with what is still spooled; see ``store.verify``."""
+    def verify(
+        self, spool_dir: Path, count_engines: CountEngines = tuple, *, in_flight_us: int = IN_FLIGHT_US
+    ) -> LedgerReport:
+        """Compare the ledger with itself, with what is still spooled and with what engines counted."""
         with self._database.read() as connection:
-            return verify_ledger(connection, spool_dir, in_flight_us)
+            return verify_ledger(connection, spool_dir, in_flight_us, count_engines)
 
     def _move(self, connection: Connection, spool: str, offset: int) -> None:
         insert = self._database.insert(spools)

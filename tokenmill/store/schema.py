@@ -72,6 +72,7 @@ settlements = Table(
     Column("duration_us", BigInteger, nullable=False),
     Column("reason", TEXT, nullable=False),
     Column("response", TEXT, nullable=False),
+    Column("tried", TEXT, nullable=False),
     Column("price", TEXT, nullable=False),
     Index("ix_settlements_at_us", "at_us"),
     Index("ix_settlements_response", "response"),

@@ -6,6 +6,7 @@
 3. Usage: the kept sums of the days are what the settlements and postings add up to.
 4. Spools: every settled line that was read is in the ledger once, with the same figures.
 5. Ends: every request that was opened has its end, or may still be running.
+6. Engines: what was settled on each living engine is what it counted itself; see ``verify_engines``.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tokenmill.domain.ledger import Settlement
 from tokenmill.store.schema import postings, settlements, spools
 from tokenmill.store.spool import SpoolBatch, read_spool, spool_files
 from tokenmill.store.usage import counted_days, day_text, kept_days
+from tokenmill.store.verify_engines import CountEngines, EngineCheck, Tally, add_settled, check_engines
 
 # A request may run this long before an end is missed: longer than any timeout of the gateway.
 IN_FLIGHT_US = 3_600_000_000
@@ -50,7 +52,7 @@ class LedgerReport:
 
     ``balances`` maps account and unit to debit minus credit. ``unreconciled_tokens`` are tokens of spooled
     lines that the ledger lost or tells otherwise. ``pending`` lines wait to be read, ``in_flight`` requests
-    have no end yet; neither is wrong.
+    have no end yet; neither is wrong. ``engines`` has those whose counters could be read.
     """
 
     settlements: int
@@ -61,6 +63,7 @@ class LedgerReport:
     unreconciled_tokens: int
     balances: Mapping[str, Mapping[str, int]]
     problems: tuple[str, ...]
+    engines: tuple[EngineCheck, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -88,14 +91,24 @@ class _Findings:
         return tuple(out)
 
 
-def verify_ledger(connection: Connection, spool_dir: Path, in_flight_us: int) -> LedgerReport:
+def verify_ledger(
+    connection: Connection, spool_dir: Path, in_flight_us: int, count_engines: CountEngines = tuple
+) -> LedgerReport:
     """Run every check on one moment of the database. ``in_flight_us`` is how long a request may run."""
     findings = _Findings()
+    before = count_engines()
     balances = _check_postings(connection, findings)
     _check_tokens(connection, findings)
     _check_days(connection, findings)
     spooled = _check_spools(connection, spool_dir, findings)
     in_flight = _check_ends(connection, spooled, in_flight_us, findings)
+    engines: tuple[EngineCheck, ...] = ()
+    if before:
+        add_settled(connection, spooled.tally, [count.replica for count in before])
+        engines = check_engines(before, count_engines(), spooled.tally, in_flight)
+    for engine in engines:
+        if not engine.ok:
+            findings.add("engines", f"{engine.replica} ({engine.alias}): {engine.difference}")
     return LedgerReport(
         settlements=_count(connection, settlements),
         postings=_count(connection, postings),
@@ -105,6 +118,7 @@ def verify_ledger(connection: Connection, spool_dir: Path, in_flight_us: int) ->
         unreconciled_tokens=spooled.lost_tokens,
         balances=balances,
         problems=findings.texts(),
+        engines=engines,
     )
 
 
@@ -204,6 +218,7 @@ class _Spooled:
     newest_us: int = 0
     opened: dict[str, int] = field(default_factory=dict)
     ended: set[str] = field(default_factory=set)
+    tally: Tally = field(default_factory=Tally)  # what waits to be read
 
     def note(self, batch: SpoolBatch) -> None:
         self.lines += len(batch.settlements) + len(batch.opened)
@@ -236,7 +251,9 @@ def _check_file(
             findings.add("damaged", f"a spooled line cannot be read: {text}")
         ends = zip(batch.settlements, batch.settlement_offsets, strict=True)
         read = [settlement for settlement, end in ends if end <= read_to]
-        spooled.pending += len(batch.settlements) - len(read)
+        for settlement in batch.settlements[len(read) :]:
+            spooled.pending += 1
+            spooled.tally.add(settlement)
         spooled.lost_tokens += _check_lines(connection, path.name, read, findings)
         spooled.note(batch)
 

@@ -1,4 +1,4 @@
-"""``tokenmill ledger verify``: double entry, tokens, spools. Reads only; repairs nothing."""
+"""``tokenmill ledger verify``: double entry, tokens, spools, engines. Reads only; repairs nothing."""
 
 from __future__ import annotations
 
@@ -24,12 +24,15 @@ app = typer.Typer(
 
 @app.callback()
 def ledger() -> None:
-    """Verify the ledger against the gateways' spools."""
+    """Verify the ledger against the gateways' spools and the engines' own counters."""
 
 
 @app.command("verify", epilog=examples("tokenmill ledger verify"))
 def verify(directory: Directory = None, file: File = None, as_json: AsJson = False) -> None:
-    """Check every posting and every settled request. Exits with 8 when something does not add up."""
+    """Check every posting and every settled request, and hold them against what each running engine counted.
+
+    Exits with 8 when something does not add up. Without a running controller no engine is asked.
+    """
     report = _report(locate(directory, file))
     if as_json:
         print_json(report)
@@ -38,6 +41,8 @@ def verify(directory: Directory = None, file: File = None, as_json: AsJson = Fal
         console.print(status_text("passed" if report["ok"] else "failed"))
         for name in ("settlements", "postings", "spool_lines", "pending", "in_flight", "unreconciled_tokens"):
             console.print(f"  [dim]{name.replace('_', ' ')}:[/dim] {number(report[name])}")
+        for engine in report["engines"]:
+            console.print(f"  [dim]{engine['replica']}:[/dim] {escape(_engine_text(engine))}")
         for problem in report["problems"]:
             console.print(f"  [red]-[/red] {escape(problem)}")
     if not report["ok"]:
@@ -45,6 +50,13 @@ def verify(directory: Directory = None, file: File = None, as_json: AsJson = Fal
             f"the ledger has {len(report['problems'])} problem(s)",
             fix="Keep the spool files and the database as they are.",
         )
+
+
+def _engine_text(engine: dict[str, Any]) -> str:
+    """Tokens that the engine counted, and whether the same were settled."""
+    counts = f"{number(engine['counted_input'])} in, {number(engine['counted_output'])} out"
+    said = engine["difference"] or f"settled to the token in {number(engine['requests'])} requests"
+    return f"{counts} by its own counters; {said}"
 
 
 def _report(place: Place) -> dict[str, Any]:

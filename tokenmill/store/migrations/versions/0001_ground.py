@@ -84,6 +84,7 @@ def _create_ledger() -> None:
         _number("duration_us"),
         _text("reason"),
         _text("response"),
+        _text("tried"),
         _text("price"),
     )
     op.create_index("ix_settlements_at_us", "settlements", ["at_us"])
