@@ -18,6 +18,7 @@ from tokenmill.spec import build
 from tokenmill.spec import documents as docs
 from tokenmill.spec.entitlements import check_entitlements
 from tokenmill.spec.fit import check_fit
+from tokenmill.spec.override import Override, overridden
 from tokenmill.spec.references import check_references
 from tokenmill.spec.source import MAX_FILE_BYTES, Document, Found, Place, read_documents
 from tokenmill.spec.validate import Entry, identity, validate
@@ -36,15 +37,20 @@ def read_text(path: Path) -> str:
 
 
 def load(
-    paths: Sequence[Path], environ: Mapping[str, str], read: Callable[[Path], str] = read_text
+    paths: Sequence[Path],
+    environ: Mapping[str, str],
+    read: Callable[[Path], str] = read_text,
+    overrides: Sequence[Override] = (),
 ) -> nouns.Factory:
     """The factory that these files and directories describe.
 
-    ``environ`` gives ``${NAME}`` its values and ``read`` a file its text. Raises ``SpecError`` with every
-    problem found.
+    ``environ`` gives ``${NAME}`` its values and ``read`` a file its text; ``overrides`` are laid on what is
+    written. Raises ``SpecError`` with every problem found.
     """
     reading = _Reading(environ, read)
     layer = reading.layer(_expand(paths, reading), ())
+    for override in overrides:
+        layer = overridden(layer, override)
     entries, found = _validated(layer)
     found = reading.found + found
     found += check_references(entries)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,20 +66,20 @@ def identity(document: Document) -> tuple[str, str]:
     return kind_text, name if isinstance(name, str | int) and kind_text != "factory" else ""  # type: ignore[return-value]
 
 
-def validate(document: Document) -> tuple[Entry, list[Found]]:
-    """The document's model, or everything that is wrong with it."""
+def validate(document: Document, kinds: Mapping[str, type[Strict]] = KINDS) -> tuple[Entry, list[Found]]:
+    """The document's model, or everything that is wrong with it. ``kinds`` may be written."""
     kind, name = identity(document)
     entry = Entry(kind, str(name), document, None)
-    if kind not in KINDS:
-        return entry, [_no_kind(document, entry)]
+    if kind not in kinds:
+        return entry, [_no_kind(document, kinds)]
     found: list[Found] = []
     value = _without_empty(document.value, (), entry, found)
     try:
-        model = KINDS[kind].model_validate(value)
+        model = kinds[kind].model_validate(value)
     except ValidationError as error:
         missing = {one.problem.field for one in found}
         for detail in error.errors(include_url=False):
-            one = _worded(detail, entry, KINDS[kind])
+            one = _worded(detail, entry, kinds[kind])
             if one.problem.field not in missing and not document.is_bad(
                 _written_path(detail["loc"], document)
             ):
@@ -89,13 +90,13 @@ def validate(document: Document) -> tuple[Entry, list[Found]]:
     ), found
 
 
-def _no_kind(document: Document, entry: Entry) -> Found:
-    allowed = f"one of {', '.join(KINDS)}"
+def _no_kind(document: Document, kinds: Mapping[str, type[Strict]]) -> Found:
+    allowed = f"one of {', '.join(kinds)}" if len(kinds) > 1 else next(iter(kinds))
     if "kind" not in document.value:
         problem = Problem("the document has no `kind`", expected=f"kind: {allowed}")
         return Found(document.start, problem)
     written = document.value["kind"]
-    problem = Problem(f"there is no kind {written!r}", "", "kind", allowed, did_you_mean(str(written), KINDS))
+    problem = Problem(f"there is no kind {written!r}", "", "kind", allowed, did_you_mean(str(written), kinds))
     return Found(document.place(("kind",)), problem)
 
 

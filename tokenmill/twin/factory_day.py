@@ -89,6 +89,7 @@ class FactoryDay:
     world: FactoryWorld = field(init=False)
     fleet: Fleet = field(init=False)
     series: list[Minute] = field(default_factory=list)
+    offered: Array = field(init=False)  # requests by deployment
     broken: int = 0
     joules: float = 0.0
     _numbers: dict[str, int] = field(default_factory=dict)  # replica -> its number in the fleet
@@ -120,6 +121,7 @@ class FactoryDay:
         )
         self._recorder = Recorder(self.fleet)
         self._level = np.zeros(numbers, np.int64)
+        self.offered = np.zeros(aliases, np.int64)
         self._free = list(range(numbers - 1, -1, -1))
         self.world = world = FactoryWorld(EMPTY, self.timings, busy=self._is_busy)
         world.training = {job.id: job.training for job in self.jobs}
@@ -221,6 +223,7 @@ class FactoryDay:
         windows = [demand.window(self.seed, at_s, end_s) for demand in self.demands]
         for demand, window in zip(self.demands, windows, strict=True):
             self._recorder.offered[demand.alias] += len(window)
+            self.offered[demand.alias] += len(window)
         again = [part for part in self._again if len(part)]
         if again:
             back = np.concatenate(again)

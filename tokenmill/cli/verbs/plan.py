@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ from tokenmill.cli.plan_size import show_size
 from tokenmill.control.plan import diff
 from tokenmill.control.state import EMPTY
 from tokenmill.domain.codec import from_plain, to_plain
+from tokenmill.domain.errors import MissingExtraError, UsageError
 from tokenmill.domain.factory import Factory
 from tokenmill.spec.factory_file import load
 from tokenmill.twin.forecast import Forecast
@@ -38,30 +40,88 @@ SIGNS = {"add": "[green]+[/green]", "change": "[yellow]~[/yellow]", "remove": "[
         "tokenmill plan --out plan.json",
         "tokenmill plan --size --model deepseek-r1 --precision fp4 --inputs 1000 --outputs 1000 "
         '--target "2M tok/s" --slo "ttft_p99<2s,tpot_p99<80ms"',
+        "tokenmill plan examples/taiwan/factory.yaml --traffic examples/taiwan/day.yaml --report day.html",
+        "tokenmill plan factory.yaml --traffic trace.csv.gz --slo 'ttft_p99<2s,tpot_p99<80ms'",
+        "tokenmill plan factory.yaml --traffic day.yaml --sweep deployment.chat.slots=16,32,64",
     )
 )
 def plan(
+    factory: Annotated[Path | None, typer.Argument(help="Factory file, as -f.", show_default=False)] = None,
     directory: Directory = None,
     file: File = None,
     as_json: AsJson = False,
-    out: Annotated[Path | None, typer.Option(help="Save the plan for tokenmill apply.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Save the plan for tokenmill apply, or the points of a sweep.")
+    ] = None,
+    traffic: Annotated[
+        Path | None, typer.Option(help="Rehearse the factory under this traffic file or trace.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the rehearsal as one HTML page.")] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(help="FIELD=a,b,c: rehearse each value; given again, each pair.", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of traffic, faults and jobs.", min=0)] = 1,
+    deployment: Annotated[str | None, typer.Option(help="Of a trace: to which deployment it goes.")] = None,
+    duration: Annotated[
+        str | None, typer.Option(help="How much of the traffic, for example 1h; a trace repeats.")
+    ] = None,
+    slo: Annotated[
+        str | None, typer.Option(help="Of a trace or a size: what is good, ttft_p99<2s,tpot_p99<80ms.")
+    ] = None,
     size: Annotated[bool, typer.Option("--size", help="Racks for a throughput, not for a file.")] = False,
     model: Annotated[str | None, typer.Option(help="With --size: a model of the catalogue.")] = None,
     precision: Annotated[str | None, typer.Option(help="With --size: bf16, fp8 or fp4.")] = None,
     inputs: Annotated[int | None, typer.Option(help="With --size: tokens of a prompt.")] = None,
     outputs: Annotated[int | None, typer.Option(help="With --size: tokens of an answer.")] = None,
     target: Annotated[str | None, typer.Option(help="With --size: output tokens, as 2M tok/s.")] = None,
-    slo: Annotated[str | None, typer.Option(help="With --size: as ttft_p99<2s,tpot_p99<80ms.")] = None,
     rack: Annotated[list[str] | None, typer.Option(help="With --size: only this type; repeatable.")] = None,
     engine: Annotated[str, typer.Option(help="With --size: trtllm, vllm or sglang.")] = "trtllm",
     profile: Annotated[Path | None, typer.Option(help="With --size: what calibrate wrote.")] = None,
 ) -> None:
-    """Show what a factory file would change, rehearsed on the twin; or size racks. Changes nothing."""
+    """Show what a factory file would change, rehearsed on the twin. Changes nothing.
+
+    With --traffic the whole factory is rehearsed under it; with --size racks are sized for a throughput.
+    """
     if size or target is not None:
         question = question_of(model, precision, inputs, outputs, target, slo, engine)
         show_size(question, rack or [], profile, as_json=as_json)
         return
-    place = locate(directory, file)
+    if factory is not None and file is not None:
+        raise UsageError("the factory file is given twice", expected="FACTORY or -f FILE")
+    place = locate(directory, factory or file)
+    if traffic is None:
+        _refuse_without_traffic(report=report, sweep=sweep, slo=slo)
+        _plan_change(place, out, as_json=as_json)
+        return
+    planning = _with_twin("planning")
+    asked = planning.Asked(place.need_file(), traffic, seed, slo, deployment, duration)
+    if sweep:
+        kept = out or Path(f"{traffic.stem}.sweep.jsonl")
+        _with_twin("sweeping").plan_sweep(asked, sweep, kept, as_json=as_json)
+    else:
+        planning.plan_traffic(asked, report, as_json=as_json)
+
+
+def _refuse_without_traffic(**given: object) -> None:
+    wrong = [name for name, value in given.items() if value]
+    if wrong:
+        raise UsageError(
+            f"--{wrong[0]} needs --traffic", fix="Add --traffic FILE: a traffic file or a trace."
+        )
+
+
+def _with_twin(module: str) -> Any:
+    """A part of the command line that needs the twin's arrays, loaded when it is asked for."""
+    try:
+        return importlib.import_module(f"tokenmill.cli.{module}")
+    except ModuleNotFoundError as error:
+        if error.name not in ("numpy", "numba"):
+            raise
+        raise MissingExtraError("a rehearsal needs NumPy", fix="pip install 'tokenmill[twin]'") from error
+
+
+def _plan_change(place: Place, out: Path | None, *, as_json: bool) -> None:
     made = make_plan(place, load([place.need_file()], os.environ))
     if out is not None:
         out.write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=1))

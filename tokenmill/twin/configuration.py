@@ -1,0 +1,157 @@
+"""What serves a deployment, as the twin has to know it: model, accelerator, layout, precision and engine.
+
+All of it stands in the factory file: layout and precision are read from the arguments that the engine itself
+gets. What is not said is named, never guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tokenmill.domain.errors import DataError
+from tokenmill.domain.factory import Deployment, Factory
+from tokenmill.domain.units import did_you_mean
+from tokenmill.spec.catalogue import AcceleratorType, EngineType, ModelType, catalogue
+from tokenmill.twin.iteration import Layout
+
+PRECISIONS = {
+    "fp8": "fp8",
+    "modelopt": "fp8",
+    "fbgemm_fp8": "fp8",
+    "w8a8_fp8": "fp8",
+    "modelopt_fp8": "fp8",
+    "modelopt_fp4": "fp4",
+    "nvfp4": "fp4",
+    "mxfp4": "fp4",
+    "petit_nvfp4": "fp4",
+    "bfloat16": "bf16",
+    "float16": "bf16",
+    "half": "bf16",
+}
+"""Values of --quantization and --dtype of vLLM and SGLang, by how many bits the weights have."""
+
+FLAGS = {
+    "tensor": ("--tensor-parallel-size", "-tp", "--tp", "--tp-size"),
+    "pipeline": ("--pipeline-parallel-size", "-pp", "--pp", "--pp-size"),
+    "data": ("--data-parallel-size", "-dp", "--dp", "--dp-size"),
+    "expert": ("--expert-parallel-size", "--ep", "--ep-size"),
+    "quantization": ("--quantization", "-q"),
+    "dtype": ("--dtype",),
+}
+EXPERTS_SPREAD = "--enable-expert-parallel"
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """One replica of a deployment. ``engine_id`` is the catalogue's newest version of its engine."""
+
+    deployment: str
+    model: ModelType
+    accelerator: AcceleratorType
+    layout: Layout
+    precision: str
+    engine: EngineType
+    slots: int
+    context: int
+    overhead_w: float  # of its node, its accelerators' share
+
+    def __str__(self) -> str:
+        return f"{self.model.id} in {self.precision} as {self.layout} on {self.accelerator.name}"
+
+
+def configuration(factory: Factory, deployment: Deployment) -> tuple[Configuration | None, list[str]]:
+    """What serves it, and what the factory does not say of it: then there is no configuration.
+
+    Raises ``DataError`` for a layout that is not that of its accelerators.
+    """
+    missing: list[str] = []
+    name = deployment.model or next((x.base for x in factory.lines if x.name == deployment.line), "")
+    stated = next((m for m in factory.models if m.name == name), None)
+    model = (model_of(stated.source) or model_of(stated.name)) if stated else None
+    if model is None:
+        near = did_you_mean(name, catalogue().models)
+        missing.append(f"model: the catalogue knows no architecture of {name!r}. {near}".rstrip())
+    engine = _engine(deployment.engine)
+    if engine is None:
+        missing.append(f"engine: there are no rules of {deployment.engine!r}; expected vllm or sglang")
+    kind = deployment.resources.accelerator_kind or next(
+        (node.accelerators[0].kind for node in factory.nodes if node.accelerators), ""
+    )
+    accelerator = catalogue().accelerators.get(kind)
+    if accelerator is None:
+        missing.append(
+            f"accelerator: {kind!r} is not in the catalogue; expected resources: {{accelerator: TYPE}}"
+        )
+    said = dict(_flags(deployment.engine_args))
+    precision = PRECISIONS.get(said.get("quantization", said.get("dtype", "")), "")
+    if not precision:
+        missing.append(
+            "precision: expected --quantization fp8 or modelopt_fp4, or --dtype bfloat16, in engine_args"
+        )
+    if model is None or accelerator is None or engine is None or not precision:
+        return None, missing
+    layout = _layout(deployment, model, said)
+    share = layout.accelerators * _overhead_w(kind)
+    return Configuration(
+        deployment.name, model, accelerator, layout, precision, engine, deployment.slots,
+        deployment.context_tokens, share,
+    ), []  # fmt: skip
+
+
+def model_of(source: str) -> ModelType | None:
+    """The architecture of the catalogue whose name a source or name holds; the longest one."""
+    plain = source.lower().replace("_", "-")
+    known = catalogue().models
+    return next((known[name] for name in sorted(known, key=len, reverse=True) if name in plain), None)
+
+
+def _engine(name: str) -> EngineType | None:
+    versions = [one for one in catalogue().engines.values() if one.id.rpartition("-")[0] == name]
+    return versions[-1] if versions else None
+
+
+def _overhead_w(kind: str) -> float:
+    """Watts of a node beside its accelerators, for each of them."""
+    shares = [n.overhead_w / n.accelerators for n in catalogue().nodes.values() if n.accelerator == kind]
+    return max(shares, default=0.0)
+
+
+def _flags(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    names = {flag: name for name, flags in FLAGS.items() for flag in flags}
+    for at, argument in enumerate(arguments):
+        flag, _, value = argument.partition("=")
+        if flag == EXPERTS_SPREAD:
+            yield "spread", "1"
+        elif flag in names:
+            yield names[flag], value or (arguments[at + 1] if at + 1 < len(arguments) else "")
+
+
+def _layout(deployment: Deployment, model: ModelType, said: dict[str, str]) -> Layout:
+    """As the engine's arguments say; tensor parallel over all accelerators where they say nothing."""
+    held = max(1, deployment.resources.accelerators)
+    counts = {name: _count(deployment.name, name, said) for name in ("tensor", "pipeline", "data", "expert")}
+    pipeline, data = counts["pipeline"] or 1, counts["data"] or 1
+    tensor = counts["tensor"] or max(1, held // (pipeline * data))
+    spread = counts["expert"] or (tensor * data if "spread" in said else data)
+    expert = spread if model.experts else 1
+    expert_tensor = tensor * data // expert if model.experts else tensor
+    layout = Layout(tensor, pipeline, data, expert, max(1, expert_tensor))
+    if layout.accelerators != held:
+        raise DataError(
+            f"{deployment.name}: {layout} takes {layout.accelerators} accelerators, a replica has {held}",
+            expected=f"tensor x pipeline x data parallel = {held}",
+            fix="Change engine_args, or resources: {accelerators: N}.",
+        )
+    return layout
+
+
+def _count(deployment: str, name: str, said: dict[str, str]) -> int:
+    text = said.get(name, "")
+    if not text:
+        return 0
+    if not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise DataError(
+            f"{deployment}: {FLAGS[name][0]} is {text!r}", expected="a whole number from 1 to 1024"
+        )
+    return int(text)

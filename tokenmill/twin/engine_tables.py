@@ -1,0 +1,133 @@
+"""Step tables of a configuration: the performance model's iterations and their energy, for the core."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tokenmill.domain.errors import DataError
+from tokenmill.twin.capacity import need_fit
+from tokenmill.twin.configuration import Configuration
+from tokenmill.twin.iteration import Efficiency, Work, parts, work_of
+from tokenmill.twin.profiles import Profile, names_of, profile
+from tokenmill.twin.step_table import EngineRules, StepTable
+
+COMPUTE_SHARE, MEMORY_SHARE, WAITING_SHARE = 0.95, 0.7, 0.2
+"""Of the power between idle and maximum, while an accelerator computes, reads memory, or waits for host and
+network. Assumed; ``docs/planning.md`` says how they compare with measured servers."""
+
+CLOCKS = (1.0, 0.9, 0.8, 0.7)
+"""Steps to which a power cap lowers clocks. Dynamic power goes with the cube of the clock, compute time with
+its inverse; memory keeps its rate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """What a table's numbers rest on: the error nine of ten unseen measured rows stayed within."""
+
+    ttft: float | None
+    tpot: float | None
+    text: str
+
+
+def tables(asked: Configuration, *, prefix_cache: bool = False) -> list[StepTable]:
+    """The engine at falling clocks. Raises ``DataError`` that says what would fit if the layout does not."""
+    return [_table(asked, clock, prefix_cache) for clock in CLOCKS]
+
+
+def basis(asked: Configuration, known: Profile | None = None) -> Basis:
+    """The stated error of a configuration, and whether its accelerator and model were measured at all."""
+    known = known or profile()
+    kind = "moe" if asked.model.experts else "dense"
+    rows = len(known.residuals.get(f"{kind}_tpot", ()))
+    text = f"{rows} {kind} rows that the fit had not seen"
+    unseen = [
+        what
+        for what, name in (("accelerator", asked.accelerator.id), ("model", asked.model.id))
+        if f"{what}:{name}" not in known.offsets
+    ]
+    if unseen:
+        names = {"accelerator": asked.accelerator.id, "model": asked.model.id}
+        text += f"; none of {' or '.join(names[what] for what in unseen)}"
+    return Basis(known.error_at(f"{kind}_ttft", 0.9), known.error_at(f"{kind}_tpot", 0.9), text)
+
+
+def arrival_s(asked: Configuration) -> float:
+    """Seconds of a request outside of iterations up to its first token: parsing, the way there and back."""
+    return float(profile().protocol(_names(asked)).arrival_s)
+
+
+def _names(asked: Configuration) -> tuple[str, ...]:
+    engine, _, version = asked.engine.id.rpartition("-")
+    return names_of(engine, version, asked.accelerator.id, asked.precision, asked.model.id)
+
+
+def _table(asked: Configuration, clock: float, prefix_cache: bool) -> StepTable:
+    layout, engine = asked.layout, asked.engine
+    fit = need_fit(asked.model, asked.accelerator, layout, asked.precision, asked.context)
+    work = _clocked(work_of(asked.model, asked.accelerator, layout, asked.precision), clock)
+    efficiency = profile().efficiency(_names(asked))
+    rules = EngineRules(
+        mixed=engine.mixed,
+        token_budget=max(engine.token_budget, asked.slots + 1),
+        max_sequences=asked.slots,
+        preempt=engine.admission == "prompt" and fit.cache_tokens * layout.data < asked.slots * asked.context,
+        block_tokens=engine.block,
+        prefix_cache=prefix_cache,
+    )
+    copies = layout.data * layout.pipeline
+    tokens = np.arange(rules.most_tokens + 1, dtype=np.float64) / copies
+    sampled = np.minimum(np.arange(rules.most_tokens + 1), asked.slots) / copies
+    seconds, joules = _iteration(asked, work, efficiency, clock, tokens, sampled)
+    slope = _slopes(asked, work, efficiency, clock)
+    seconds[0], joules[0] = 0.0, 0.0
+    found = StepTable(
+        name=f"{asked} at {clock:.0%} clock",
+        seconds=tuple(seconds.tolist()),
+        cached_token_s=slope[0] / copies,
+        pair_s=slope[1] / copies,
+        cache_tokens=fit.cache_tokens * layout.data,
+        rules=rules,
+        joules=tuple(joules.tolist()),
+        cached_token_j=slope[2] / copies,
+        pair_j=slope[3] / copies,
+        idle_w=asked.overhead_w + layout.accelerators * asked.accelerator.idle_w,
+    )
+    if fit.cache_tokens * layout.data < engine.block:
+        raise DataError(f"{asked}: no room for a block of cache", expected=f"{engine.block} tokens")
+    return found
+
+
+def _clocked(work: Work, clock: float) -> Work:
+    return replace(work, flops_s=work.flops_s * clock, flops16_s=work.flops16_s * clock)
+
+
+def _iteration(
+    asked: Configuration, work: Work, eff: Efficiency, clock: float, tokens: object, sampled: object
+) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds and joules above idle of all accelerators, by tokens of one copy."""
+    found = parts(work, eff, tokens, 0.0, 0.0, sampled)
+    seconds = np.asarray(found.total, np.float64)
+    compute = (tokens * work.dense_flops) / (work.flops_s * eff.compute)
+    busy = COMPUTE_SHARE * np.minimum(compute, found.dense)
+    busy = busy + MEMORY_SHARE * np.maximum(0.0, found.dense - compute)
+    busy = busy + MEMORY_SHARE * (found.experts + found.head)
+    busy = busy + WAITING_SHARE * (found.fixed + found.network)
+    return seconds, np.asarray(_dynamic_w(asked, clock) * found.scale * busy, np.float64)
+
+
+def _slopes(
+    asked: Configuration, work: Work, eff: Efficiency, clock: float
+) -> tuple[float, float, float, float]:
+    """Seconds and joules of one more cached token, and of one more pair of prefill attention."""
+    none = parts(work, eff, 1.0, 0.0, 0.0, 0.0).total
+    cached = float(parts(work, eff, 1.0, 1e6, 0.0, 0.0).total - none) / 1e6
+    pair = float(parts(work, eff, 1.0, 0.0, 1e9, 0.0).total - none) / 1e9
+    watts = _dynamic_w(asked, clock)
+    return cached, pair, watts * MEMORY_SHARE * cached, watts * COMPUTE_SHARE * pair
+
+
+def _dynamic_w(asked: Configuration, clock: float) -> float:
+    one = asked.accelerator.max_w - asked.accelerator.idle_w
+    return asked.layout.accelerators * one * clock**3

@@ -1,0 +1,141 @@
+"""What a forecast of throughput is asked of: services, traffic, latency targets; refused while one lacks.
+
+A rate of tokens without model, precision, lengths and targets means nothing: every missing part of every
+deployment is listed at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from tokenmill.domain.errors import Problem, SpecError
+from tokenmill.domain.factory import Factory
+from tokenmill.spec.traffic import StreamFields, Traffic, TrafficDocument
+from tokenmill.twin.configuration import Configuration, configuration
+from tokenmill.twin.demand import Demand
+from tokenmill.twin.engine_tables import arrival_s
+from tokenmill.twin.factory_day import Arrivals
+from tokenmill.twin.floor_arrays import Array
+from tokenmill.twin.replay import Replay, at_rate, read_trace
+from tokenmill.twin.traffic import Lengths
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One deployment that gets traffic. Targets are (TTFT, TPOT) in seconds.
+
+    ``arrival_s`` is what a request spends beside the engine's iterations until its first token is out.
+    """
+
+    asked: Configuration
+    targets: tuple[float, float]
+    prefixes: bool
+    arrival_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    factory: Factory
+    traffic: TrafficDocument
+    services: tuple[Service, ...]
+    arrivals: tuple[Arrivals, ...]
+    units: Array | None
+    left_out: tuple[str, ...]
+
+
+def ask(factory: Factory, traffic: Traffic, seed: int) -> Question:
+    """The question that factory and traffic put together; deployments without traffic are left out.
+
+    Raises ``SpecError`` with every missing or unknown part; a broken trace raises ``DataError``.
+    """
+    streams = traffic.model.streams
+    named = {stream.deployment for stream in streams}
+    left_out = tuple(d.name for d in factory.deployments if d.name not in named)
+    factory = replace(factory, deployments=tuple(d for d in factory.deployments if d.name in named))
+    problems: list[Problem] = []
+    services: dict[int, Service] = {}
+    arrivals: list[Arrivals] = []
+    units: list[Array] = []
+    aliases = {d.name: number for number, d in enumerate(factory.deployments)}
+    for number, stream in enumerate(streams):
+        where = traffic.where("streams", number)
+        problems += _of_stream(stream, where, traffic, number)
+        if stream.deployment not in aliases:
+            expected = f"one of {', '.join(aliases)}" if aliases else "a deployment in the factory file"
+            message = f"there is no deployment {stream.deployment!r}"
+            problems.append(Problem(message, traffic.where("streams", number, "deployment"), "", expected))
+            continue
+        alias = aliases[stream.deployment]
+        asked, missing = configuration(factory, factory.deployments[alias])
+        known = [problem.message for problem in problems]
+        problems += [
+            Problem(f"deployment {stream.deployment} does not say its {text}", where)
+            for text in missing
+            if f"deployment {stream.deployment} does not say its {text}" not in known
+        ]
+        if asked is None or stream.targets is None or problems:
+            continue
+        one = _arrivals(stream, traffic.file.parent, alias, seed, sum(len(part) for part in units))
+        if isinstance(one, Replay):
+            units.append(one.units)
+        arrivals.append(one)
+        prefixes = bool(stream.sessions) or (isinstance(one, Replay) and len(one.units) > 1)
+        targets = stream.targets.ttft / 1e6, stream.targets.tpot / 1e6
+        services.setdefault(alias, Service(asked, targets, prefixes, arrival_s(asked)))
+    if problems:
+        raise SpecError(tuple(problems))
+    return Question(
+        factory, traffic.model, tuple(services[alias] for alias in sorted(services)), tuple(arrivals),
+        np.concatenate(units) if any(one.prefixes for one in services.values()) and units else None,
+        left_out,
+    )  # fmt: skip
+
+
+def _of_stream(stream: StreamFields, where: str, traffic: Traffic, number: int) -> list[Problem]:
+    """What a stream leaves open; ``where`` it stands."""
+    asked = {
+        "requests_per_second": stream.requests_per_second is None and stream.trace is None,
+        "input": stream.input is None and stream.trace is None,
+        "output": stream.output is None and stream.trace is None,
+        "targets": stream.targets is None,
+    }
+    hints = {
+        "requests_per_second": "requests_per_second: 40, or trace: FILE",
+        "input": "tokens of a prompt, for example input: {mean: 2000, sigma: 1.0}, or trace: FILE",
+        "output": "tokens of an answer, for example output: {mean: 400, sigma: 0.9}, or trace: FILE",
+        "targets": "latency that counts as good, for example targets: {ttft: 2s, tpot: 80ms}",
+    }
+    return [
+        Problem(
+            "is missing: without it a throughput means nothing",
+            where,
+            f"streams[{number}].{name}",
+            hints[name],
+        )
+        for name, open_ in asked.items()
+        if open_
+    ]
+
+
+def _arrivals(stream: StreamFields, folder: Path, alias: int, seed: int, offset: int) -> Arrivals:
+    if stream.trace is not None:
+        replay = Replay(read_trace(folder / stream.trace), seed, alias, offset=offset)
+        rate = stream.requests_per_second
+        return replay if rate is None else at_rate(replay, rate)
+    assert stream.requests_per_second is not None
+    assert stream.input is not None
+    assert stream.output is not None
+    return Demand(
+        per_second=stream.requests_per_second,
+        inputs=Lengths(stream.input.mean, stream.input.sigma),
+        outputs=Lengths(stream.output.mean, stream.output.sigma),
+        alias=alias,
+        swing=stream.swing,
+        quiet_hour=stream.quiet_hour,
+        burstiness=stream.burstiness,
+        sessions=stream.sessions or 0,
+        shared_share=stream.shared / 1000,
+    )
