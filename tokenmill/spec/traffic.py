@@ -170,5 +170,6 @@ def load_traffic(path: Path, environ: Mapping[str, str], overrides: Sequence[Ove
 def of_trace(path: Path, deployment: str, targets: TargetFields | None, duration_us: int) -> Traffic:
     """The traffic of a trace file by itself."""
     stream = StreamFields(deployment=deployment, trace=path.name, targets=targets)
-    model = TrafficDocument(kind="traffic", name="trace", duration=f"{duration_us}us", streams=[stream])
+    fields = {"kind": "traffic", "name": "trace", "duration": f"{duration_us}us", "streams": [stream]}
+    model = TrafficDocument.model_validate(fields)
     return Traffic(model, Document({}, Place(1, 1, 1, str(path))), path)
