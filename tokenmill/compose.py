@@ -232,18 +232,24 @@ def _lead(paths: Paths, settings: Settings, factory_file: Path) -> int:
     try:
         controller = build_controller(paths, settings, factory_file.absolute())
         asyncio.run(serve(controller))
-    except NotLeaderError as error:
-        log.error("another controller took over: %s", error)
-        return error.exit_code
-    except TokenmillError as error:
-        log.error("%s", error)
-        sys.stderr.write(f"{error}\n")
-        return error.exit_code
-    except Exception:
-        log.exception("the controller failed; engines and gateway go on")
-        return 1
+    except Exception as error:
+        cause = _cause(error)
+        if not isinstance(cause, TokenmillError):
+            log.exception("the controller failed; engines and gateway go on")
+            return 1
+        replaced = "another controller took over: " if isinstance(cause, NotLeaderError) else ""
+        log.error("%s%s", replaced, cause)
+        sys.stderr.write(f"{cause}\n")
+        return cause.exit_code
     log.info("stopped")
     return 0
+
+
+def _cause(error: Exception) -> Exception:
+    """Of a group of tasks that one brought down, what that one failed of; else the error as it is."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def _last_factory_file(paths: Paths) -> Path:

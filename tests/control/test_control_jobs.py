@@ -7,6 +7,7 @@ from control_mill import GPU, SMALL, Mill, chat, factory
 
 from tokenmill.control.core import check
 from tokenmill.control.schedule import PATIENCE_US
+from tokenmill.control.why import why
 from tokenmill.domain import events as ev
 from tokenmill.domain.effects import ChargeWork, StartJob, StopJob
 from tokenmill.domain.errors import ConflictError, NotFoundError, RefusedError
@@ -48,6 +49,7 @@ def test_retries_back_off_then_fail(floor: Mill) -> None:
         assert floor.of(StartJob) == []
         floor.wait(0.01)
         assert floor.of(StartJob)[0].attempt == attempt + 1
+        assert floor.state.jobs["j"].reason == "before: crashed", "a person sees why it runs again"
     floor.tell(ev.JobExited, "j", 1, 0)
     assert floor.asked == (), "an old attempt's echo is not this attempt's end"
     floor.tell(ev.JobExited, "j", 3, 1, None, "crashed")
@@ -201,3 +203,10 @@ def test_serving_comes_before_jobs(floor: Mill) -> None:
     floor.tell(ev.JobExited, "hog", 1, 0)
     assert floor.of(StartJob) == []
     assert len(floor.started_replicas()) == 1
+
+
+def test_why_knows_a_job_by_its_name(floor: Mill) -> None:
+    for job in ("old", "new"):
+        floor.tell(ev.JobSubmitted, job, replace(SPEC, name="nightly"))
+        floor.wait(1)
+    assert why(floor.state, "nightly", floor.now).id == "new", "the last one of that name"

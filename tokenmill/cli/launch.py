@@ -5,10 +5,10 @@ Starting itself is ``floor.controller``'s; here a person sees imports and engine
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from typing import Any
 
 import psutil
@@ -126,12 +126,25 @@ def _amount(progress: dict[str, Any]) -> str:
 
 
 def _ended(place: Place) -> TokenmillError:
+    """What the controller said last if that was an error, else the end of its log."""
     try:
-        lines: Iterable[str] = str(read_log(place.paths, "control", LOG_LINES, None)["text"]).splitlines()
+        lines = str(read_log(place.paths, "control", LOG_LINES, None)["text"]).splitlines()
     except TokenmillError:
-        lines = ()
+        lines = []
+    said = [entry for line in lines if (entry := _entry(line))]
+    if said and said[-1].get("level") == "error":
+        return ResourceError(f"the controller ended: {said[-1]['message']}", fix="tokenmill logs control")
     tail = "\n".join(f"    {line}" for line in lines)
     return ResourceError(f"the controller ended; the end of its log:\n{tail}", fix="tokenmill doctor")
+
+
+def _entry(line: str) -> dict[str, Any]:
+    """One structured line of a log; empty for what is none."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) and "message" in found else {}
 
 
 class _Line:

@@ -9,6 +9,8 @@ earlier end may still use.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tokenmill.control import jobs, replicas
 from tokenmill.control.draft import Draft
 from tokenmill.control.index import QueueKey, priority_of, queue_key
@@ -140,9 +142,8 @@ def _start(draft: Draft, job: Job, demand: Demand, now_us: int, memo: Memo) -> b
         return False
     grant_all(draft, job.id, demand, placement, (spec.tenant, spec.project), now_us)
     attempt = job.attempt + 1
-    draft.put_job(
-        Job(job.id, spec, JobStatus.STARTING, job.submitted_us, placement.nodes, now_us, 0, attempt)
-    )
+    begun = Job(job.id, spec, JobStatus.STARTING, job.submitted_us, placement.nodes, now_us, 0, attempt)
+    draft.put_job(replace(begun, reason=f"before: {job.reason}") if job.reason else begun)
     if draft.reservations:
         drop(draft, job.id)
     draft.effects.append(StartJob(job.id, attempt, spec, placement.nodes, placement.accelerators))

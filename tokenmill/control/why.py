@@ -56,7 +56,7 @@ RULE_PLACE = "A gang starts whole or not at all, where every worker has its CPU,
 def why(state: State, name: str, now_us: int) -> Explanation:
     """Explain the job, replica, deployment, run, release, lease, node, model, key or line called ``name``.
 
-    Raises ``NotFoundError`` for anything else.
+    A job goes by its name too, the last one of that name. Raises ``NotFoundError`` for anything else.
     """
     if name in state.jobs:
         return _job(state, state.jobs[name], now_us)
@@ -250,6 +250,9 @@ def _named(state: State, name: str, now_us: int) -> Explanation:
         reason = imported.error or f"digest {imported.digest}" if imported else f"from {model.source}"
         changes = ("the factory file is applied again",) if status == "failed" else ()
         return Explanation(name, "model", status, "A pinned digest must match.", (reason,), (), changes)
+    jobs = [job for job in state.jobs.values() if job.spec.name == name]
+    if jobs:
+        return _job(state, max(jobs, key=lambda job: (job.submitted_us, job.id)), now_us)
     raise NotFoundError(
         f"nothing is called {name!r}",
         expected="the id of a job, replica, run, release, lease, key or node, or a deployment, line or model",

@@ -6,6 +6,7 @@ file can tell the next one how a worker ended. Starts nothing itself.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import sys
@@ -137,10 +138,16 @@ def torchrun_environment(rank: int, workers: int, share: Share, port: int) -> di
 def free_port() -> int:
     """Return a loopback port that is free now. Somebody may take it before it is used; then the start fails
     and is tried again with another one."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> tuple[int, ...]:
+    """Like ``free_port``: so many different ones."""
+    with contextlib.ExitStack() as probes:
+        found = [probes.enter_context(socket.socket()) for _ in range(count)]
+        for probe in found:
+            probe.bind(("127.0.0.1", 0))
+        return tuple(probe.getsockname()[1] for probe in found)
 
 
 def add_used(paths: Paths, job: str, attempt: int, first: int, usage: WorkUsage) -> WorkUsage:

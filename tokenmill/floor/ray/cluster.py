@@ -7,6 +7,7 @@ else by its host name; its place comes from labels too, or from the factory file
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,7 @@ from tokenmill.domain.factory import Factory, Node
 from tokenmill.floor.ray.agent import Agent, Home
 
 LABEL = "tokenmill.io/"
+KNOCK_S = 10.0
 JOIN_HELP = "Start one with `ray start --head`, or use --floor ray, which does."
 GONE = (
     ray.exceptions.RayActorError,
@@ -43,6 +45,7 @@ class RayNode:
 def join(address: str, namespace: str) -> None:
     """Connect this process to a cluster. Blocks. Raises ``ResourceError`` when none answers."""
     try:
+        _knock(address)
         ray.init(
             address=address,
             namespace=namespace,
@@ -50,10 +53,17 @@ def join(address: str, namespace: str) -> None:
             configure_logging=False,
             ignore_reinit_error=True,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ResourceError(
             f"no Ray cluster answers at {address}: {error}", expected="a running cluster", fix=JOIN_HELP
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Raise ``OSError`` when nothing listens at HOST:PORT: Ray itself would go on trying for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), KNOCK_S).close()
 
 
 def leave() -> None:

@@ -14,7 +14,7 @@ from tokenmill.domain.errors import ResourceError
 from tokenmill.floor import logs
 from tokenmill.floor.process import Order
 from tokenmill.floor.processes import Supervisor
-from tokenmill.floor.workers import free_port
+from tokenmill.floor.workers import free_ports
 from tokenmill.spec.settings import Paths
 
 RAY = "ray-head"
@@ -37,9 +37,10 @@ class LocalCluster:
         if record is not None:
             self._supervisor.bury(record)
             self._supervisor.records.remove(RAY)
-        address = f"127.0.0.1:{free_port()}"
+        port, agent = free_ports(2)
+        address = f"127.0.0.1:{port}"
         (self._paths.run / "ray-address").write_text(address + "\n")
-        process = await self._supervisor.spawn(self._order(address))
+        process = await self._supervisor.spawn(self._order(port, agent))
         ready = "Ray runtime started"
         log = self._paths.log(RAY)
         for _ in range(int(START_S / 0.1)):
@@ -58,20 +59,21 @@ class LocalCluster:
         await self._supervisor.stop(RAY, 10_000_000)
         self._supervisor.forget(RAY)
 
-    def _order(self, address: str) -> Order:
+    def _order(self, port: int, agent: int) -> Order:
+        """``agent``: the port of Ray's dashboard agent, which would else be a fixed one and may be taken."""
         log = self._paths.log(RAY)
         log.unlink(missing_ok=True)  # the line that says it is ready must be of this start
-        port = address.rpartition(":")[2]
         return Order(
             id=RAY,
             kind="ray",
             argv=(
                 *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
-                *("--node-ip-address", "127.0.0.1", "--port", port, "--include-dashboard", "false"),
+                *("--node-ip-address", "127.0.0.1", "--port", str(port), "--include-dashboard", "false"),
+                *("--dashboard-agent-listen-port", str(agent)),
                 *("--disable-usage-stats", "--object-store-memory", str(OBJECT_STORE_BYTES)),
             ),
             log=log,
             cwd=Path(self._paths.run),
             env={"RAY_USAGE_STATS_ENABLED": "0", "RAY_kill_child_processes_on_worker_exit": "false"},
-            facts={"address": address},
+            facts={"address": f"127.0.0.1:{port}"},
         )
