@@ -90,7 +90,11 @@ def replica(live: LiveFactory) -> Any:
     return ready[0] if ready else None
 
 
-def test_a_lost_node_is_replaced_and_leaves_nothing_behind(
+def held(live: LiveFactory) -> set[str]:
+    return {r["id"] for d in status(live)["deployments"] for r in d["replicas"]}
+
+
+def test_a_node_lost_while_nobody_leads_is_replaced_and_leaves_nothing_behind(
     cluster: Any, on_ray: LiveFactory, until: Callable[..., None]
 ) -> None:
     on_ray.up(FACTORY)
@@ -99,9 +103,12 @@ def test_a_lost_node_is_replaced_and_leaves_nothing_behind(
     until(on_ray.answers)
     first = replica(on_ray)
     assert left_on(on_ray, first["node"])
+    on_ray.kill_controller()
     cluster.remove_node(cluster.ours[first["node"]], allow_graceful=False)
     until(lambda: not left_on(on_ray, first["node"]))
+    on_ray.up()
     until(lambda: (replica(on_ray) or first)["node"] != first["node"])
+    until(lambda: first["id"] not in held(on_ray))
     until(on_ray.answers)
     nodes = {n["node"]["id"]: n["lost"] for n in status(on_ray)["nodes"]}
     assert nodes[first["node"]]

@@ -85,6 +85,8 @@ class RayFloor:
         """Take over what the agents run; ask each to end what ``state`` does not want."""
         self._spreads = {job: s for job in sorted(state.jobs) if (s := spread_of(state.jobs[job]))}
         self._state, self._adopted = state, True
+        for name in _holding(state) - set(self._members):
+            self._away_us.setdefault(name, self._now_us())  # it went while nobody led
         await self._head.adopt()
         await asyncio.gather(*(self._attach(member) for member in self._members.values()))
         await asyncio.to_thread(self._own.supervisor.kill_strays)
@@ -216,7 +218,7 @@ class RayFloor:
             known = self._members.get(name)
             if known is None or known.ray.id != node.id:
                 await self._greet(node)
-        for name in sorted(set(self._members) - set(found)):
+        for name in sorted((set(self._members) | set(self._away_us)) - set(found)):
             away_us = self._now_us() - self._away_us.setdefault(name, self._now_us())
             if away_us >= self._settings.node_grace_us:
                 await self._lose(name)
@@ -271,9 +273,9 @@ class RayFloor:
 
     async def _lose(self, name: str) -> None:
         """A node is gone for good, and so is all that ran there."""
-        member = self._members.pop(name)
+        member = self._members.pop(name, None)
         self._away_us.pop(name, None)
-        if member.pump is not None:
+        if member is not None and member.pump is not None:
             member.pump.cancel()
         reason = f"it was away for more than {self._settings.node_grace_us / 1e6:g} s"
         await self._report(NodeLost(self._now_us(), name, reason))
@@ -309,6 +311,12 @@ class RayFloor:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("%s: %r", task.get_name(), task.exception())
+
+
+def _holding(state: State) -> set[str]:
+    """The nodes on which something runs, as far as ``state`` knows."""
+    replicas = {r.node for r in state.replicas.values() if r.status not in GONE_REPLICAS}
+    return replicas.union(*(job.nodes for job in state.jobs.values() if job.status in HELD_JOBS))
 
 
 def check_network(node: cluster.RayNode, host: str, settings: Settings) -> None:
