@@ -16,6 +16,7 @@ LEFT, RIGHT, TOP, BOTTOM = 54, 112, 14, 30
 MOST_POINTS = 360
 LABEL_GAP = 15
 KINDS = 6
+LETTER = 7.0  # a letter of the bars' labels, at most, in the plot's units
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,9 +203,11 @@ def stacked_bars(label: str, rows: Sequence[tuple[str, Sequence[Part]]], unit: s
                 f'width="{max(wide, 0.8):.1f}" height="{tall}">'
                 f"<title>{escape(said)}</title></rect>"
             )
-            if wide > 62:
-                text = f"{escape(piece.name)} {piece.value / whole:.1%}"
-                parts.append(f'<text class="inside h{piece.kind}" x="{x + 8:.1f}" y="{y + 17}">{text}</text>')
+            text = f"{piece.name} {piece.value / whole:.1%}"
+            if wide > 16 + LETTER * len(text):
+                parts.append(
+                    f'<text class="inside h{piece.kind}" x="{x + 8:.1f}" y="{y + 17}">{escape(text)}</text>'
+                )
             x += wide
     return _svg("bars", label, WIDTH, 10 + len(rows) * (tall + gap), "".join(parts))
 
