@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tokenmill.engine import convert, environment, sources
+from tokenmill.engine.unpacked import unpack
 
 environment.prepare()  # before any test loads torch
 
@@ -35,4 +36,4 @@ def tunable(chat_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("trl")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return convert.gguf_to_safetensors(chat_gguf, tmp_path_factory.mktemp("tunable") / "base")
+        return unpack(chat_gguf, tmp_path_factory.mktemp("tunable") / "base")

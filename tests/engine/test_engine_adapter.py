@@ -11,7 +11,14 @@ from tokenmill.domain.errors import EngineError, MissingExtraError, NotFoundErro
 from tokenmill.engine import adapter
 from tokenmill.engine.adapter import Launch
 
-PLAIN = Launch(alias="assistant", weights=Path("/w/model.gguf"), port=4000, slots=4, context_tokens=1024)
+PLAIN = Launch(
+    alias="assistant",
+    weights=Path("/w/model.gguf"),
+    port=4000,
+    unpacked=Path("/c/model"),
+    slots=4,
+    context_tokens=1024,
+)
 
 
 def argv_of(name: str, **changes: object) -> tuple[adapter.Command, str]:
@@ -46,7 +53,7 @@ def test_embedding_models_get_the_flag_once() -> None:
 
 def test_vllm_command_on_gpus() -> None:
     command, line = argv_of("vllm", accelerators=("0", "1"), lora=Path("/w/adapter"))
-    assert "serve /w/model.gguf --served-model-name assistant.base" in line
+    assert "--model /w/model.gguf --served-model-name assistant.base" in line
     assert "--max-model-len 1024 --max-num-seqs 4" in line
     assert "--enable-lora --lora-modules assistant=/w/adapter --max-lora-rank 64" in line
     assert "--tensor-parallel-size 2" in line
@@ -61,6 +68,15 @@ def test_vllm_command_on_cpu_keeps_its_cache_within_memory() -> None:
     assert "CUDA_VISIBLE_DEVICES" not in command.env
     assert "--runner pooling" in line
     assert "--served-model-name assistant " in line
+
+
+@pytest.mark.parametrize(("name", "flag"), [("vllm", "--model"), ("sglang", "--model-path")])
+def test_a_gguf_file_is_unpacked_for_engines_that_read_none(name: str, flag: str, tmp_path: Path) -> None:
+    weights = tmp_path / "b179"
+    weights.write_bytes(b"GGUF")
+    command, line = argv_of(name, weights=weights)
+    assert command.argv[1:6] == ("-m", "tokenmill.engine.unpacked", str(weights), "/c/model", "--")
+    assert f"{flag} /c/model " in line
 
 
 def test_sglang_command() -> None:

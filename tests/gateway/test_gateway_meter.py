@@ -93,6 +93,23 @@ def test_running_usage_makes_a_cut_stream_exact() -> None:
     assert meter.counted() == TokenUsage(9, 0, 5, 0, "engine")
 
 
+@pytest.mark.parametrize("beside", [{"usage": {**USAGE, "total_tokens": 3}}, {"timings": {"predicted_n": 2}}])
+def test_counts_beside_output_are_read_and_not_passed_on(beside: dict[str, object]) -> None:
+    tricky = 'say ,"usage":{"prompt_tokens":1} aloud'
+    plain = [
+        {"choices": [{"index": 0, "delta": {"content": tricky}, "finish_reason": None}]},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+    ]
+    last = event({"choices": [], "usage": USAGE}) + event(b"[DONE]")
+    meter = EventStream(hide_usage=False, hide_running=True)
+    sent = [event({**chunk, **beside}) for chunk in plain]
+    assert meter.feed(sent[0]) == event(plain[0])
+    assert meter.counted().counted_by == "engine", "a stream cut here is exact"
+    assert meter.feed(sent[1] + last) == event(plain[1]) + last
+    assert meter.counted() == COUNTED
+    assert EventStream(hide_usage=False).feed(sent[0]) == sent[0], "who asked for them gets them"
+
+
 def test_llama_timings_make_a_cut_stream_exact() -> None:
     meter = EventStream(hide_usage=True)
     timings = {"cache_n": 30, "prompt_n": 1, "predicted_n": 3}

@@ -40,6 +40,7 @@ class Sink:
         self.http = HttpRequest("POST", "/", b"/", [], b"", True, True, 0.0, 0)
         self.settled = self.settling = False
         self.hide_usage = True
+        self.hide_running = True
         self.context_tokens = 0
         self.response_id = ""
         self.usage = TokenUsage()

@@ -63,7 +63,7 @@ def why(state: State, name: str, now_us: int) -> Explanation:
     if name in state.replicas:
         return _replica(state, state.replicas[name], now_us)
     if name in state.aliases:
-        return _alias(state, name)
+        return _alias(state, name, now_us)
     if name in state.runs:
         return _run(state, state.runs[name], now_us)
     if name in state.releases:
@@ -140,7 +140,7 @@ def _replica(state: State, replica: Replica, now_us: int) -> Explanation:
     return Explanation(replica.id, "replica", replica.status, rule, tuple(reasons), (), tuple(changes))
 
 
-def _alias(state: State, name: str) -> Explanation:
+def _alias(state: State, name: str, now_us: int) -> Explanation:
     alias = state.aliases[name]
     deployment = state.index.deployments[alias.deployment]
     targets = tuple(target.release for target in alias.targets)
@@ -163,8 +163,11 @@ def _alias(state: State, name: str) -> Explanation:
         changes.append(f"enough replicas of {alias.desired} are ready")
     waiting = [r for r in replicas if r.status is ReplicaStatus.PENDING]
     if waiting:
-        reasons.append(f"{len(waiting)} replica(s) wait for room: see {waiting[0].id}")
-        changes.append("room is freed on a node")
+        first = _replica(state, waiting[0], now_us)
+        reasons.append(f"{len(waiting)} replica(s) wait for room, {first.id} of them first")
+        reasons += first.reasons
+        choices += first.candidates
+        changes += first.changes
     rule = "Traffic goes to a release when enough of its replicas are ready; only then do the others drain."
     status = "serving" if serving else "not serving"
     return Explanation(name, "deployment", status, rule, tuple(reasons), choices, tuple(changes))

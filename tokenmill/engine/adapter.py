@@ -7,7 +7,6 @@ relays the requests. All of them speak the OpenAI protocol, so there is nothing 
 from __future__ import annotations
 
 import importlib.metadata
-import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,11 +21,15 @@ VLLM_MAX_LORA_RANK = "64"  # its default of 16 refuses adapters of higher rank
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What one replica shall serve. ``lora`` is a GGUF file for embedded, a PEFT directory for the others."""
+    """What one replica shall serve. ``lora`` is a GGUF file for embedded, a PEFT directory for the others.
+
+    ``weights`` is a GGUF file or a Hugging Face directory. Engines that read no GGUF find it at ``unpacked``.
+    """
 
     alias: str
     weights: Path
     port: int
+    unpacked: Path
     lora: Path | None = None
     host: str = "127.0.0.1"
     slots: int = 4  # requests decoded together
@@ -181,7 +184,9 @@ def _embedding(launch: Launch) -> Command:
 def _vllm(launch: Launch) -> Command:
     # With an adapter, ``alias`` names the adapter and the base needs another name.
     base = f"{launch.alias}.base" if launch.lora else launch.alias
-    argv = [_beside_python("vllm"), "serve", str(launch.weights), "--served-model-name", base]
+    # The module and not `vllm serve`: that command does not start in the package without a GPU.
+    argv = [*_unpacking(launch), sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    argv += ["--model", str(_directory(launch)), "--served-model-name", base]
     argv += ["--host", launch.host, "--port", str(launch.port)]
     argv += ["--max-model-len", str(launch.context_tokens), "--max-num-seqs", str(launch.slots)]
     env = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
@@ -200,7 +205,8 @@ def _vllm(launch: Launch) -> Command:
 
 def _sglang(launch: Launch) -> Command:
     base = f"{launch.alias}.base" if launch.lora else launch.alias
-    argv = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(launch.weights)]
+    argv = [*_unpacking(launch), sys.executable, "-m", "sglang.launch_server"]
+    argv += ["--model-path", str(_directory(launch))]
     argv += ["--served-model-name", base, "--host", launch.host, "--port", str(launch.port)]
     argv += ["--context-length", str(launch.context_tokens), "--max-running-requests", str(launch.slots)]
     argv += ["--enable-metrics"]
@@ -215,10 +221,17 @@ def _sglang(launch: Launch) -> Command:
     return Command((*argv, *launch.engine_args), env, launch.alias)
 
 
-def _beside_python(program: str) -> str:
-    """The program installed with this Python, which need not be on the PATH."""
-    beside = Path(sys.executable).with_name(program)
-    return str(beside) if beside.exists() else shutil.which(program) or program
+def _directory(launch: Launch) -> Path:
+    """The weights as engines of Hugging Face models read them."""
+    return launch.unpacked if launch.weights.is_file() else launch.weights
+
+
+def _unpacking(launch: Launch) -> list[str]:
+    """What makes that directory first, and then becomes the engine; nothing when it is there as it is."""
+    if not launch.weights.is_file():
+        return []
+    unpack = [sys.executable, "-m", "tokenmill.engine.unpacked"]
+    return [*unpack, str(launch.weights), str(launch.unpacked), "--"]
 
 
 LLAMA_CPP_METRICS = {

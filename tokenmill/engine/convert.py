@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def gguf_to_safetensors(gguf: Path, into: Path) -> Path:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             str(gguf.parent), gguf_file=gguf.name, local_files_only=True
         )
-    except (ValueError, OSError, KeyError, IndexError, RuntimeError) as error:
+    except (ValueError, OSError, KeyError, IndexError, RuntimeError, struct.error) as error:
         raise CorruptWeightsError(
             f"{gguf.name} cannot be opened for tuning: {error}",
             expected="a whole GGUF file of an architecture that transformers can read",

@@ -19,6 +19,7 @@ from tokenmill.domain.errors import DataError, TokenmillError
 from tokenmill.domain.events import ModelImported
 from tokenmill.domain.factory import Model
 from tokenmill.domain.work import Imported, Release
+from tokenmill.engine.unpacked import place_of
 from tokenmill.floor import logs
 from tokenmill.floor.gangs import last_line
 from tokenmill.floor.ports import Clock, Report
@@ -159,6 +160,10 @@ class Verifier:
                 self._artifacts.verify(digest)
                 self._seen[digest] = looks
             return path
+
+    def unpacked(self, digest: str) -> Path:
+        """Where GGUF weights are kept for engines that read none; it may not be there yet."""
+        return place_of(self._artifacts.root.parent, digest)
 
 
 def _looks(path: Path) -> tuple[tuple[str, int, int, int], ...]:

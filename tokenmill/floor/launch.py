@@ -47,6 +47,7 @@ def prepare(effect: StartReplica, factory: Factory, verifier: Verifier, host: st
         adapter.Launch(
             alias=deployment.name,
             weights=verifier.verified(release.weights),
+            unpacked=verifier.unpacked(release.weights),
             port=port,
             host=host,
             lora=_lora(engine, release, verifier),

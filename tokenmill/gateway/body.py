@@ -43,6 +43,7 @@ class Asked:
     document: dict[str, Any]
     stream: bool
     wants_usage: bool  # the client itself asked for the usage event
+    wants_running: bool  # and for counts in every event, as engines offer them
     input_estimate: int
     max_output: int | None  # None: not stated
 
@@ -90,6 +91,8 @@ def asked_of(endpoint: str, document: dict[str, Any], *, wants_usage: bool = Fal
         document=document,
         stream=stream and endpoint != EMBEDDINGS,
         wants_usage=wants_usage or bool(options and options.get("include_usage")),
+        wants_running=bool(options and options.get("continuous_usage_stats"))
+        or bool(document.get("timings_per_token")),
         input_estimate=estimate_input(document),
         max_output=None if limit is None else limit * count,
     )

@@ -61,7 +61,7 @@ class Exchange:
         self.settled = False
         self.settlement: Settlement | None = None
         self.settling = False  # the end is decided; tokens are being counted
-        self.hide_usage = True
+        self.hide_usage = self.hide_running = True
         self.response_id = ""  # what the answer calls itself, so that it can be traced
         self.context_tokens = 0
         self._asked: Asked | None = None
@@ -111,7 +111,7 @@ class Exchange:
             self._unspooled()
             return False
         self.model = asked.alias
-        self.hide_usage = not asked.wants_usage
+        self.hide_usage, self.hide_running = not asked.wants_usage, not asked.wants_running
         gateway.metrics.model(self.model).running += 1
         gateway.exchanges.add(self)
         self._act(turn)

@@ -30,6 +30,8 @@ _ID = re.compile(rb'"id"\s*:\s*"((?:chatcmpl|cmpl|embd|resp|msg)[-_][A-Za-z0-9_.
 _SAYS_USAGE = re.compile(rb'"usage"(?! ?: ?null)')
 _OUTPUT = re.compile(rb'"choices"\s*:\s*\[\s*\{')
 _EVENTS = re.compile(rb"\r?\n\r?\n")
+# The engine's counts so far, which the gateway asked for: an object of numbers and of at most one level more.
+_SO_FAR = re.compile(rb',\s?"(?:usage|timings)"\s?:\s?\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}')
 _decoder = JSONDecoder()
 
 
@@ -126,15 +128,20 @@ def _boundary(data: bytes | bytearray, start: int, stop: int | None = None) -> i
 class EventStream:
     """Follows one answer of server-sent events.
 
-    ``feed`` takes payload as it comes and returns the whole events to pass on, byte for byte, less the one
-    usage event that the client did not ask for (``hide_usage``). ``done`` is set before ``[DONE]`` is
-    returned, so that the caller can settle first. After an ``error`` nothing more is returned.
+    ``feed`` takes payload as it comes and returns the whole events to pass on, byte for byte, less what the
+    client did not ask for: the one usage event (``hide_usage``), and counts beside output (``hide_running``).
+    ``done`` is set before ``[DONE]`` is returned, so that the caller can settle first. After an ``error``
+    nothing more is returned.
     """
 
-    __slots__ = ("_carry", "_last", "deltas", "done", "error", "finished", "hide_usage", "pattern", "usage")
+    __slots__ = (
+        "_carry", "_last", "deltas", "done", "error", "finished", "hide_running", "hide_usage", "pattern",
+        "usage",
+    )  # fmt: skip
 
-    def __init__(self, hide_usage: bool) -> None:
+    def __init__(self, hide_usage: bool, hide_running: bool = False) -> None:
         self.hide_usage = hide_usage
+        self.hide_running = hide_running
         self.pattern: Pattern | None = None  # learns when there is one
         self.usage: TokenUsage | None = None
         self.deltas = 0  # events, or parts of one, that carry output
@@ -158,6 +165,8 @@ class EventStream:
         special = _first_special(payload)
         if special >= 0:
             return self._look(payload, special)
+        if self.hide_running and (b'"usage"' in payload or b'"timings"' in payload):
+            return _SO_FAR.sub(b"", payload)
         if len(found) == 1 and self.pattern is not None and not self.finished:
             self.pattern.learn(payload, found[0] - 1)
         return payload
@@ -214,16 +223,20 @@ class EventStream:
     def _look(self, payload: bytes, special: int) -> bytes:
         """The slow path: one by one, from the first event on that carries usage, an error or the end."""
         position = _boundary(payload, 0, special)
-        kept = [payload[:position]]
+        kept = [self._shown(payload[:position])]
         for match in _EVENTS.finditer(payload, position):
             event = payload[position : match.end()]
             position = match.end()
             if self._pass(event.strip()):
-                kept.append(event)
+                kept.append(self._shown(event))
             if self.error is not None:
                 return b"".join(kept)
         kept.append(payload[position:])
         return b"".join(kept)
+
+    def _shown(self, event: bytes) -> bytes:
+        """``event`` without counts beside its output, unless the client asked for those."""
+        return _SO_FAR.sub(b"", event) if self.hide_running and _OUTPUT.search(event) else event
 
     def _pass(self, event: bytes) -> bool:
         """Note what one event says; False when the client shall not see it."""

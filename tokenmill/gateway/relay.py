@@ -37,6 +37,7 @@ class Owner(Protocol):
     settled: bool
     settling: bool
     hide_usage: bool
+    hide_running: bool
     context_tokens: int
     response_id: str
 
@@ -88,7 +89,7 @@ class Relay:
             self.drop()
             self.owner.lost(f"it answered {status}")
         elif status == 200 and self._type.startswith(b"text/event-stream"):
-            self.stream = EventStream(hide_usage=self.owner.hide_usage)
+            self.stream = EventStream(self.owner.hide_usage, self.owner.hide_running)
             self._length = None  # an event may be taken out, so the engine's length is not ours
             chunked = fields.get(b"transfer-encoding", b"").lower() == b"chunked"
             if chunked and self.owner.http.chunked_ok and self.upstream is not None:

@@ -6,22 +6,19 @@ outlives the attempt, so that a job that was killed goes on where it was.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from tokenmill.domain.errors import DataError
 from tokenmill.domain.stations import TuneParams
 from tokenmill.domain.work import JobResult
-from tokenmill.engine.convert import gguf_to_safetensors, lora_to_gguf
+from tokenmill.engine.convert import lora_to_gguf
 from tokenmill.engine.full import llama_to_gguf
 from tokenmill.engine.gang import gang_of
 from tokenmill.engine.safe import check_adapter_fits
 from tokenmill.engine.trainer import train
 from tokenmill.engine.tuning import Progress, TrainOutcome, TrainRequest
+from tokenmill.engine.unpacked import place_of, unpack
 from tokenmill.line.job import StationJob
 
 CURVE_POINTS = 500  # of the loss curve, in the result
@@ -114,33 +111,11 @@ def base_directory(job: StationJob) -> Path:
     path = job.artifacts.path(weights)
     if job.base.get("format") == "safetensors":
         return path
-    place = job.cache / "tunable" / weights.replace(":", "-")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with locked(place.with_suffix(".lock")):
-        if not (place / "config.json").is_file():
-            job.report(0, 1, "models", "converting the base weights so that they can be tuned")
-            # What a killed conversion left is incomplete; the finished one is renamed into place.
-            making = place.with_name(place.name + ".making")
-            shutil.rmtree(making, ignore_errors=True)
-            gguf_to_safetensors(_named_gguf(path, place), making)
-            making.rename(place)
-    return place
-
-
-def _named_gguf(path: Path, place: Path) -> Path:
-    """``path`` under a name that ends in .gguf, which libraries go by."""
-    link = place.with_name(place.name + ".gguf")
-    link.unlink(missing_ok=True)
-    link.symlink_to(path.resolve())
-    return link
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path``, waiting for whoever holds it. The kernel frees it when a holder dies."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return unpack(
+        path,
+        place_of(job.cache.parent, weights),
+        lambda: job.report(0, 1, "models", "converting the base weights so that they can be tuned"),
+    )
 
 
 def _metrics(outcome: TrainOutcome) -> dict[str, object]:
