@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from immutables import Map
 
 from tokenmill.control.index import (
+    HOLDING,
     Index,
     Timer,
     given_back,
-    holding,
     id_order,
     index_state,
     job_timer,
@@ -145,6 +145,7 @@ class Draft:
             old.deployments,
             old.lines,
             old.tenants,
+            old.bounded,
             self.rooms,
             self.fleet,
             old.idle,
@@ -210,8 +211,8 @@ class Draft:
                 self.queues = self.queues.delete(key)
             else:
                 self.queues = self.queues.set(key, waiting[:at] + waiting[at + 1 :])
-        held = old is not None and holding(old)
-        holds = holding(job)
+        held = old is not None and old.status in HOLDING
+        holds = job.status in HOLDING
         if held != holds:
             rank = priority_of(job.spec, self.index.tenants)
             count = self.ranks.get(rank, 0) + (1 if holds else -1)
@@ -308,8 +309,10 @@ class Draft:
         return ended
 
     def _put_rooms(self, changed: dict[str, Room]) -> None:
+        rooms = self.rooms
         for node, room in changed.items():
-            self.rooms = self.rooms.set(node, room)
+            rooms = rooms.set(node, room)
+        self.rooms = rooms
         self.fleet = self.fleet.with_rooms(changed.values())
 
     def fleet_if(self, stays: Callable[[Lease], bool]) -> Fleet:
@@ -330,7 +333,7 @@ class Draft:
             if known.at_us != now_us:
                 self.usage = self.usage.set(tenant, used(known, dominant_ppm(held, self.index.total), now_us))
         more = held.plus(cpu_millis, memory_bytes, accelerators)
-        if more != NOTHING:
+        if more.cpu_millis or more.memory_bytes or more.accelerators:
             self.held = self.held.set(tenant, more)
         elif tenant in self.held:
             self.held = self.held.delete(tenant)

@@ -8,11 +8,11 @@ checks.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from immutables import Map
 
 from tokenmill.domain.factory import Deployment, Factory, Line, Node, Resources, Tenant
+from tokenmill.domain.value import value
 from tokenmill.domain.work import (
     Job,
     JobSpec,
@@ -25,20 +25,21 @@ from tokenmill.domain.work import (
     Tuning,
 )
 from tokenmill.policy.fleet import Fleet, Room, fleet_of
-from tokenmill.policy.share import NOTHING, Holding
+from tokenmill.policy.share import NOTHING, Holding, bounded
 
 Timer = tuple[int, str, str]  # (at_us, "job" | "lease" | "replica", id)
 Waiting = tuple[int, str]  # (submitted_us, job)
 QueueKey = tuple[int, str, Resources, int]  # (priority, tenant, resources, workers)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Index:
     """``rooms``, ``total``: of nodes that take work. Tuples are sorted. Stopped replicas are not in it."""
 
     deployments: Map[str, Deployment] = Map()
     lines: Map[str, Line] = Map()
     tenants: Map[str, Tenant] = Map()
+    bounded: bool = False  # whether any tenant has a reserve or a limit
     rooms: Map[str, Room] = Map()  # by node
     fleet: Fleet = Fleet()  # the same rooms, by block
     idle: Fleet = Fleet()  # as it would be with nothing held and no node lost
@@ -66,15 +67,23 @@ HELD_US = 1 << 62
 """The back-off of a paused job: it ends when somebody says so."""
 
 
+RUNNING = (JobStatus.STARTING, JobStatus.RUNNING)
+HOLDING = (JobStatus.STARTING, JobStatus.RUNNING, JobStatus.STOPPING)
+PENDING = JobStatus.PENDING
+
+
 def job_timer(job: Job) -> Timer | None:
     """When a job next needs attention: its least run or timeout while it runs, its retry in a back-off."""
-    if job.status in (JobStatus.STARTING, JobStatus.RUNNING):
+    status = job.status
+    if status in RUNNING:
         spec = job.spec
-        ripe_us = job.started_us + spec.min_run_us if spec.min_run_us and not job.ripe else 0
+        if not spec.min_run_us:
+            return (job.started_us + spec.timeout_us, "job", job.id) if spec.timeout_us > 0 else None
+        ripe_us = 0 if job.ripe else job.started_us + spec.min_run_us
         end_us = job.started_us + spec.timeout_us if spec.timeout_us > 0 else 0
         at_us = min(ripe_us or end_us, end_us or ripe_us)
         return (at_us, "job", job.id) if at_us else None
-    if job.status is JobStatus.PENDING and 0 < job.retry_us < HELD_US:
+    if status is PENDING and 0 < job.retry_us < HELD_US:
         return job.retry_us, "job", job.id
     return None
 
@@ -93,7 +102,7 @@ def lease_timer(lease: Lease) -> Timer | None:
 
 def queued(job: Job) -> bool:
     """Whether a job waits for room now."""
-    return job.status is JobStatus.PENDING and job.retry_us == 0
+    return job.status is PENDING and job.retry_us == 0
 
 
 def queue_key(job: Job, tenants: Map[str, Tenant]) -> QueueKey:
@@ -110,7 +119,7 @@ def priority_of(spec: JobSpec, tenants: Mapping[str, Tenant]) -> int:
 
 def holding(job: Job) -> bool:
     """Whether a job's processes run or may still run."""
-    return job.status in (JobStatus.STARTING, JobStatus.RUNNING, JobStatus.STOPPING)
+    return job.status in HOLDING
 
 
 def room_of(node: Node, jurisdiction: str) -> Room:
@@ -224,6 +233,7 @@ def index_state(
         deployments=Map({deployment.name: deployment for deployment in deployments}),
         lines=Map({line.name: line for line in lines}),
         tenants=tenants,
+        bounded=bounded(tenants),
         rooms=Map(rooms),
         fleet=fleet_of(rooms.values(), limits),
         idle=fleet_of(idle, limits),

@@ -56,15 +56,13 @@ def _check_fits(state: State, spec: JobSpec) -> None:
     index = state.index
     tenant = index.tenants.get(spec.tenant)
     demand = Demand(spec.resources, spec.workers, tenant.jurisdictions if tenant else ())
-    limit = min(
-        (one.limit for one in line_of(spec.tenant, index.tenants) if one.limit is not None), default=None
-    )
+    limits = [one.limit for one in line_of(spec.tenant, index.tenants) if one.limit is not None]
     asked = spec.resources.accelerators * spec.workers
-    if limit is not None and asked > limit:
+    if limits and asked > min(limits):
         raise RefusedError(
-            f"the job asks for {asked} accelerators, its tenant may hold {limit}",
-            (f"tenant {spec.tenant}: limit {limit}",),
-            fix=f"Ask for at most {limit} accelerators, or raise the tenant's limit.",
+            f"the job asks for {asked} accelerators, its tenant may hold {min(limits)}",
+            (f"tenant {spec.tenant}: limit {min(limits)}",),
+            fix=f"Ask for at most {min(limits)} accelerators, or raise the tenant's limit.",
         )
     if not state.nodes or could_hold(index.shapes, demand) or place(index.idle, demand) is not None:
         return

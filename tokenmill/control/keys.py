@@ -24,14 +24,15 @@ def check_tenant(state: State, tenant: str, project: str) -> Tenant:
             expected=f"one of: {names}",
             fix="Name a tenant of the factory file, or add this one to it and apply.",
         )
-    if not any(p.name == project for p in found.projects):
-        names = ", ".join(p.name for p in found.projects) or "none"
-        raise NotFoundError(
-            f"tenant {tenant!r} has no project {project!r}",
-            expected=f"one of: {names}",
-            fix="Name a project of the tenant, or add this one to the factory file and apply.",
-        )
-    return found
+    for one in found.projects:
+        if one.name == project:
+            return found
+    names = ", ".join(p.name for p in found.projects) or "none"
+    raise NotFoundError(
+        f"tenant {tenant!r} has no project {project!r}",
+        expected=f"one of: {names}",
+        fix="Name a project of the tenant, or add this one to the factory file and apply.",
+    )
 
 
 def check_created(state: State, event: KeyCreated) -> None:

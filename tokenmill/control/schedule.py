@@ -33,7 +33,7 @@ from tokenmill.policy.backfill import foresee
 from tokenmill.policy.fleet import Room
 from tokenmill.policy.place import Demand, Memo, holds
 from tokenmill.policy.preempt import Victim, evict, job_cost_us, replica_cost_us
-from tokenmill.policy.share import Head, Shares, borrowed, bounded, pick, refusal, within_guarantee
+from tokenmill.policy.share import Head, Shares, borrowed, pick, refusal, within_guarantee
 
 PATIENCE_US = 600_000_000
 SCAN_MOST = 256
@@ -53,22 +53,20 @@ def schedule(draft: Draft, now_us: int) -> None:
     heads = _hopeful(draft, now_us)
     draft.freed, draft.freed_nodes = False, set()
     draft.fresh_jobs.clear()
-    view = shares(draft)
-    is_bounded = bool(heads) and bounded(draft.index.tenants)
+    is_bounded = draft.index.bounded
     memo: Memo = {}
     misses = searches = 0
     while heads and misses < SCAN_MOST:
         if len(heads) == 1:
             key, head = next(iter(heads.items()))
         else:
-            head = pick(heads.values(), view, now_us, now_us - PATIENCE_US)
+            head = pick(heads.values(), shares(draft), now_us, now_us - PATIENCE_US)
             key = queue_key(draft.jobs[head.id], draft.index.tenants)
         job, demand = draft.jobs[head.id], demand_of(draft, key)
-        barred = is_bounded and _refusal(draft, job, view)
+        barred = is_bounded and _refusal(draft, job, shares(draft))
         if not barred and (
             _start(draft, job, demand, now_us, memo) or _start_short(draft, key, demand, now_us, memo)
         ):
-            view = shares(draft)
             waiting = draft.queues.get(key)
             if waiting:
                 heads[key] = Head(key[0], key[1], waiting[0][0], waiting[0][1])
@@ -101,13 +99,9 @@ def _hopeful(draft: Draft, now_us: int) -> dict[QueueKey, Head]:
     """
     fresh = draft.fresh_jobs
     late_us = now_us - PATIENCE_US
-    everything = (draft.freed and draft.freed_nodes is None) or len(draft.queues) > SCAN_MOST
-    if not everything:
-        for waiting in draft.queues.values():
-            if waiting[0][0] < late_us:
-                everything = True
-                break
-    if draft.reservations and not everything:  # short work may go where its queue's head may not
+    if (draft.freed and draft.freed_nodes is None) or len(draft.queues) > SCAN_MOST:
+        return _all_heads(draft)
+    if draft.reservations:  # short work may go where its queue's head may not
         tenants = draft.index.tenants
         short = {queue_key(draft.jobs[name], tenants) for name in fresh}
         fresh = [*fresh, *(draft.queues[key][0][1] for key in draft.queues if key in short)]
@@ -115,14 +109,18 @@ def _hopeful(draft: Draft, now_us: int) -> dict[QueueKey, Head]:
     heads: dict[QueueKey, Head] = {}
     for key, waiting in draft.queues.items():
         submitted_us, job = waiting[0]
-        if everything or job in fresh or _holds_any(draft, key, rooms):
+        if submitted_us < late_us:
+            return _all_heads(draft)
+        if job in fresh or (rooms and _holds_any(draft, key, rooms)):
             heads[key] = Head(key[0], key[1], submitted_us, job)
     return heads
 
 
+def _all_heads(draft: Draft) -> dict[QueueKey, Head]:
+    return {key: Head(key[0], key[1], waiting[0][0], waiting[0][1]) for key, waiting in draft.queues.items()}
+
+
 def _holds_any(draft: Draft, key: QueueKey, rooms: list[Room]) -> bool:
-    if not rooms:
-        return False
     tenant = draft.index.tenants.get(key[1])
     laws = tenant.jurisdictions if tenant else ()
     return any(holds(room, key[2], laws) for room in rooms)

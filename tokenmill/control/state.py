@@ -6,13 +6,12 @@ value. They have no order: iterate ``sorted(...)``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from immutables import Map
 
 from tokenmill.control.index import NO_INDEX, Index
 from tokenmill.domain.factory import Factory
 from tokenmill.domain.table import Table
+from tokenmill.domain.value import value
 from tokenmill.domain.work import (
     Alias,
     Imported,
@@ -32,7 +31,7 @@ from tokenmill.domain.work import (
 from tokenmill.policy.scale import ScaleMemory
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class State:
     """``version`` counts applied specs; ``table_version`` counts published tables.
 

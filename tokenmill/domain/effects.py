@@ -6,21 +6,20 @@ the controller asks again for whatever the journal does not show as done.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tokenmill.domain.factory import Deployment, Model
 from tokenmill.domain.table import Table
+from tokenmill.domain.value import value
 from tokenmill.domain.work import JobSpec, Recall, Release, WorkUsage
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ImportModel:
     """Bring a model's weights into the artifact store, or verify that they are there."""
 
     model: Model
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StartReplica:
     replica: str
     deployment: Deployment
@@ -29,7 +28,7 @@ class StartReplica:
     accelerators: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StopReplica:
     """Stop an engine that the gateway has drained; kill it ``grace_us`` after asking."""
 
@@ -37,7 +36,7 @@ class StopReplica:
     grace_us: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StartJob:
     job: str
     attempt: int
@@ -46,34 +45,34 @@ class StartJob:
     accelerators: tuple[tuple[str, ...], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StopJob:
     job: str
     grace_us: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PublishTable:
     """Give the gateways a new table. An older ``table.version`` never replaces a newer one."""
 
     table: Table
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RecordRelease:
     """Write a release down in the registry, where it outlives the journal's horizon."""
 
     release: Release
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RecordRecall:
     """Write a recall down in the registry, beside the release."""
 
     recall: Recall
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ChargeWork:
     """Post what a lease used to the ledger, once per ``id``."""
 
@@ -85,7 +84,7 @@ class ChargeWork:
     usage: WorkUsage
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class WakeAt:
     """Send a ``Tick`` at ``at_us``, or soon after."""
 

@@ -6,14 +6,13 @@ An event that changes nothing is not journalled, so a ``Tick`` may come as often
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tokenmill.domain.factory import Factory, Node
 from tokenmill.domain.outcomes import Outcomes
+from tokenmill.domain.value import value
 from tokenmill.domain.work import Imported, JobResult, JobSpec, Key, Tuning, WorkUsage
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ControllerStarted:
     """A controller took the lease. ``epoch`` fences everything that an earlier one still does."""
 
@@ -21,12 +20,12 @@ class ControllerStarted:
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Tick:
     at_us: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SpecApplied:
     """A factory file was applied. Refused as stale unless ``base_version`` is the current one."""
 
@@ -36,20 +35,20 @@ class SpecApplied:
     by: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class NodeJoined:
     at_us: int
     node: Node
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class NodeLost:
     at_us: int
     node: str
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class NodeCordoned:
     """Nothing new goes there, and what runs there is moved: a person or a watcher does not trust the node."""
 
@@ -59,7 +58,7 @@ class NodeCordoned:
     by: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class NodeTrusted:
     """The node may take work again."""
 
@@ -68,7 +67,7 @@ class NodeTrusted:
     by: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ModelImported:
     """Weights are in the artifact store, or ``imported.error`` says why not."""
 
@@ -76,7 +75,7 @@ class ModelImported:
     imported: Imported
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ReplicaStarted:
     """The process runs and has an address; it is not ready yet."""
 
@@ -85,13 +84,13 @@ class ReplicaStarted:
     address: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ReplicaReady:
     at_us: int
     replica: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ReplicaExited:
     """The process is gone, wanted or not. ``usage`` is of its whole life."""
 
@@ -101,7 +100,7 @@ class ReplicaExited:
     usage: WorkUsage = WorkUsage()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class JobSubmitted:
     at_us: int
     job: str
@@ -109,14 +108,14 @@ class JobSubmitted:
     by: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class JobStarted:
     at_us: int
     job: str
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class JobExited:
     """All workers of this attempt are gone. ``result`` is set only when it succeeded."""
 
@@ -129,14 +128,14 @@ class JobExited:
     usage: WorkUsage = WorkUsage()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class JobCancelled:
     at_us: int
     job: str
     by: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RunSubmitted:
     at_us: int
     run: str
@@ -146,14 +145,14 @@ class RunSubmitted:
     parent: str = ""  # an earlier run: what it did before ``force`` is taken over as it is
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RunCancelled:
     at_us: int
     run: str
     by: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RunPaused:
     """Stop what a run does, to go on later from the last checkpoint."""
 
@@ -162,14 +161,14 @@ class RunPaused:
     by: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RunResumed:
     at_us: int
     run: str
     by: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class TuningRequested:
     """A tenant wants a model of its own; ``run`` is the id of the run that makes it."""
 
@@ -179,7 +178,7 @@ class TuningRequested:
     by: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class TuningDropped:
     """A tenant wants its fine-tuned model no more."""
 
@@ -188,7 +187,7 @@ class TuningDropped:
     by: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RollbackRequested:
     """Point ``alias`` back at an earlier release; empty ``to`` is the one before."""
 
@@ -198,7 +197,7 @@ class RollbackRequested:
     by: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AliasSteered:
     """A person takes the wheel of an alias. ``action`` is hold (nothing moves forward by itself), resume (the
     schedule goes on) or promote (``release``, or the candidate, takes all traffic when it is ready)."""
@@ -210,7 +209,7 @@ class AliasSteered:
     by: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ReleaseRecalled:
     """A release must not serve any more, anywhere, ever again."""
 
@@ -220,20 +219,20 @@ class ReleaseRecalled:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class KeyCreated:
     at_us: int
     key: Key
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class KeyDisabled:
     at_us: int
     key: str
     by: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class LeaseRequested:
     """A tenant asks for whole resources for a time (GPU as a service)."""
 
@@ -247,14 +246,14 @@ class LeaseRequested:
     duration_us: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class LeaseReleased:
     at_us: int
     lease: str
     by: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class LoadReported:
     """What the gateway saw of one deployment in the last interval."""
 
@@ -266,7 +265,7 @@ class LoadReported:
     wait_us: int = 0  # how long the oldest request without a first token waits
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class OutcomesReported:
     """What was seen of one release of an alias since the last report; feedback comes the same way."""
 
@@ -276,7 +275,7 @@ class OutcomesReported:
     seen: Outcomes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class LineObserved:
     """What a line's data is like now: a profile of its rows (see ``domain.profile``). Starts a run that is
     due.

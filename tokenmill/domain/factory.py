@@ -7,13 +7,14 @@ observed state; that is in ``domain.work`` and ``control.state``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from tokenmill.domain.trigger import Trigger
+from tokenmill.domain.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Accelerator:
     """One GPU (or other device) of a node. ``id`` is unique in the factory."""
 
@@ -22,7 +23,7 @@ class Accelerator:
     memory_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Node:
     """One machine. CPU is in thousandths of a core, so that engines can share a laptop's."""
 
@@ -40,7 +41,7 @@ class Node:
     power_mw: int = 0  # milliwatts that it may draw at full load
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Site:
     """A place under one law, with one power cap."""
 
@@ -51,7 +52,7 @@ class Site:
     acceptance: tuple[str, ...] = ()  # command that a node which was lost must pass before it takes work
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Rack:
     """Bounds of one rack (and of the NVLink domain in it). Its nodes name it."""
 
@@ -61,7 +62,7 @@ class Rack:
     schedulable_nodes: int = 0  # how many of its nodes may hold work, the rest are spares; 0 is all
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Fabric:
     """A network that joins nodes: kind is nvlink, infiniband, ethernet or wan."""
 
@@ -75,7 +76,7 @@ class Fabric:
     planes: int = 1  # fabrics side by side, each with a port of every adapter
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Quota:
     """Upper bounds; ``None`` is unlimited. Money is in millionths of the factory's one currency.
 
@@ -91,13 +92,13 @@ class Quota:
     warn: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Project:
     name: str
     quota: Quota = Quota()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Tenant:
     """Who uses and pays. ``jurisdictions`` bounds where its data may be; empty is anywhere."""
 
@@ -113,7 +114,7 @@ class Tenant:
     limit: int | None = None  # accelerators that it may hold at most, borrowed ones included
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ModelQuota:
     """Bounds of what a tenant, or one project of it, may use of one deployment."""
 
@@ -123,7 +124,7 @@ class ModelQuota:
     quota: Quota
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Price:
     """What one model's tokens and the work on it cost, in millionths of ``currency``.
 
@@ -142,7 +143,7 @@ class Price:
     reasoning_micros_per_mtok: int | None = None  # None is as output
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Model:
     """Weights by source. ``source`` is ``package:NAME``, ``hf://OWNER/NAME``, ``s3://...`` or a path.
 
@@ -155,7 +156,7 @@ class Model:
     digest: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Resources:
     """What one worker of a gang asks of a node."""
 
@@ -165,7 +166,7 @@ class Resources:
     accelerator_kind: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CanaryStep:
     """A part of a candidate's way to all traffic: real requests, or copies whose answers nobody gets."""
 
@@ -174,7 +175,7 @@ class CanaryStep:
     shadow: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CanaryPlan:
     """How a candidate takes over from a champion. Bounds compare its live numbers with the champion's."""
 
@@ -187,7 +188,7 @@ class CanaryPlan:
     patience_us: int = 3_600_000_000  # how long missing evidence is waited for after a step's time
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Deployment:
     """An alias that clients put in ``model``, the engine behind it and how many replicas.
 
@@ -213,7 +214,7 @@ class Deployment:
     idle_after_us: int = 600_000_000  # with replicas 0..N: without a request for so long it goes to zero
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Station:
     """One step of a line. ``needs`` names the stations whose outputs it reads."""
 
@@ -225,7 +226,7 @@ class Station:
     timeout_us: int = 3_600_000_000
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Line:
     """Data in, released model out. Its releases go to the deployment that names it."""
 
@@ -238,7 +239,7 @@ class Line:
     trigger: Trigger | None = None  # without one it is run by hand
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class JobTemplate:
     """A plain command to run on the floor, started once when it first appears in the file."""
 
@@ -255,7 +256,7 @@ class JobTemplate:
     preemptible: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Peer:
     """Another factory that we trust to answer for some aliases."""
 
@@ -266,7 +267,7 @@ class Peer:
     aliases: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Factory:
     """Everything that one set of factory files says, validated and in file order."""
 

@@ -7,12 +7,13 @@ since the epoch, taken from events and never from a clock.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Any
 
 from tokenmill.domain.factory import Deployment, Line, Node, Resources
 from tokenmill.domain.outcomes import NOTHING_SEEN, Outcomes
+from tokenmill.domain.value import value
 
 
 class ReplicaStatus(StrEnum):
@@ -35,7 +36,10 @@ class JobStatus(StrEnum):
 
     @property
     def ended(self) -> bool:
-        return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
+        return self in _ENDED
+
+
+_ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
 
 
 class RunStatus(StrEnum):
@@ -59,7 +63,7 @@ class StationStatus(StrEnum):
     SKIPPED = "skipped"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class NodeState:
     node: Node
     joined_us: int
@@ -68,7 +72,7 @@ class NodeState:
     test: str = ""  # the job that is its acceptance test
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Lease:
     """Resources of one node held by one owner. No accelerator is in two live leases."""
 
@@ -84,7 +88,7 @@ class Lease:
     until_us: int = 0  # 0 is open-ended
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Reservation:
     """Nodes kept for one job or replica until it starts there. Others may use them only to end before.
 
@@ -99,7 +103,7 @@ class Reservation:
     victims: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Usage:
     """What a tenant has held over time: its dominant share in millionths, times microseconds, decaying."""
 
@@ -107,7 +111,7 @@ class Usage:
     at_us: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Replica:
     """One engine process (or remote server) that serves one release for one deployment."""
 
@@ -124,7 +128,7 @@ class Replica:
     spec: Deployment | None = None  # the deployment as it was when this replica was made
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class JobSpec:
     """What a job does. ``kind`` is command or station; ``params`` is what the worker reads."""
 
@@ -146,7 +150,7 @@ class JobSpec:
     preemptible: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class WorkUsage:
     """What a worker used, as measured by the floor. ``energy_source`` says how joules were had."""
 
@@ -158,7 +162,7 @@ class WorkUsage:
     energy_source: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class JobResult:
     """What a worker left in ``result.json``.
 
@@ -171,7 +175,7 @@ class JobResult:
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Job:
     id: str
     spec: JobSpec
@@ -190,7 +194,7 @@ class Job:
     ripe: bool = False  # it ran for as long as it may not be preempted
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StationState:
     name: str
     status: StationStatus = StationStatus.WAITING
@@ -203,7 +207,7 @@ class StationState:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Run:
     """One pass of a line. ``force`` names the station from which nothing is reused."""
 
@@ -221,7 +225,7 @@ class Run:
     paused: bool = False  # nothing of it starts; what runs was stopped at its checkpoint
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Tuning:
     """What a tenant asked for by the fine-tuning API. ``asked`` is its own words, for its own eyes."""
 
@@ -234,7 +238,7 @@ class Tuning:
     asked: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class GateVerdict:
     """What a gate decided, and on what. ``reasons`` has one sentence per check, passed or not."""
 
@@ -251,7 +255,7 @@ class GateVerdict:
     digests: Mapping[str, str] = field(default_factory=dict)  # of data, models, engine and settings
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Release:
     """An immutable candidate with its evidence. ``digest`` is that of its manifest artifact.
 
@@ -270,13 +274,13 @@ class Release:
     verdict: GateVerdict | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Target:
     release: str
     weight_milli: int  # thousandths of the alias's traffic
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Canary:
     """A candidate on its way. What was seen of both is of this step alone."""
 
@@ -290,7 +294,7 @@ class Canary:
     reasons: tuple[str, ...] = ()  # of the last decision
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Recall:
     """A release that must not serve any more, and who said so."""
 
@@ -300,7 +304,7 @@ class Recall:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Alias:
     """What clients put in ``model``. ``desired`` is where it goes, ``targets`` where traffic goes now.
 
@@ -323,7 +327,7 @@ class Alias:
     refused: tuple[str, ...] = ()  # releases that were sent back from here; none comes again by itself
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Key:
     """An API key. Only the digest is kept; the secret was shown once."""
 
@@ -338,7 +342,7 @@ class Key:
     disabled: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Imported:
     """Weights of a model as they lie in the artifact store."""
 

@@ -7,14 +7,14 @@ Lifka, JSSPP 1995). Stated run times are upper bounds: a job that ends earlier l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from tokenmill.domain.value import value
 from tokenmill.policy.fleet import Fleet, Room
 from tokenmill.policy.place import Demand, Placement, place
 from tokenmill.policy.preempt import Held, with_back
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Ending:
     """Something that says when it ends, and what is given back then."""
 

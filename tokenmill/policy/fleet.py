@@ -9,14 +9,14 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from immutables import Map
 
 from tokenmill.domain.factory import Accelerator
+from tokenmill.domain.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Room:
     """What is free on one live node. ``leases`` counts what it holds: with none it is whole."""
 
@@ -34,7 +34,7 @@ class Room:
     row: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Block:
     """Live nodes that belong together. ``free_counts`` are the numbers of free accelerators that occur."""
 
@@ -53,7 +53,7 @@ class Block:
         return self.most_nodes - self.used
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Fleet:
     """All blocks by id, the block of each node, and the free accelerators of all."""
 

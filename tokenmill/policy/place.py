@@ -13,14 +13,14 @@ they can. Every ordering ends in an id. It does not preempt: that is ``policy.pr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from tokenmill.domain.factory import Accelerator, Resources
+from tokenmill.domain.value import value
 from tokenmill.policy.fleet import Block, Fleet, Room
 from tokenmill.policy.reside import allowed
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Demand:
     """What a gang asks: ``resources`` per worker, in one of ``jurisdictions`` (empty: anywhere).
 
@@ -34,7 +34,7 @@ class Demand:
     siblings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Placement:
     """One node and its accelerators for each worker, workers of a node side by side."""
 
@@ -42,7 +42,7 @@ class Placement:
     accelerators: tuple[tuple[str, ...], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Capacity:
     """How many workers a block takes, and how many its best node does. ``block`` is what was counted."""
 
@@ -196,9 +196,13 @@ def holds(room: Room, need: Resources, jurisdictions: tuple[str, ...] = ()) -> i
         if count and need.accelerator_kind:
             count = len(_matching(room, need)) // need.accelerators
     if count and need.cpu_millis:
-        count = min(count, room.cpu_millis // need.cpu_millis)
+        by_cpu = room.cpu_millis // need.cpu_millis
+        if by_cpu < count:
+            count = by_cpu
     if count and need.memory_bytes:
-        count = min(count, room.memory_bytes // need.memory_bytes)
+        by_memory = room.memory_bytes // need.memory_bytes
+        if by_memory < count:
+            count = by_memory
     if jurisdictions and room.jurisdiction not in jurisdictions:
         return 0
     return max(0, count)
@@ -372,7 +376,8 @@ def explain(rooms: Iterable[Room], demand: Demand) -> tuple[tuple[str, bool, str
 
 def could_hold(shapes: Iterable[Room], demand: Demand) -> bool:
     """Whether one idle node of any of these shapes would hold the whole gang: a quick yes."""
-    return any(holds(room, demand.resources, demand.jurisdictions) >= demand.workers for room in shapes)
+    need, laws, workers = demand.resources, demand.jurisdictions, demand.workers
+    return any(holds(room, need, laws) >= workers for room in shapes)
 
 
 def largest_gang(fleet: Fleet, demand: Demand) -> int:

@@ -8,12 +8,12 @@ admitted never exceeds a cap. Nodes whose power is not known count as nothing. R
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from tokenmill.domain.factory import Factory, Node
+from tokenmill.domain.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Cap:
     """The most that a place may draw in milliwatts; ``factor_milli`` is what a node's watt costs there."""
 

@@ -9,9 +9,9 @@ since its last checkpoint, and its start anew; for a replica the caches and the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from tokenmill.domain.factory import Accelerator
+from tokenmill.domain.value import value
 from tokenmill.policy.fleet import Block, Fleet, Room
 from tokenmill.policy.place import Capacity, Demand, Placement, capacity_of, even, holds, place
 
@@ -22,7 +22,7 @@ RELOAD_US = 120_000_000
 """Assumed time that a replica's weights take to load, and its caches to be warm again."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Held:
     """What a victim holds of one node."""
 
@@ -32,7 +32,7 @@ class Held:
     accelerators: tuple[Accelerator, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Victim:
     """Something that may be told to go. ``cost_us`` is accelerator-microseconds lost."""
 
@@ -41,7 +41,7 @@ class Victim:
     held: tuple[Held, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Eviction:
     """Who goes, and where the gang starts once they are gone."""
 

@@ -8,7 +8,7 @@ leaves no trace in the journal.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from tokenmill.domain.value import value
 
 UP_MILLI = 800
 """Above this share of the wanted slots in use the deployment is busy."""
@@ -23,7 +23,7 @@ UP_AFTER_US = 5_000_000
 DOWN_AFTER_US = 120_000_000
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ScaleMemory:
     """``busy_since_us`` and ``idle_since_us`` are 0 when the deployment is not busy, or not idle."""
 
@@ -32,7 +32,7 @@ class ScaleMemory:
     idle_since_us: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Bounds:
     """What the file says of a deployment: replicas, slots of each, longest wait, rest before it sleeps."""
 
@@ -43,7 +43,7 @@ class Bounds:
     idle_after_us: int = 600_000_000
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Load:
     """``in_flight`` requests run or wait; the oldest without a first token waits for ``wait_us``.
 

@@ -12,13 +12,13 @@ lent to nobody, a limit holds for what is borrowed too. A parent's bounds hold f
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from tokenmill.domain.factory import Tenant
+from tokenmill.domain.value import value
 from tokenmill.domain.work import Usage
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Holding:
     """CPU, memory and accelerators held by a tenant, or all that the floor has."""
 
@@ -36,7 +36,7 @@ class Holding:
 NOTHING = Holding()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Head:
     """The first pending job of one tenant at one priority."""
 
@@ -88,7 +88,7 @@ def standing_ppm(tenant: str, view: Shares, now_us: int) -> int:
     return (share + lately) // (max(1, found.share) if found else 1)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Shares:
     """What sharing looks at: holdings and usage by tenant, the floor's total, and who is entitled to what."""
 
@@ -113,6 +113,9 @@ def pick(heads: Iterable[Head], view: Shares, now_us: int, late_us: int = 0) -> 
 
 def line_of(tenant: str, tenants: Mapping[str, Tenant]) -> tuple[Tenant, ...]:
     """A tenant and its parents, itself first. A circle, which the spec refuses, ends where it closes."""
+    first = tenants.get(tenant)
+    if first is None or not first.parent:
+        return () if first is None else (first,)
     found: list[Tenant] = []
     while (known := tenants.get(tenant)) is not None and known not in found:
         found.append(known)
