@@ -53,7 +53,7 @@ async def load(concurrency: int, requests: int) -> float:
 
 
 def serve(weights: Path, kind: str) -> None:
-    launch = adapter.Launch("m", weights, PORT, slots=8, context_tokens=512, kind=kind)
+    launch = adapter.Launch("m", weights, PORT, weights.parent, slots=8, context_tokens=512, kind=kind)
     began_s = time.monotonic()
     process = subprocess.Popen(adapter.command("embedded", launch).argv, stderr=subprocess.DEVNULL)
     try:

@@ -53,14 +53,17 @@ def stop(process: subprocess.Popen[bytes], client: httpx.Client) -> None:
 
 @pytest.fixture(scope="module")
 def chat(chat_gguf: Path) -> Iterator[httpx.Client]:
-    process, client = start(adapter.Launch("assistant", chat_gguf, free_port(), slots=2, context_tokens=512))
+    unread = chat_gguf.parent
+    launch = adapter.Launch("assistant", chat_gguf, free_port(), unread, slots=2, context_tokens=512)
+    process, client = start(launch)
     yield client
     stop(process, client)
 
 
 @pytest.fixture(scope="module")
 def embeddings(minilm_gguf: Path) -> Iterator[httpx.Client]:
-    launch = adapter.Launch("embed", minilm_gguf, free_port(), context_tokens=512, kind="embedding")
+    unread = minilm_gguf.parent
+    launch = adapter.Launch("embed", minilm_gguf, free_port(), unread, context_tokens=512, kind="embedding")
     process, client = start(launch)
     yield client
     stop(process, client)
