@@ -188,7 +188,7 @@ def test_every_request_is_settled_once_whatever_fails(tmp_path: Path) -> None:
                 if line["outcome"] == "ok" and line["counted_by"] == "engine":
                     assert line["output_tokens"] == produced[line["request"]], f"seed {seed}: {line}"
             assert all(e.outstanding == 0 for e in r.gateway.memory.endpoints.values())
-            assert all(m.open == 0 for m in r.gateway.memory.meters.values())
+            assert all(m.open == 0 for _, m in r.gateway.memory.meters.items())
             assert r.gateway.buffered == 0
 
     run(work)

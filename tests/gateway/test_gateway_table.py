@@ -12,13 +12,13 @@ from gateway_rig import OTHER, SECRET, Engine, key, table_of, write_table
 
 from tokenmill.control.requests import EdgeMemory, index_of
 from tokenmill.domain.errors import UsageError
-from tokenmill.domain.factory import ModelQuota, Quota
+from tokenmill.domain.factory import Quota
 from tokenmill.domain.table import TenantEntry
 from tokenmill.gateway.identity import identify
 from tokenmill.gateway.limits import ratelimit_headers
 from tokenmill.gateway.metrics import Metrics
 from tokenmill.gateway.options import is_loopback, parse
-from tokenmill.gateway.table import Serving, TableFile, shared_out
+from tokenmill.gateway.table import Serving, TableFile
 
 
 def test_only_newer_tables_are_taken(tmp_path: Path) -> None:
@@ -49,24 +49,6 @@ def test_unknown_fields_of_a_newer_controller_are_ignored(tmp_path: Path) -> Non
     plain = msgspec.to_builtins(table_of([]))
     (tmp_path / "table.json").write_text(json.dumps({**plain, "invented": 1}))
     assert TableFile(tmp_path / "table.json").poll()
-
-
-@pytest.mark.parametrize("processes", [2, 3, 7])
-def test_the_parts_of_several_processes_add_up_to_every_quota(processes: int) -> None:
-    whole = Quota(100, 10_001, 7_777_777, 8, 1_000_000, None, warn=True)
-    small = Quota(requests_per_minute=1, tokens_per_day=0)
-    tenant = TenantEntry("t", whole, (), (("p", small),), (ModelQuota("t", "p", "m", whole),))
-    table = replace(table_of([]), tenants=(tenant,))
-    parts = [shared_out(table, n, processes).tenants[0] for n in range(processes)]
-    for quotas in ([p.quota for p in parts], [p.models[0].quota for p in parts]):
-        assert sum(q.requests_per_minute or 0 for q in quotas) == 100
-        assert sum(q.tokens_per_minute or 0 for q in quotas) == 10_001
-        assert sum(q.tokens_per_day or 0 for q in quotas) == 7_777_777
-        assert sum(q.concurrent_requests or 0 for q in quotas) == 8
-        assert sum(q.micros_per_day or 0 for q in quotas) == 1_000_000
-        assert all(q.micros_per_month is None and q.warn for q in quotas)
-    assert all(p.projects == (("p", small),) for p in parts), "less than one each is one each; none is none"
-    assert shared_out(table, 0, 1) is table
 
 
 def test_listing_is_by_tenant() -> None:

@@ -6,9 +6,10 @@ size; ``Request`` and the actions are the words of one request's life. ``control
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any, Protocol, TypeVar
 
 from immutables import Map
 
@@ -58,6 +59,10 @@ class Index:
                 return found
         return self.limits.get((key.tenant, key.project), ())
 
+    def all_limits(self) -> Iterable[tuple[Limit, ...]]:
+        """Those of every project, and of every project on a model."""
+        return (*self.limits.values(), *self.model_limits.values())
+
     def tariff(self, alias: str, at_us: int) -> Tariff:
         """The price of an alias at this time."""
         for tariff in reversed(self.books.get(alias, ())):
@@ -75,12 +80,31 @@ class EndpointMemory:
     cooling_until_us: int = 0
 
 
+V = TypeVar("V")
+
+
+class Kept(Protocol[V]):
+    """Values by name. Keep what ``set`` and ``delete`` return.
+
+    A persistent map is one, which leaves the old one as it was. A gateway gives one that writes in place,
+    because several processes remember together.
+    """
+
+    def get(self, name: str, /) -> V | None: ...
+
+    def set(self, name: str, value: V, /) -> Any: ...
+
+    def delete(self, name: str, /) -> Any: ...
+
+    def items(self) -> Iterable[tuple[str, V]]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class EdgeMemory:
     """All that the gateway's decisions remember. ``meters`` are by the name that a ``Limit`` gives."""
 
-    meters: Map[str, Meter] = Map()
-    endpoints: Map[str, EndpointMemory] = Map()  # by replica id
+    meters: Kept[Meter] = Map()
+    endpoints: Kept[EndpointMemory] = Map()  # by replica id
     prefixes: Map[int, str] = Map()  # prefix block hash -> replica
     prefixes_old: Map[int, str] = Map()
 
@@ -230,11 +254,11 @@ def refresh(index: Index, memory: EdgeMemory) -> EdgeMemory:
     """Forget replicas and tenants that a new table no longer has, unless they still have open requests."""
     live = {e.replica for a in index.aliases.values() for e in a.endpoints}
     endpoints = memory.endpoints
-    for replica, entry in memory.endpoints.items():
+    for replica, entry in tuple(endpoints.items()):
         if replica not in live and entry.outstanding == 0:
             endpoints = endpoints.delete(replica)
     meters = memory.meters
-    for name, meter in memory.meters.items():
+    for name, meter in tuple(meters.items()):
         if name.split("/", 1)[0] not in index.tenants and meter.open == 0:
             meters = meters.delete(name)
     return replace(memory, endpoints=endpoints, meters=meters)
@@ -255,9 +279,7 @@ def meters_of(memory: EdgeMemory, limits: tuple[Limit, ...]) -> tuple[Meter, ...
     return tuple(memory.meters.get(limit.meter) or Meter() for limit in limits)
 
 
-def keep_meters(
-    meters: Map[str, Meter], limits: tuple[Limit, ...], kept: tuple[Meter, ...]
-) -> Map[str, Meter]:
+def keep_meters(meters: Kept[Meter], limits: tuple[Limit, ...], kept: tuple[Meter, ...]) -> Kept[Meter]:
     for limit, meter in zip(limits, kept, strict=True):
         meters = meters.set(limit.meter, meter)
     return meters

@@ -55,8 +55,11 @@ class Edge(Protocol):
 class ClientConnection(asyncio.Protocol):
     """See the module. ``on_*`` are httptools' callbacks."""
 
-    def __init__(self, edge: Edge, loop: asyncio.AbstractEventLoop, clock: Callable[[], int]) -> None:
+    def __init__(
+        self, edge: Edge, loop: asyncio.AbstractEventLoop, clock: Callable[[], int], *, inside: bool = False
+    ) -> None:
         self.edge = edge
+        self.inside = inside  # another process of this gateway, not a client
         self.loop = loop
         self.clock = clock
         self.transport: asyncio.Transport | None = None

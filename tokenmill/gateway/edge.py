@@ -23,6 +23,7 @@ from tokenmill.gateway.metrics import Metrics
 from tokenmill.gateway.options import Options
 from tokenmill.gateway.outcomes import OutcomeCounts
 from tokenmill.gateway.shadow_file import Shadows
+from tokenmill.gateway.shared import OwnEndpoints, SharedEndpoints, SharedFile, SharedMeters
 from tokenmill.gateway.spool import Spool
 from tokenmill.gateway.table import Serving, TableFile
 from tokenmill.gateway.upstream import Pool, address_of
@@ -39,6 +40,10 @@ class OpenRequest(Protocol):
     http: HttpRequest
     model: str
     settling: bool
+
+    @property
+    def replica(self) -> str:
+        """Where it is being answered."""
 
     @property
     def started(self) -> bool:
@@ -59,9 +64,11 @@ class Gateway:
         self.options = options
         self.loop = loop
         self.clock = clock
-        self.tables = TableFile(options.table, options.index, options.processes)
+        self.tables = TableFile(options.table)
         self.spool = spool
-        self.memory = EdgeMemory()
+        self.shared = SharedFile(options.meters, options.index, options.processes)
+        together = SharedEndpoints(self.shared, "replica ") if options.processes > 1 else OwnEndpoints()
+        self.memory = EdgeMemory(SharedMeters(self.shared, "meter "), together)
         self.metrics = Metrics()
         self.pool = Pool(loop, options.connect_s)
         self.secrets = Secrets()
@@ -115,6 +122,10 @@ class Gateway:
         """A protocol for one accepted connection."""
         return ClientConnection(self, self.loop, self.clock)
 
+    def sibling(self) -> ClientConnection:
+        """The same for a connection from another process on this port."""
+        return ClientConnection(self, self.loop, self.clock, inside=True)
+
     def dispatch(self, connection: ClientConnection, request: HttpRequest) -> Responder | None:
         """Answer a request or say who does. A mistake of ours costs this connection only."""
         return self._route(self, connection, request)
@@ -134,7 +145,11 @@ class Gateway:
         """Take a newer table when there is one. Called ten times a second, as long as the loop is well."""
         self.ticked_s = self.loop.time()
         if self.tables.poll():
-            self.memory = refresh(self.serving.index, self.memory)
+            index = self.serving.index
+            with self.shared:
+                self.memory = refresh(index, self.memory)
+            quotas = {f"meter {limit.meter}" for limits in index.all_limits() for limit in limits}
+            self.shared.compact(quotas | {f"replica {name}" for name in self.serving.endpoints})
 
     def sweep(self) -> None:
         """Once a second: time limits, the disk, idle connections."""

@@ -6,16 +6,21 @@ Also the line that a request opens with, which the second kind is made from.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
-from tokenmill.control.requests import Call
+from tokenmill.control.edge import keep_meters, meters_of
+from tokenmill.control.requests import EdgeMemory, Index, Request
 from tokenmill.domain.ledger import Outcome, Settlement
 from tokenmill.domain.table import Endpoint, KeyEntry
 from tokenmill.gateway.errors import ApiError
 from tokenmill.gateway.message import HttpRequest
+from tokenmill.policy.admit import Use, settle
 
 
-def opening(call: Call, endpoint: Endpoint) -> dict[str, str | int]:
-    """What an open line says of a request: enough for ``interrupted`` to settle it in a later life."""
+def opening(request: Request, endpoint: Endpoint) -> dict[str, str | int]:
+    """What an open line says of a request: enough for a later life to settle it and give its reserve back."""
+    call = request.call
     return {
         "at_us": call.at_us,
         "tenant": call.key.tenant,
@@ -25,7 +30,18 @@ def opening(call: Call, endpoint: Endpoint) -> dict[str, str | int]:
         "endpoint": call.endpoint,
         "release": endpoint.release,
         "replica": endpoint.replica,
+        "tokens": request.reserved.tokens,
+        "micros": request.reserved.micros,
     }
+
+
+def give_back(index: Index, memory: EdgeMemory, entry: Mapping[str, Any], now_us: int) -> EdgeMemory:
+    """What the request of an open line had reserved when its gateway died is nobody's use."""
+    project = KeyEntry("", "", entry["tenant"], entry["project"], "")
+    limits = index.bounds(project, entry["alias"])
+    reserved = Use(int(entry.get("tokens", 0)), int(entry.get("micros", 0)))
+    kept = settle(limits, meters_of(memory, limits), reserved, Use(), int(entry["at_us"]), now_us)
+    return replace(memory, meters=keep_meters(memory.meters, limits, kept))
 
 
 def turned_away(
@@ -49,7 +65,7 @@ def turned_away(
     )
 
 
-def interrupted(entry: Mapping[str, str], now_us: int) -> Settlement:
+def interrupted(entry: Mapping[str, Any], now_us: int) -> Settlement:
     """What is known of a request that was open when its gateway died: that it was admitted, and when."""
     at_us = int(entry["at_us"])
     return Settlement(

@@ -7,6 +7,7 @@ happens, the settle line is in the spool before the last bytes of the answer are
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 
 from tokenmill.control import requests
@@ -80,6 +81,12 @@ class Exchange:
         return self._relay is not None and self._relay.started
 
     @property
+    def replica(self) -> str:
+        """Where it is being answered."""
+        endpoint = self.request.endpoint
+        return endpoint.replica if endpoint is not None else ""
+
+    @property
     def asked(self) -> Asked:
         invariant(self._asked is not None, "a request is read before it is admitted")
         return self._asked  # type: ignore[return-value]
@@ -100,14 +107,14 @@ class Exchange:
         except ApiError as error:
             self._turn_away(error)
             return False
-        turn = requests.arrive(self._index(), gateway.memory, call)
+        with gateway.shared:
+            turn = requests.arrive(self._index(), gateway.memory, call)
         self._keep(turn)
         first = turn.actions[0]
         if not isinstance(first, Forward):
             self._act(turn)
             return False
-        opened = gateway.spool.open(self.id, **opening(call, first.endpoint))
-        if not opened:
+        if not gateway.spool.open(self.id, **opening(turn.request, first.endpoint)):
             self._unspooled()
             return False
         self.model = asked.alias
@@ -157,10 +164,7 @@ class Exchange:
 
     def _unspooled(self) -> None:
         """The disk filled up at this very moment: give back what was reserved and refuse."""
-        gateway = self.gateway
-        turn = requests.interrupted(self._index(), gateway.memory, self.request, gateway.clock(), NOTHING)
-        self._keep(turn)
-        for action in turn.actions:
+        for action in self._decide(requests.interrupted, NOTHING).actions:
             if isinstance(action, Settle):
                 refused = replace(action.settlement, outcome=Outcome.REFUSED, reason="spool_unwritable")
                 self._settle(refused, "spool_unwritable")
@@ -175,9 +179,13 @@ class Exchange:
         self.gateway.memory = turn.memory
         self._request = turn.request
 
-    def _carry_out(self, turn: Turn) -> None:
+    def _decide(self, what: Callable[..., Turn], *said: object) -> Turn:
+        """Ask control what follows from what happened. Other processes wait for as long."""
+        gateway = self.gateway
+        with gateway.shared:
+            turn = what(self._index(), gateway.memory, self.request, gateway.clock(), *said)
         self._keep(turn)
-        self._act(turn)
+        return turn
 
     def _act(self, turn: Turn) -> None:
         """Settle first, whatever the order of the actions: the client's last bytes come after it."""
@@ -286,16 +294,11 @@ class Exchange:
         gateway = self.gateway
         if usage.counted_by != "engine":  # an engine that gives no usage object
             usage = with_input(usage, None, self.asked.input_estimate)
-        turn = requests.finished(self._index(), gateway.memory, self.request, gateway.clock(), status, usage)
-        self._carry_out(turn)
+        self._act(self._decide(requests.finished, status, usage))
         gateway.metrics.model(self.model).e2e.observe(gateway.loop.time() - self.http.arrived_s)
 
     def reject(self, error: ApiError) -> None:
-        gateway = self.gateway
-        index, now_us = self._index(), gateway.clock()
-        turn = requests.finished(index, gateway.memory, self.request, now_us, error.status, NOTHING)
-        self._keep(turn)
-        for action in turn.actions:
+        for action in self._decide(requests.finished, error.status, NOTHING).actions:
             if isinstance(action, Settle):
                 self._settle(replace(action.settlement, reason=error.reason[:500]))
         self._answer_error(error)
@@ -314,13 +317,13 @@ class Exchange:
             self.settling = True
             self._task = gateway.spawn(self._end_cut(reason))
             return
-        index, now_us = self._index(), gateway.clock()
-        turn = requests.engine_lost(index, gateway.memory, self.request, now_us, reason, NOTHING)
+        tried = self.request.endpoint
+        turn = self._decide(requests.engine_lost, reason, NOTHING)
         self._fresh = False
         if any(isinstance(a, Forward) for a in turn.actions):
             gateway.metrics.retries += 1
-            gateway.outcomes.lost(self.model, self.request.endpoint)
-        self._carry_out(turn)
+            gateway.outcomes.lost(self.model, tried)
+        self._act(turn)
 
     # -- endings that nobody wanted
     async def _end_cut(self, reason: str) -> None:
@@ -328,13 +331,10 @@ class Exchange:
         usage = await self._counted()
         if self.settled:
             return
-        gateway = self.gateway
-        index, now_us = self._index(), gateway.clock()
         if reason:
-            turn = requests.engine_lost(index, gateway.memory, self.request, now_us, reason, usage)
+            self._act(self._decide(requests.engine_lost, reason, usage))
         else:
-            turn = requests.client_gone(index, gateway.memory, self.request, now_us, usage)
-        self._carry_out(turn)
+            self._act(self._decide(requests.client_gone, usage))
 
     async def _counted(self) -> TokenUsage:
         usage = self._relay.counted() if self._relay is not None else NOTHING
@@ -353,8 +353,7 @@ class Exchange:
             self.settling = True
             self._task = self.gateway.spawn(self._end_cut(""))
             return
-        memory, now_us = self.gateway.memory, self.gateway.clock()
-        self._carry_out(requests.client_gone(self._index(), memory, self.request, now_us, NOTHING))
+        self._act(self._decide(requests.client_gone, NOTHING))
 
     def interrupt(self) -> None:
         """The gateway stops and cannot wait any longer."""
@@ -365,9 +364,7 @@ class Exchange:
             self._relay.drop()
             seen = self._relay.counted()
             usage = seen if seen.counted_by == "engine" else with_input(seen, None, self.asked.input_estimate)
-        gateway = self.gateway
-        turn = requests.interrupted(self._index(), gateway.memory, self.request, gateway.clock(), usage)
-        self._carry_out(turn)
+        self._act(self._decide(requests.interrupted, usage))
         error = unavailable("The gateway stopped before the answer was complete.", code="interrupted")
         if self._relay is not None and self._relay.started:
             self._relay.break_off(error)

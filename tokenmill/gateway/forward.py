@@ -7,6 +7,7 @@ controller that a request came through this port is taken from clients before it
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 from tokenmill.gateway.client import ClientConnection
 from tokenmill.gateway.edge import Gateway
@@ -40,7 +41,10 @@ _AWAY = (
 class Forwarding:
     """One relayed request: responder to the client, receiver of the controller's answer."""
 
-    def __init__(self, gateway: Gateway, connection: ClientConnection, http: HttpRequest) -> None:
+    def __init__(
+        self, gateway: Gateway, connection: ClientConnection, http: HttpRequest, to: Path | None = None
+    ) -> None:
+        self.to = Address(path=str(to or gateway.options.control))
         self.gateway = gateway
         self.connection = connection
         self.http = http
@@ -54,19 +58,18 @@ class Forwarding:
 
     def begin(self) -> None:
         """Send it on, over an idle connection or a new one."""
-        address = Address(path=str(self.gateway.options.control))
-        upstream = None if self._fresh else self.gateway.pool.take(address)
+        upstream = None if self._fresh else self.gateway.pool.take(self.to)
         if upstream is not None:
             self._forward(upstream)
         else:
-            self._task = self.gateway.spawn(self._connect(address))
+            self._task = self.gateway.spawn(self._connect())
 
-    async def _connect(self, address: Address) -> None:
+    async def _connect(self) -> None:
         try:
-            upstream = await self.gateway.pool.connect(address)
+            upstream = await self.gateway.pool.connect(self.to)
         except OSError:
             if not self._gone:
-                self._away()
+                self.away()
             return
         if self._gone:
             upstream.abort()
@@ -122,7 +125,7 @@ class Forwarding:
         elif self._started:
             self.connection.abort()
         else:
-            self._away()
+            self.away()
 
     def client_gone(self) -> None:
         self._gone = True
@@ -138,7 +141,8 @@ class Forwarding:
         if self.upstream is not None:
             self.upstream.resume()
 
-    def _away(self) -> None:
+    def away(self) -> None:
+        """Nobody listens there."""
         if b"text/html" in self.http.header(b"accept"):
             page = (
                 "<!doctype html><html lang=en><meta charset=utf-8><title>Tokenmill: controller away</title>"

@@ -6,6 +6,7 @@ The state file is written whole every second, so that a controller that comes ba
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import orjson
@@ -118,13 +119,15 @@ def state(gateway: Gateway) -> dict[str, object]:
         }
         for name in sorted({*gateway.serving.index.aliases, *in_flight})
     }
+    own = Counter(exchange.replica for exchange in gateway.exchanges)
     endpoints = {
         replica: {
-            "in_flight": seen.outstanding,
+            "in_flight": own[replica],
             "failures": seen.failures,
             "ejected_until_us": seen.cooling_until_us if seen.cooling_until_us > now_us else 0,
         }
         for replica, seen in sorted(gateway.memory.endpoints.items())
+        if replica in own or replica in gateway.serving.endpoints
     }
     metrics = gateway.metrics
     return {

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokenmill.domain.errors import UsageError
+from tokenmill.gateway.shared import PROCESSES_MOST
 
 MEBIBYTE = 1024 * 1024
 
@@ -43,6 +44,20 @@ class Options:
     connect_s: float = 3.0
     spool_bytes: int = 64 * MEBIBYTE
     free_bytes: int = 16 * MEBIBYTE  # below this much free disk, new requests are refused
+
+    @property
+    def meters(self) -> Path:
+        """What all processes on this port remember together."""
+        return self.state.with_name("meters")
+
+    def sibling(self, index: int) -> Path:
+        """The socket on which one of several processes answers the others."""
+        return self.control.with_name(f"{self.control.stem}-gateway{index}.sock")
+
+    @property
+    def siblings(self) -> tuple[int, ...]:
+        """The other processes on this port."""
+        return tuple(n for n in range(self.processes) if n != self.index)
 
 
 def is_loopback(host: str) -> bool:
@@ -89,10 +104,10 @@ def parse(argv: Sequence[str] | None = None) -> Options:
             expected="a loopback host, or --tls-cert and --tls-key",
             fix="Give a certificate, or say --insecure-bind when TLS ends at a proxy in front.",
         )
-    if options.index < 0 or options.processes < 1 or options.index >= options.processes:
+    if not 0 <= options.index < options.processes <= PROCESSES_MOST:
         raise UsageError(
             f"--index {options.index} does not fit --processes {options.processes}",
-            expected="an index from 0 up to processes - 1",
+            expected=f"an index from 0 up to processes - 1, and {PROCESSES_MOST} processes at most",
             fix="Number the processes from 0.",
         )
     return options

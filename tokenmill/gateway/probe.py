@@ -66,6 +66,11 @@ class Prober:
         finally:
             self._running.discard(endpoint.replica)
         gateway = self.gateway
+        with gateway.shared:
+            self._conclude(endpoint, well=well)
+
+    def _conclude(self, endpoint: Endpoint, *, well: bool) -> None:
+        gateway = self.gateway
         seen = gateway.memory.endpoints.get(endpoint.replica)
         if seen is None or not seen.failures:
             return

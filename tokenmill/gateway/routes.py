@@ -31,7 +31,9 @@ from tokenmill.gateway.errors import (
 )
 from tokenmill.gateway.exchange import Exchange
 from tokenmill.gateway.forward import Forwarding
-from tokenmill.gateway.health import gauges, readiness
+from tokenmill.gateway.gathering import TEXT, Gathering, own_metrics
+from tokenmill.gateway.handing import owner_of
+from tokenmill.gateway.health import readiness
 from tokenmill.gateway.identity import identify
 from tokenmill.gateway.message import HttpRequest
 from tokenmill.gateway.options import is_loopback
@@ -91,7 +93,7 @@ def dispatch(gateway: Gateway, connection: ClientConnection, request: HttpReques
         forwarding.begin()
         return forwarding
     else:
-        _own(gateway, connection, request)
+        return _own(gateway, connection, request)
     return None
 
 
@@ -110,6 +112,9 @@ def _model_request(
         _post_only(request)
         if caller.batch:
             _yield(gateway, request)
+        owner = owner_of(gateway, connection, request)
+        if owner is not None:
+            return owner
         entry = gateway.replays.begin(caller.key, request, request_id, gateway.loop.time())
     except ApiError as error:
         _error(connection, request, error, request_id, dialect)
@@ -201,7 +206,7 @@ def _model(
         _json(connection, request, orjson.dumps(model_object(entry)), request_id)
 
 
-def _own(gateway: Gateway, connection: ClientConnection, request: HttpRequest) -> None:
+def _own(gateway: Gateway, connection: ClientConnection, request: HttpRequest) -> Responder | None:
     path = request.path
     if request.method not in ("GET", "HEAD"):
         _error(connection, request, unknown_path(request.method, path), gateway.request_id())
@@ -215,19 +220,27 @@ def _own(gateway: Gateway, connection: ClientConnection, request: HttpRequest) -
     elif path == "/openapi.json":
         connection.respond(request, 200, DESCRIPTION)
     elif path == "/metrics":
-        _metrics(gateway, connection, request)
+        return _metrics(gateway, connection, request)
     else:
         _error(connection, request, unknown_path(request.method, path), gateway.request_id())
+    return None
 
 
-def _metrics(gateway: Gateway, connection: ClientConnection, request: HttpRequest) -> None:
+def _metrics(gateway: Gateway, connection: ClientConnection, request: HttpRequest) -> Responder | None:
     """Without a key on loopback only: they name tenants and models."""
+    if connection.inside:
+        connection.respond(request, 200, own_metrics(gateway), content_type=TEXT)
+        return None
     key = identify(gateway.serving.index, request.header(b"authorization"), gateway.clock())
     if not is_loopback(connection.peer) and (key is None or key.scope != "admin"):
         _error(connection, request, invalid_key(), gateway.request_id())
-        return
-    body = gateway.metrics.text(gauges(gateway))
-    connection.respond(request, 200, body, content_type=b"text/plain; version=0.0.4; charset=utf-8")
+        return None
+    if gateway.options.siblings:
+        gathering = Gathering(gateway, connection, request)
+        gathering.begin()
+        return gathering
+    connection.respond(request, 200, own_metrics(gateway), content_type=TEXT)
+    return None
 
 
 def _json(connection: ClientConnection, request: HttpRequest, body: bytes, request_id: str) -> None:

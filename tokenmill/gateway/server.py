@@ -14,10 +14,12 @@ import uvloop
 
 from tokenmill.domain.errors import ResourceError, TokenmillError
 from tokenmill.gateway.edge import Gateway, clock
+from tokenmill.gateway.endings import give_back
 from tokenmill.gateway.health import write_state
 from tokenmill.gateway.options import Options, parse
 from tokenmill.gateway.probe import Prober
 from tokenmill.gateway.routes import dispatch
+from tokenmill.gateway.shared import PROCESSES_MOST
 from tokenmill.gateway.spool import Spool
 
 TICK_S = 0.1
@@ -34,6 +36,7 @@ class Server:
         self.options = options
         self.gateway: Gateway | None = None
         self._listener: asyncio.Server | None = None
+        self._inside: asyncio.Server | None = None  # for the other processes on this port
         self._ticker: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -42,13 +45,20 @@ class Server:
         """Open the spool, read the table, listen. Raises ``ResourceError`` when the port is taken."""
         options = self.options
         context = _tls(options)
-        spool = Spool(options.spool, rotate_bytes=options.spool_bytes, free_bytes=options.free_bytes)
+        spool = Spool(
+            options.spool,
+            rotate_bytes=options.spool_bytes,
+            free_bytes=options.free_bytes,
+            siblings=_siblings(options),
+        )
         gateway = self.gateway = Gateway(options, asyncio.get_running_loop(), spool, dispatch)
-        left = spool.start(clock())
-        if left:
-            log.warning("settled %d requests as interrupted, which an earlier gateway left open", left)
-        gateway.poll_table()
+        self._take_over(gateway)
         try:
+            if options.processes > 1:
+                sibling = options.sibling(options.index)
+                sibling.unlink(missing_ok=True)
+                self._inside = await gateway.loop.create_unix_server(gateway.sibling, str(sibling))
+                sibling.chmod(0o600)
             self._listener = await gateway.loop.create_server(
                 gateway.client,
                 options.host,
@@ -70,6 +80,20 @@ class Server:
         log.info("listening on %s:%d", options.host, gateway.port)
         return gateway
 
+    def _take_over(self, gateway: Gateway) -> None:
+        """Settle what an earlier life left open, and give back what it had reserved."""
+        now_us = clock()
+        left = gateway.spool.start(now_us)
+        if left:
+            log.warning("settled %d requests as interrupted, which an earlier gateway left open", len(left))
+        gateway.poll_table()
+        options = self.options
+        with gateway.shared:
+            for entry in left:
+                gateway.memory = give_back(gateway.serving.index, gateway.memory, entry, now_us)
+        gone = range(options.processes, PROCESSES_MOST) if options.index == 0 else ()
+        gateway.shared.clear_open((options.index, *gone))
+
     async def serve(self) -> None:
         """Start, wait for SIGTERM or SIGINT, stop. A second signal ends the drain at once."""
         gateway = await self.start()
@@ -85,13 +109,14 @@ class Server:
         self._stop.set()
 
     async def stop(self) -> None:
-        """Admit nothing more, finish streams up to the deadline, settle everything, flush the spool."""
-        gateway = self.gateway
+        """Admit nothing more, finish streams up to the deadline, settle everything, flush the spool. Once."""
+        gateway, self.gateway = self.gateway, None
         if gateway is None:
             return
         gateway.draining = True
-        if self._listener is not None:
-            self._listener.close()
+        for listener in (self._listener, self._inside):
+            if listener is not None:
+                listener.close()
         log.info("draining %d open requests", len(gateway.exchanges))
         await self._drained(gateway, self.options.drain_s)
         for exchange in list(gateway.exchanges):
@@ -106,6 +131,7 @@ class Server:
         await self._hang_up(gateway)
         gateway.spool.close()
         write_state(gateway, self.options.state)
+        gateway.shared.close()
         log.info("stopped")
 
     async def _hang_up(self, gateway: Gateway) -> None:
@@ -143,6 +169,14 @@ class Server:
             if count % 10 == 0:
                 gateway.sweep()
                 write_state(gateway, self.options.state)
+
+
+def _siblings(options: Options) -> frozenset[str] | None:
+    """The spools of the other processes, for the one that looks after what is nobody's."""
+    if options.index != 0:
+        return None
+    stem = options.spool.stem.rpartition("-")[0]
+    return frozenset(f"{stem}{number}" for number in options.siblings)
 
 
 def _tls(options: Options) -> ssl.SSLContext | None:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import orjson
@@ -61,8 +62,13 @@ def _stem(first: Path) -> str:
 class Spool:
     """Owned by one process: its current file is locked as long as it lives."""
 
-    def __init__(self, first: Path, *, rotate_bytes: int, free_bytes: int) -> None:
+    def __init__(
+        self, first: Path, *, rotate_bytes: int, free_bytes: int, siblings: frozenset[str] | None = None
+    ) -> None:
+        """With ``siblings``, the stems of the spools that others write now, this one also settles what is
+        left open in any other spool of the folder, which nobody would look at any more."""
         self.first = first
+        self._siblings = siblings
         self.rotate_bytes = rotate_bytes
         self.free_bytes = free_bytes
         self.problem = ""  # why nothing can be written, when nothing can
@@ -79,15 +85,15 @@ class Spool:
         self._thread = threading.Thread(target=self._sync_loop, name="spool-sync", daemon=True)
 
     # -- start and stop
-    def start(self, now_us: int) -> int:
-        """Settle what an earlier life left open, and start syncing. Returns how many were open."""
-        left = self._left_open()
-        for line in left:
-            self._append(settle_line(interrupted(orjson.loads(line), now_us)))
+    def start(self, now_us: int) -> list[dict[str, Any]]:
+        """Settle what an earlier life left open, and start syncing. Returns what the open lines said."""
+        left = [orjson.loads(line) for line in self._left_open()]
+        for entry in left:
+            self._append(settle_line(interrupted(entry, now_us)))
         self._keep_reserve()
         self.check()
         self._thread.start()
-        return len(left)
+        return left
 
     def close(self) -> None:
         """Write what waits, sync and unlock."""
@@ -229,12 +235,19 @@ class Spool:
     def _left_open(self) -> list[bytes]:
         """Open lines without a settle line, over all files of ours that no living gateway holds."""
         opens: dict[str, bytes] = {}
-        for _, path in spool_files(self.first):
+        for path in (*self._abandoned(), *(path for _, path in spool_files(self.first))):
             if path == self.path or _unlocked(path):
                 with open(path, "rb") as file:
                     for line in file:
                         _follow(opens, line)
         return list(opens.values())
+
+    def _abandoned(self) -> list[Path]:
+        """Files of spools that none of the present processes writes, when this one looks after them."""
+        if self._siblings is None:
+            return []
+        present = {_stem(self.first), *self._siblings}
+        return [path for path in sorted(self.first.parent.glob("*-*.jsonl")) if _stem(path) not in present]
 
     def _keep_reserve(self) -> None:
         """Hold some blocks back, which are set free for requests under way when the disk is full."""

@@ -13,7 +13,6 @@ import msgspec
 import orjson
 
 from tokenmill.control.requests import Index, index_of, visible_aliases
-from tokenmill.domain.factory import Quota
 from tokenmill.domain.table import AliasEntry, Endpoint, KeyEntry, Table
 from tokenmill.federation.directory import Directory, resolve
 from tokenmill.policy.route import PEER_PREFIX
@@ -42,43 +41,6 @@ def without_peers(table: Table) -> Table:
         aliases=tuple(
             replace(a, endpoints=tuple(e for e in a.endpoints if not e.release.startswith(PEER_PREFIX)))
             for a in table.aliases
-        ),
-    )
-
-
-def shared_out(table: Table, index: int, processes: int) -> Table:
-    """The table as one of several processes on one port admits by: its part of every quota.
-
-    The parts add up to the quota, so that all together admit no more than one alone would. A bound smaller
-    than the number of processes is 1 for each.
-    """
-    if processes == 1:
-        return table
-
-    def part(amount: int | None) -> int | None:
-        return None if amount is None else max(min(amount, 1), (amount + index) // processes)
-
-    def parted(quota: Quota) -> Quota:
-        return Quota(
-            requests_per_minute=part(quota.requests_per_minute),
-            tokens_per_minute=part(quota.tokens_per_minute),
-            tokens_per_day=part(quota.tokens_per_day),
-            concurrent_requests=part(quota.concurrent_requests),
-            micros_per_day=part(quota.micros_per_day),
-            micros_per_month=part(quota.micros_per_month),
-            warn=quota.warn,
-        )
-
-    return replace(
-        table,
-        tenants=tuple(
-            replace(
-                tenant,
-                quota=parted(tenant.quota),
-                projects=tuple((name, parted(quota)) for name, quota in tenant.projects),
-                models=tuple(replace(model, quota=parted(model.quota)) for model in tenant.models),
-            )
-            for tenant in table.tenants
         ),
     )
 
@@ -117,10 +79,8 @@ class Serving:
 class TableFile:
     """Reads the table when its file changes. ``poll`` is cheap: one ``stat`` when nothing happened."""
 
-    def __init__(self, path: Path, index: int = 0, processes: int = 1) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.index = index
-        self.processes = processes
         self.directory = Directory()
         self.table = Table(version=-1, factory="")
         self.serving = Serving(self.table)
@@ -167,5 +127,4 @@ class TableFile:
 
     def refresh(self) -> None:
         """Derive again what is served, after a new table or news from a peer."""
-        part = shared_out(self.table, self.index, self.processes)
-        self.serving = Serving(resolve(part, self.directory.statuses))
+        self.serving = Serving(resolve(self.table, self.directory.statuses))

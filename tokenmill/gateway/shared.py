@@ -1,0 +1,249 @@
+"""What admission and routing remember, kept so that a dead gateway forgets no budget and several share one.
+
+One file beside the state file, mapped by every gateway process of a factory: the meters of quotas and, where
+several processes share a port, what each has open on each replica. A lock on the file makes the decisions of
+all processes follow one another, so that no quota is passed by one request; the kernel frees it when its
+holder dies. Each process counts what it has open in a column of its own, which its next life clears.
+
+The file knows names by digest only. It decides nothing and outlives every process; the ledger, not this, is
+what is billed by.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import mmap
+import os
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+
+from tokenmill.control.edge import EndpointMemory
+from tokenmill.domain.errors import ResourceError
+from tokenmill.policy.admit import Meter
+
+PROCESSES_MOST = 16
+NAMES_MOST = 65_536
+"""Quotas and replicas. The file is sparse: what is not used takes no room."""
+
+_MAGIC = 0x31_6D_65_74_65_72_73  # and with it the layout
+_HEAD = 8  # words: magic, generation, count
+_GENERATION, _COUNT = 1, 2
+_NUMBERS = 7
+_OPEN = 2 + _NUMBERS  # where the columns begin in a slot, after digest and numbers
+_WORDS = _OPEN + PROCESSES_MOST
+_SLOT = struct.Struct(f"<{_NUMBERS}q")
+
+
+class SharedFile:
+    """The mapped file, as a context: within it no other process decides. Not to be entered twice."""
+
+    def __init__(self, path: Path, index: int, processes: int) -> None:
+        self.path = path
+        self.index = index
+        self.alone = processes == 1
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock()
+            os.ftruncate(self._fd, 8 * (_HEAD + _WORDS * NAMES_MOST))
+            self._map = mmap.mmap(self._fd, 8 * (_HEAD + _WORDS * NAMES_MOST))
+        except OSError as error:
+            raise ResourceError(
+                f"{path} cannot be used: {error.strerror}",
+                expected="a file of this user on a disk with room",
+                fix="Free space, or give this user the file.",
+            ) from error
+        self.words = memoryview(self._map).cast("q")
+        if self.words[0] != _MAGIC:  # new, or of another version: quotas begin anew
+            self._map[: 8 * _HEAD] = bytes(8 * _HEAD)
+            self.words[0] = _MAGIC
+        self._generation = self.words[_GENERATION]
+        self._slots: dict[bytes, int] = {}  # digest -> first word
+        self._read = 0
+        self._unlock()
+
+    def __enter__(self) -> None:
+        if not self.alone:
+            self._lock()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self.alone:
+            self._unlock()
+
+    @property
+    def generation(self) -> int:
+        """Changes when slots move; what was found before is to be looked for again."""
+        return int(self.words[_GENERATION])
+
+    def slot(self, name: str) -> int:
+        """The first word of this name's slot, which is made when there is none. Within the lock."""
+        if self._generation != self.generation:
+            self._slots, self._read, self._generation = {}, 0, self.generation
+        digest = _digest(name)
+        if digest not in self._slots:
+            self._catch_up()
+        found = self._slots.get(digest)
+        return self._append(digest) if found is None else found
+
+    def clear_open(self, columns: Iterable[int]) -> None:
+        """What these processes had open is gone with them."""
+        with self:
+            for number in range(self.words[_COUNT]):
+                base = _HEAD + number * _WORDS + _OPEN
+                for column in columns:
+                    self.words[base + column] = 0
+
+    def compact(self, names: Iterable[str]) -> None:
+        """When three quarters of the file are taken, drop every slot but those of ``names``."""
+        if self.words[_COUNT] < NAMES_MOST * 3 // 4:
+            return
+        with self:
+            keep = {_digest(name) for name in names}
+            kept = 0
+            for number in range(self.words[_COUNT]):
+                start = 8 * (_HEAD + number * _WORDS)
+                if self._map[start : start + 16] in keep:
+                    target = 8 * (_HEAD + kept * _WORDS)
+                    self._map[target : target + 8 * _WORDS] = self._map[start : start + 8 * _WORDS]
+                    kept += 1
+            self.words[_COUNT] = kept
+            self.words[_GENERATION] += 1
+
+    def close(self) -> None:
+        """Let go of the file; what it says stays."""
+        self.words.release()
+        self._map.close()
+        os.close(self._fd)
+
+    def numbers(self, base: int) -> tuple[int, ...]:
+        return _SLOT.unpack_from(self._map, 8 * base + 16)
+
+    def put(self, base: int, numbers: tuple[int, ...], opened: int) -> None:
+        """Write a slot; ``opened`` is what all processes have open, and the difference is this one's."""
+        _SLOT.pack_into(self._map, 8 * base + 16, *numbers)
+        own = base + _OPEN + self.index
+        self.words[own] = max(0, self.words[own] + opened - self.opened(base))
+
+    def opened(self, base: int) -> int:
+        """What all processes have open."""
+        start = base + _OPEN
+        return int(self.words[start]) if self.alone else sum(self.words[start : start + PROCESSES_MOST])
+
+    def _catch_up(self) -> None:
+        """Learn the slots that other processes, or an earlier life, made."""
+        while self._read < self.words[_COUNT]:
+            start = _HEAD + self._read * _WORDS
+            self._slots[self._map[8 * start : 8 * start + 16]] = start
+            self._read += 1
+
+    def _append(self, digest: bytes) -> int:
+        number = self.words[_COUNT]
+        if number >= NAMES_MOST:
+            raise ResourceError(
+                f"{self.path} holds {NAMES_MOST} quotas and replicas",
+                expected="fewer",
+                fix="Bound tenants instead of projects.",
+            )
+        base = _HEAD + number * _WORDS
+        self._map[8 * base : 8 * (base + _WORDS)] = digest + bytes(8 * (_WORDS - 2))
+        self.words[_COUNT] = number + 1
+        self._slots[digest] = base
+        self._read = number + 1
+        return base
+
+    def _lock(self) -> None:
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+
+    def _unlock(self) -> None:
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+
+class _Shared:
+    """Names of one kind in the file."""
+
+    def __init__(self, file: SharedFile, kind: str) -> None:
+        self._file = file
+        self._kind = kind
+        self._known: dict[str, int] = {}
+        self._generation = file.generation
+
+    def _base(self, name: str) -> int:
+        if self._generation != self._file.generation:
+            self._known, self._generation = {}, self._file.generation
+        base = self._known.get(name)
+        if base is None:
+            base = self._known[name] = self._file.slot(self._kind + name)
+        return base
+
+
+class SharedMeters(_Shared):
+    """``control.edge.Kept`` of meters. They outlive their tenant's place in the table: who is taken out
+    and put in again has no new budget."""
+
+    def get(self, name: str) -> Meter:
+        base, file = self._base(name), self._file
+        return Meter(file.opened(base), *file.numbers(base))
+
+    def set(self, name: str, value: Meter) -> SharedMeters:
+        numbers = (
+            value.requests_empty_us,
+            value.tokens_empty_us,
+            value.day,
+            value.day_tokens,
+            value.day_micros,
+            value.month,
+            value.month_micros,
+        )
+        self._file.put(self._base(name), numbers, value.open)
+        return self
+
+    def delete(self, name: str) -> SharedMeters:
+        self._known.pop(name, None)
+        return self
+
+    def items(self) -> Iterable[tuple[str, Meter]]:
+        """Those that this process has used."""
+        return [(name, self.get(name)) for name in self._known]
+
+
+class SharedEndpoints(_Shared):
+    """``control.edge.Kept`` of replicas, whose outstanding requests are those of all processes."""
+
+    def get(self, name: str) -> EndpointMemory:
+        base, file = self._base(name), self._file
+        failures, cooling_us = file.numbers(base)[:2]
+        return EndpointMemory(file.opened(base), failures, cooling_us)
+
+    def set(self, name: str, value: EndpointMemory) -> SharedEndpoints:
+        numbers = (value.failures, value.cooling_until_us, 0, 0, 0, 0, 0)
+        self._file.put(self._base(name), numbers, value.outstanding)
+        return self
+
+    def delete(self, name: str) -> SharedEndpoints:
+        self._known.pop(name, None)
+        return self
+
+    def items(self) -> Iterable[tuple[str, EndpointMemory]]:
+        """Those that this process has used."""
+        return [(name, self.get(name)) for name in self._known]
+
+
+class OwnEndpoints(dict[str, EndpointMemory]):
+    """``control.edge.Kept`` of replicas for a process that shares its port with none."""
+
+    def set(self, name: str, value: EndpointMemory) -> OwnEndpoints:
+        self[name] = value
+        return self
+
+    def delete(self, name: str) -> OwnEndpoints:
+        self.pop(name, None)
+        return self
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=16).digest()
