@@ -115,10 +115,13 @@ class SharedFile:
             self.words[_GENERATION] += 1
 
     def close(self) -> None:
-        """Let go of the file; what it says stays."""
+        """Let go of the file; what it says stays. Done twice, it would close what got the number since."""
+        if self._fd < 0:
+            return
         self.words.release()
         self._map.close()
         os.close(self._fd)
+        self._fd = -1
 
     def numbers(self, base: int) -> tuple[int, ...]:
         return _SLOT.unpack_from(self._map, 8 * base + 16)
