@@ -8,6 +8,7 @@ import pytest
 from tokenmill.domain.errors import DataError
 from tokenmill.spec.catalogue import catalogue
 from tokenmill.twin import bench_rows, fit, profiles
+from tokenmill.twin.accuracy import scores
 from tokenmill.twin.bench_rows import ServingRow, layout_of
 from tokenmill.twin.capacity import fit_of, need_fit
 from tokenmill.twin.iteration import Layout
@@ -32,14 +33,41 @@ def made_rows(profile, noise=0.0):
 
 def test_a_fit_foretells_rows_that_it_has_not_seen():
     rows = made_rows(profiles.profile(), noise=0.03)
-    assert 0 < sum(row.held for row in rows) < len(rows) / 2
-    assert len({row.held for row in rows if row.sweep == rows[0].sweep}) == 1
-    found = fit.fit_profile(rows, "made")
-    assert found.rows == sum(not row.held for row in rows)
-    held = [e for name, errors in found.residuals.items() if "tpot" in name for e in errors]
-    assert len(held) == sum(row.held for row in rows)
-    assert np.median(held) < 0.08
+    assert len({row.fold for row in rows}) > 1
+    assert len({row.fold for row in rows if row.sweep == rows[0].sweep}) == 1
+    heard = []
+    found, foretold = fit.fit_profile(rows, "made", done=heard.append)
+    assert found.rows == len(rows)
+    assert heard == list(range(1, fit.FITS + 1))
+    assert sorted(one.row.sweep for one in foretold) == sorted(row.sweep for row in rows)
+    errors = [e for name, errors in found.residuals.items() if "tpot" in name for e in errors]
+    assert len(errors) == len(rows)
+    assert np.median(errors) < 0.08
     assert found == profiles.from_json(profiles.to_json(found), "found.json")
+    by_name = {score.name: score for score in scores(foretold)}
+    assert by_name["dense tpot"].rows == sum(row.dense for row in rows)
+    assert 0 < by_name["dense tpot"].median <= by_name["dense tpot"].p90
+    assert by_name["moe throughput"].mape < 0.3
+
+
+def test_a_shipped_profile_is_brought_up_to_date_by_few_rows():
+    start = profiles.profile()
+    slow = [replace(row, tpot_s=row.tpot_s * 1.3) for row in made_rows(start) if row.model == "llama-3.1-8b"]
+    found, _ = fit.fit_profile(slow, "mine", start)
+    table = fit.Rows(slow)
+    ratio = table.steady(fit.knobs_of(table, found)).tpot_s / table.measured_tpot
+    assert np.median(np.abs(ratio - 1)) < 0.08
+    assert found.base == pytest.approx(start.base, abs=0.02)
+    elsewhere = "accelerator:b200-sxm"
+    assert found.offsets[elsewhere] == start.offsets[elsewhere]
+    assert found.residuals["moe_tpot"] == start.residuals["moe_tpot"]  # these rows tell nothing of it
+
+
+def test_too_little_to_fit_is_said():
+    with pytest.raises(DataError, match="no measured row"):
+        fit.fit_profile([], "none", profiles.profile())
+    with pytest.raises(DataError, match="too few sweeps"):
+        fit.fit_profile(made_rows(profiles.profile())[:4], "one")
 
 
 def test_the_shipped_profile_was_fitted_by_groups_and_not_by_sweeps():
@@ -93,6 +121,7 @@ HEADER = (
         ("vllm,0.19.0,llama-3.1-8b,h100_sxm,fp8,agg,128,128,8,10,0", "silicon_tpot_ms"),
         ("vllm,0.19.0,gpt-1,h100_sxm,fp8,agg,128,128,8,10,10", "model_path"),
         ("vllm,0.19.0,llama-3.1-8b,k80,fp8,agg,128,128,8,10,10", "system"),
+        ("vllm,0.19.0,llama-3.1-8b,h100_sxm,int3,agg,128,128,8,10,10", "precision"),
     ],
 )
 def test_a_broken_measured_row_names_line_and_field(tmp_path, row, field):
@@ -102,3 +131,33 @@ def test_a_broken_measured_row_names_line_and_field(tmp_path, row, field):
         bench_rows.read_serving(path)
     assert f"{path}:2" in str(raised.value)
     assert field in str(raised.value)
+
+
+def test_rows_of_unknown_models_are_counted_when_asked_for(tmp_path):
+    path = tmp_path / "rows.csv"
+    good = "vllm,0.19.0,llama-3.1-8b,h100_sxm,int4,agg,128,128,8,10,10"
+    path.write_text(
+        f"{HEADER}\n{good}\nvllm,0.19.0,gpt-1,h100_sxm,fp8,agg,128,128,8,10,10\n"
+        "vllm,0.19.0,llama-3.1-8b,h100_sxm,fp8,agg,128,128,,10,10\n"
+    )
+    read = bench_rows.read_serving(path, skip_unknown=True)
+    assert [row.precision for row in read.rows] == ["int4"]
+    assert (read.unstated, dict(read.unknown), read.coverage) == (1, {"gpt-1": 1}, 0.5)
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.csv.gz"])
+def test_what_is_no_table_is_refused(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"\xff\xfe no table")
+    with pytest.raises(DataError, match="cannot be read"):
+        bench_rows.read_serving(path)
+    with pytest.raises(DataError, match="cannot be read"):
+        bench_rows.read_serving(tmp_path / "not-there.csv")
+
+
+def test_models_of_published_tables_have_their_published_size():
+    for name, billions in (("kimi-k2.5", 1026), ("glm-5", 744), ("deepseek-r1", 671)):
+        model = catalogue().models[name]
+        experts = model.experts * model.moe_layers * model.expert_parameters
+        tables = 2 * model.vocabulary * model.hidden
+        assert (model.dense_parameters + experts + tables) / 1e9 == pytest.approx(billions, rel=0.02)

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import csv
 import gzip
-import hashlib
 import io
 import math
+import zlib
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenmill.domain.errors import DataError
 from tokenmill.spec.catalogue import catalogue
-from tokenmill.twin.iteration import Layout
+from tokenmill.twin.iteration import WEIGHT_BYTES, Layout
 
 ACCELERATORS = {
     "a100_sxm": "a100-sxm-80gb",
@@ -28,8 +29,11 @@ ACCELERATORS = {
     "gb200": "b200-gb200",
     "gb300": "b300-gb300",
 }
-MODES = {"fp8": "fp8", "fp8_block": "fp8", "nvfp4": "fp4", "bfloat16": "bf16", "float16": "bf16"}
-HELD_SHARE = 0.3
+MODES = {
+    "fp8": "fp8", "fp8_block": "fp8", "nvfp4": "fp4", "bfloat16": "bf16", "float16": "bf16",
+    "int4_wo": "int4",
+}  # fmt: skip
+FOLDS = 5
 NEEDED = (
     "backend", "model_path", "system", "precision", "mode", "isl", "osl", "batch_size", "silicon_ttft_ms",
     "silicon_tpot_ms",
@@ -62,10 +66,9 @@ class ServingRow:
         return "|".join((*where, str(self.layout), f"{self.inputs}x{self.outputs}", str(self.decode_only)))
 
     @property
-    def held(self) -> bool:
-        """Whether its sweep is kept from the fit: by a hash of its name, three of ten."""
-        digest = hashlib.blake2b(self.sweep.encode(), digest_size=4).digest()
-        return int.from_bytes(digest, "big") / 2**32 < HELD_SHARE
+    def fold(self) -> int:
+        """Its sweep's part of a cross-validation, 0 to ``FOLDS`` - 1: by a hash of its name."""
+        return zlib.crc32(self.sweep.encode()) % FOLDS
 
     @property
     def dense(self) -> bool:
@@ -74,28 +77,59 @@ class ServingRow:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """``unstated``: rows that lack a batch size or worker counts, so that no model could answer."""
+    """``unstated``: rows that lack a batch size or worker counts, so that no model could answer.
+
+    ``unknown``: rows left out because the catalogue lacks their model or accelerator, by that name.
+    """
 
     rows: tuple[ServingRow, ...]
-    unstated: int
+    unstated: int = 0
+    unknown: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def coverage(self) -> float:
+        """Share of the rows that state a configuration which the model answers; 1.0 when there are none."""
+        every = len(self.rows) + sum(self.unknown.values())
+        return len(self.rows) / every if every else 1.0
 
 
-def read_serving(path: Path) -> Serving:
-    """Raises ``DataError`` with file, line and field for a value that cannot be."""
-    content = path.read_bytes()
-    text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
-    rows, unstated = [], 0
-    reader = csv.DictReader(io.StringIO(text))
+class UnknownNameError(DataError):
+    """A model or accelerator that the catalogue lacks."""
+
+    def __init__(self, where: str, name: str, known: Mapping[str, object]) -> None:
+        super().__init__(f"{where} is {name!r}, which the catalogue lacks", expected=", ".join(sorted(known)))
+        self.name = name
+
+
+def read_serving(path: Path, *, skip_unknown: bool = False) -> Serving:
+    """Rows of a table, plain or gzipped. Raises ``DataError`` with file, line and field for a value that
+    cannot be; with ``skip_unknown`` rows of unknown models and accelerators are counted and left out."""
+    rows, unstated, unknown = [], 0, Counter[str]()
+    reader = csv.DictReader(io.StringIO(_text(path)))
     missing = [name for name in NEEDED if name not in (reader.fieldnames or ())]
     if missing:
         raise DataError(f"{path}:1: columns are missing: {', '.join(missing)}", expected=", ".join(NEEDED))
     for line, plain in enumerate(reader, start=2):
-        row = _row(path, line, plain)
+        try:
+            row = _row(path, line, plain)
+        except UnknownNameError as error:
+            if not skip_unknown:
+                raise
+            unknown[error.name] += 1
+            continue
         if row is None:
             unstated += 1
         else:
             rows.append(row)
-    return Serving(tuple(rows), unstated)
+    return Serving(tuple(rows), unstated, unknown)
+
+
+def _text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+        return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}", expected="CSV text, or that gzipped") from None
 
 
 def model_id(path: str) -> str | None:
@@ -122,18 +156,18 @@ def layout_of(tensor: int, stages: int, data: int, expert_tensor: int, expert: i
 
 
 def _row(path: Path, line: int, plain: Mapping[str, str]) -> ServingRow | None:
-    def number(field: str, default: float | None = None) -> float:
-        text = (plain.get(field) or "").strip()
+    def number(column: str, default: float | None = None) -> float:
+        text = (plain.get(column) or "").strip()
         if not text and default is not None:
             return default
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        positive = field in MUST_BE_POSITIVE
+        positive = column in MUST_BE_POSITIVE
         if not math.isfinite(value) or value < 0 or (positive and value == 0):
             wanted = "a number above 0" if positive else "a number of 0 or more"
-            raise DataError(f"{path}:{line}: {field} is {text!r}", expected=wanted)
+            raise DataError(f"{path}:{line}: {column} is {text!r}", expected=wanted)
         return value
 
     decode_only = plain.get("mode") == "disagg"
@@ -143,9 +177,9 @@ def _row(path: Path, line: int, plain: Mapping[str, str]) -> ServingRow | None:
     model = model_id(plain["model_path"])
     accelerator = ACCELERATORS.get(plain["system"])
     if model is None or accelerator is None:
-        field = "model_path" if model is None else "system"
-        known = catalogue().models if model is None else ACCELERATORS
-        raise DataError(f"{path}:{line}: {field} is {plain[field]!r}", expected=", ".join(sorted(known)))
+        column = "model_path" if model is None else "system"
+        known: Mapping[str, object] = catalogue().models if model is None else ACCELERATORS
+        raise UnknownNameError(f"{path}:{line}: {column}", plain[column] or "", known)
     names = ("tp_size", "pp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")
     degrees = [int(number(part + name, 1)) for name in names]
     layout = layout_of(*degrees)
@@ -159,7 +193,7 @@ def _row(path: Path, line: int, plain: Mapping[str, str]) -> ServingRow | None:
         accelerator=accelerator,
         engine=plain["backend"],
         version=(plain.get("backend_version") or "").strip(),
-        precision=MODES.get(plain.get("gemm_quant_mode") or "", plain.get("precision") or "fp8"),
+        precision=_precision(f"{path}:{line}", plain),
         layout=layout,
         inputs=int(number("isl")),
         outputs=max(1, int(number("osl"))),
@@ -168,3 +202,11 @@ def _row(path: Path, line: int, plain: Mapping[str, str]) -> ServingRow | None:
         ttft_s=number("silicon_ttft_ms") / 1000,
         tpot_s=number("silicon_tpot_ms") / 1000,
     )
+
+
+def _precision(where: str, plain: Mapping[str, str]) -> str:
+    stated = plain.get("precision") or "fp8"
+    found = MODES.get(plain.get("gemm_quant_mode") or "", stated)
+    if found not in WEIGHT_BYTES:
+        raise DataError(f"{where}: precision is {stated!r}", expected=", ".join(WEIGHT_BYTES))
+    return found

@@ -1,20 +1,22 @@
 """Fits the profile to measured rows: least squares of log errors, offsets held near zero by a prior.
 
 Needs numpy and scipy (``tokenmill[twin]``). Every row is weighed alike; an outlier's weight falls with its
-error (soft L1). A row that lies far off stays in: it counts in the residuals that are stored.
+error (soft L1). A row that lies far off stays in: it counts in the residuals that are stored. Those are of
+rows that the fit had not seen: each sweep is foretold by a fit of the other folds' sweeps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from scipy.optimize import least_squares
 
+from tokenmill.domain.errors import DataError
 from tokenmill.spec.catalogue import catalogue
-from tokenmill.twin.bench_rows import ServingRow
+from tokenmill.twin.bench_rows import FOLDS, ServingRow
 from tokenmill.twin.capacity import fit_of
 from tokenmill.twin.iteration import Efficiency, Work, work_of
 from tokenmill.twin.profiles import EFFICIENCIES, PROTOCOL, Profile, names_of
@@ -25,6 +27,12 @@ OUTLIER = 0.1
 STEPS = 40
 STEP = 1e-4
 TTFT_WEIGHT = 0.7
+FITS = FOLDS + 1
+FEWEST_ERRORS = 10
+"""Fewer errors of a quantity than this say nothing of nine rows in ten."""
+
+BASE_SPREAD, KEPT_SPREAD = 1.0, 0.001
+"""How far the base may move: freely in a fit of its own, hardly where a profile is brought up to date."""
 
 # Which knobs a kind of name may move, and how far (one standard deviation of the prior, in log units).
 PRIORS: dict[str, tuple[float, tuple[str, ...]]] = {
@@ -105,29 +113,89 @@ class Design:
         return {knob: np.exp(np.clip(value, -40, 40)) for knob, value in logs.items()}
 
 
-def fit_profile(measured: Sequence[ServingRow], source: str) -> Profile:
-    """The profile of the rows that are not held, with the residuals of those that are."""
-    fitted = [row for row in measured if not row.held]
-    rows = Rows(fitted)
+@dataclass(frozen=True, slots=True)
+class Foretold:
+    """A measured row and the latencies that a fit without its sweep gave it, in seconds."""
+
+    row: ServingRow
+    ttft_s: float
+    tpot_s: float
+
+
+def _silent(_done: int) -> None:
+    pass
+
+
+def fit_profile(
+    measured: Sequence[ServingRow],
+    source: str,
+    start: Profile | None = None,
+    done: Callable[[int], None] = _silent,
+) -> tuple[Profile, list[Foretold]]:
+    """A profile fitted to all rows, and each row foretold by a fit that had not seen its sweep.
+
+    With ``start`` that profile is brought up to date: its base stays, its offsets move where rows say so,
+    and what the rows are too few to tell keeps its stated error. ``done`` hears how many of ``FITS`` fits
+    are over. Raises ``DataError`` when there is nothing to fit.
+    """
+    if not measured:
+        raise DataError("no measured row states a configuration", expected="rows with batch size and layout")
+    if start is None and len({row.fold for row in measured}) < 2:
+        raise DataError("the rows are of too few sweeps for a fit of their own", expected="several layouts "
+                        "or lengths", fix="Bring a fitted profile up to date with them instead.")  # fmt: skip
+    made = _fitted(measured, source, start)
+    done(1)
+    foretold: list[Foretold] = []
+    for fold in range(FOLDS):
+        known = [row for row in measured if row.fold != fold]
+        asked = [row for row in measured if row.fold == fold]
+        if asked:
+            foretold += foretell(asked, _fitted(known, source, start) if known else start or made)
+        done(fold + 2)
+    errors = dict(start.residuals) if start else {}
+    for name, found in residuals(foretold).items():
+        if start is None or len(found) >= FEWEST_ERRORS:
+            errors[name] = found
+    return replace(made, residuals=errors), foretold
+
+
+def foretell(measured: Sequence[ServingRow], profile: Profile) -> list[Foretold]:
+    """What a profile says of measured rows."""
+    rows = Rows(measured)
+    found = rows.steady(knobs_of(rows, profile))
+    return [
+        Foretold(row, float(ttft), float(tpot))
+        for row, ttft, tpot in zip(measured, found.ttft_s, found.tpot_s, strict=True)
+    ]
+
+
+def _fitted(measured: Sequence[ServingRow], source: str, start: Profile | None) -> Profile:
+    rows = Rows(measured)
     design = Design(rows)
-    start: dict[str, float] = {**asdict(Efficiency()), **asdict(Protocol())}
-    names = sorted(start)
-    first = np.log(np.array([float(start[name]) for name in names]))
-    spreads = np.concatenate([np.full(len(names), 1.0), [c[3] for c in design.columns]])
-    x = _solve(rows, design, names, first, spreads)
-    base = {name: float(value) for name, value in zip(names, x[: len(names)], strict=True)}
-    offsets: dict[str, dict[str, float]] = {}
+    assumed = {**asdict(Efficiency()), **asdict(Protocol())}
+    first = dict(start.base) if start else {name: float(np.log(value)) for name, value in assumed.items()}
+    known = start.offsets if start else {}
+    names = sorted(first)
+    x0 = np.array(
+        [first[name] for name in names]
+        + [known.get(name, {}).get(knob, 0.0) for name, knob, _, _ in design.columns]
+    )
+    spread = KEPT_SPREAD if start else BASE_SPREAD
+    spreads = np.array([spread] * len(names) + [column[3] for column in design.columns])
+    x = _solve(rows, design, names, x0, spreads)
+    base = {name: round(float(value), 5) for name, value in zip(names, x[: len(names)], strict=True)}
+    offsets = {name: dict(knobs) for name, knobs in known.items()}
     for (name, knob, _, _), value in zip(design.columns, x[len(names) :], strict=True):
         if abs(value) >= 0.002:
             offsets.setdefault(name, {})[knob] = round(float(value), 4)
-    made = Profile({k: round(v, 5) for k, v in base.items()}, offsets, {}, len(fitted), source)
-    return Profile(made.base, made.offsets, residuals(made, measured), made.rows, source)
+        else:
+            offsets.get(name, {}).pop(knob, None)
+    return Profile(base, offsets, {}, len(measured), source)
 
 
-def _solve(rows: Rows, design: Design, names: list[str], first: Any, spreads: Any) -> Any:
+def _solve(rows: Rows, design: Design, names: list[str], x0: Any, spreads: Any) -> Any:
     """Gauss-Newton with the exact structure: an offset moves its rows as the knob itself does."""
     count, width = len(rows.rows), len(names)
-    x0 = np.concatenate([first, np.zeros(len(design.columns))])
 
     def logs(x: Any) -> dict[str, Any]:
         return design.knobs(dict(zip(names, x[:width], strict=True)), x[width:], count)
@@ -175,18 +243,12 @@ def _soft_slope(errors: Any) -> Any:
     return np.where(np.abs(scaled) < 1e-6, 1.0, np.abs(scaled) / (root * np.maximum(soft, 1e-12)))
 
 
-def residuals(profile: Profile, measured: Sequence[ServingRow]) -> dict[str, tuple[float, ...]]:
-    """Sorted absolute relative errors of held rows, by quantity and kind of model."""
-    held = [row for row in measured if row.held]
-    rows = Rows(held)
-    found = rows.steady(knobs_of(rows, profile))
-    dense = np.array([row.dense for row in held])
-    out = {}
-    for kind, chosen in (("dense", dense), ("moe", ~dense)):
-        for what, model, real in (
-            ("tpot", found.tpot_s, rows.measured_tpot), ("ttft", found.ttft_s, rows.measured_ttft),
-        ):  # fmt: skip
-            keep = chosen & ((rows.mixed > 0) | (what == "tpot"))
-            error = np.abs(model / real - 1)[keep]
-            out[f"{kind}_{what}"] = tuple(round(float(e), 4) for e in np.sort(error))
-    return out
+def residuals(foretold: Sequence[Foretold]) -> dict[str, tuple[float, ...]]:
+    """Sorted absolute relative errors by kind of model and quantity: ``dense_tpot`` and so on."""
+    found: dict[str, list[float]] = {}
+    for one in foretold:
+        kind = "dense" if one.row.dense else "moe"
+        found.setdefault(f"{kind}_tpot", []).append(abs(one.tpot_s / one.row.tpot_s - 1))
+        if not one.row.decode_only:
+            found.setdefault(f"{kind}_ttft", []).append(abs(one.ttft_s / one.row.ttft_s - 1))
+    return {name: tuple(round(error, 4) for error in sorted(errors)) for name, errors in found.items()}

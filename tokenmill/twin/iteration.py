@@ -16,8 +16,8 @@ from tokenmill.spec.catalogue import AcceleratorType, ModelType
 Number = Any
 """A float, or an array of them with one entry per row."""
 
-WEIGHT_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp4": 0.5625}
-"""Of one weight; FP4 carries an FP8 scale for each 16 values."""
+WEIGHT_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp4": 0.5625, "int4": 0.53125}
+"""Of one weight; FP4 carries an FP8 scale for each 16 values, INT4 a 16-bit one for each 64."""
 
 SHARPNESS = 4.0
 """Compute and memory time combine as (F**p + M**p)**(1/p): 19 % above the larger one where they are equal."""
@@ -102,14 +102,16 @@ class Efficiency:
 def work_of(model: ModelType, accelerator: AcceleratorType, layout: Layout, precision: str) -> Work:
     """Count once for a configuration. Raises ``DataError`` for a precision that the accelerator lacks."""
     weight = WEIGHT_BYTES.get(precision)
-    rates = {"bf16": accelerator.tflops_bf16, "fp8": accelerator.tflops_fp8, "fp4": accelerator.tflops_fp4}
+    # INT4 quantises weights only: they are widened and computed in 16 bit.
+    rates = {"bf16": accelerator.tflops_bf16, "fp8": accelerator.tflops_fp8, "fp4": accelerator.tflops_fp4,
+             "int4": accelerator.tflops_bf16}  # fmt: skip
     if weight is None:
         raise DataError(f"precision is {precision!r}", expected=" or ".join(WEIGHT_BYTES))
     # Weights of fewer bits than the tensor cores know are widened first: FP4 on Hopper computes in 16 bit.
     rate = rates[precision] or rates["bf16"]
     tensor, data = layout.tensor, layout.data
     expert_rate = weight if model.experts else 1.0
-    cache_value_bytes = 2.0 if precision == "bf16" else 1.0
+    cache_value_bytes = 2.0 if precision in ("bf16", "int4") else 1.0
     heads = max(1, min(tensor, model.kv_heads)) if not model.latent else 1
     wide = model.heads * model.head_dim
     tensor_shared = tensor if data == 1 else layout.tensor

@@ -1,0 +1,72 @@
+"""``calibrate`` on a small table of rows, and what it says when it cannot."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from tokenmill.cli.app import app
+from tokenmill.cli.verbs import calibrate
+from tokenmill.domain.errors import DataError, UsageError
+from tokenmill.twin.profiles import from_json, profile
+
+HEADER = (
+    "backend,backend_version,model_path,system,precision,mode,isl,osl,batch_size,tp_size,"
+    "silicon_ttft_ms,silicon_tpot_ms\n"
+)
+
+
+def table(path, rows=(), tpot_ms=9.0):
+    lines = [
+        f"vllm,0.19.0,Llama-3.1-8B,h100_sxm,fp8,agg,{inputs},256,{batch},{tensor},60,{tpot_ms + batch / 8}"
+        for inputs in (512, 1024, 2048)
+        for tensor in (1, 2)
+        for batch in (1, 8, 32)
+    ]
+    path.write_text(HEADER + "\n".join([*lines, *rows]) + "\n")
+    return path
+
+
+def run(*words):
+    return CliRunner().invoke(app, ["calibrate", *map(str, words)])
+
+
+def test_own_rows_bring_the_shipped_profile_up_to_date(tmp_path):
+    rows, out = table(tmp_path / "mine.csv"), tmp_path / "mine.json"
+    found = run(rows, "--out", out, "--json")
+    assert found.exit_code == 0, found.output
+    said = json.loads(found.stdout)
+    assert (said["rows"], said["unstated"], said["unknown"]) == (18, 0, {})
+    assert {score["name"] for score in said["scores"]} == {"dense tpot", "dense ttft", "dense throughput"}
+    made = from_json(out.read_text(), "mine.json")
+    assert made.source == "mine.csv"
+    assert made.offsets["model:llama-3.1-8b"] != profile().offsets["model:llama-3.1-8b"]
+    shown = run(rows)
+    assert shown.exit_code == 0
+    assert "dense tpot" in shown.stdout
+
+
+def test_a_wrong_row_is_named_and_an_unknown_model_is_left_out_when_asked(tmp_path):
+    rows = table(tmp_path / "mine.csv", ["vllm,0.19.0,someone/new,h100_sxm,fp8,agg,512,256,1,1,60,9"])
+    refused = run(rows)
+    assert refused.exit_code == DataError.exit_code
+    assert "mine.csv:20: model_path is 'someone/new'" in refused.output.replace("\n", "")
+    said = json.loads(run(rows, "--skip-unknown", "--json").stdout)
+    assert said["unknown"] == {"someone/new": 1}
+
+
+def test_without_rows_or_a_folder_to_write_to_it_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(calibrate, "find_spec", lambda name: None)
+    nothing = run()
+    assert nothing.exit_code == UsageError.exit_code
+    assert "aiconfigurator-core" in nothing.output
+    out = run(table(tmp_path / "mine.csv"), "--out", tmp_path / "no" / "mine.json")
+    assert out.exit_code == UsageError.exit_code
+    assert "mkdir -p" in out.output
+
+
+@pytest.mark.parametrize("rows", [(), ("vllm,0.19.0,llama-3.1-8b,h100_sxm,fp8,agg,512,256,,1,60,9",)])
+def test_a_table_that_states_nothing_is_refused(tmp_path, rows):
+    path = tmp_path / "empty.csv"
+    path.write_text(HEADER + "\n".join(rows) + "\n")
+    assert run(path).exit_code == DataError.exit_code

@@ -1,0 +1,132 @@
+"""``tokenmill calibrate``: fit the twin's profile to measured serving rows. Needs no factory."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tokenmill.cli.options import AsJson
+from tokenmill.cli.output import add_rows, examples, print_json, stderr, stdout, table
+from tokenmill.domain.errors import UsageError
+from tokenmill.twin.accuracy import Score, scores
+from tokenmill.twin.bench_rows import Serving, ServingRow, read_serving
+from tokenmill.twin.fit import FITS, Foretold, fit_profile
+from tokenmill.twin.profiles import Profile, profile, to_json
+
+app = typer.Typer(add_completion=False)
+
+PACKAGE = "aiconfigurator_core"
+TABLE = "systems/silicon_sample.csv"
+
+
+@app.command(
+    epilog=examples(
+        "tokenmill calibrate mine.csv --out mine.json",
+        "tokenmill calibrate published.csv.gz --fresh --skip-unknown --out ours.json --json",
+    )
+)
+def calibrate(
+    rows: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help=f"CSV of measured deployments, plain or .gz. Default: {PACKAGE}'s, if installed."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the profile here, for plan --profile.")] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Fit anew from these rows alone, not from the shipped profile.")
+    ] = False,
+    skip_unknown: Annotated[
+        bool,
+        typer.Option("--skip-unknown", help="Leave out models and accelerators that the catalogue lacks."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fit the twin to measured rows, and say by how much it misses rows that the fit had not seen.
+
+    Columns are those of aiconfigurator's table: backend, backend_version, model_path, system, precision,
+    mode, isl, osl, batch_size, tp_size ..., silicon_ttft_ms, silicon_tpot_ms. Sweeps are never split: each is
+    foretold by a fit of the others.
+    """
+    paths, lenient = (rows, skip_unknown) if rows else ([_published()], True)
+    if out is not None and not out.parent.is_dir():
+        raise UsageError(f"--out is {out}: there is no folder {out.parent}", fix=f"mkdir -p {out.parent}")
+    read = [read_serving(path, skip_unknown=lenient) for path in paths]
+    measured = [row for one in read for row in one.rows]
+    made, foretold = _fit(measured, ", ".join(path.name for path in paths), fresh=fresh)
+    if out is not None:
+        out.write_text(to_json(made), encoding="utf-8")
+    if as_json:
+        print_json(_plain(read, foretold, made))
+    else:
+        _show(read, scores(foretold), out)
+
+
+def _published() -> Path:
+    found = find_spec(PACKAGE)
+    path = Path(found.origin or "").parent / TABLE if found else None
+    if path is None or not path.is_file():
+        raise UsageError(
+            "no measured rows are named",
+            expected="a CSV file of measured deployments",
+            fix="Name one, or: pip install --no-deps aiconfigurator-core",
+        )
+    return path
+
+
+def _fit(measured: list[ServingRow], source: str, *, fresh: bool) -> tuple[Profile, list[Foretold]]:
+    columns = (TextColumn("fit and cross-validation"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=stderr(), transient=True) as progress:
+        task = progress.add_task("", total=FITS)
+        return fit_profile(
+            measured, source, None if fresh else profile(), lambda n: progress.update(task, completed=n)
+        )
+
+
+def _plain(read: list[Serving], foretold: list[Foretold], made: Profile) -> dict[str, object]:
+    unknown: dict[str, int] = {}
+    for one in read:
+        for name, count in one.unknown.items():
+            unknown[name] = unknown.get(name, 0) + count
+    return {
+        "source": made.source,
+        "rows": len(foretold),
+        "unstated": sum(one.unstated for one in read),
+        "unknown": unknown,
+        "scores": [asdict(score) for score in scores(foretold)],
+    }
+
+
+def _show(read: list[Serving], found: list[Score], out: Path | None) -> None:
+    console = stdout()
+    made = table("quantity", ">rows", ">mean", ">median", ">9 of 10", ">bias")
+    lines = [
+        (
+            one.name,
+            f"{one.rows:,}",
+            f"{one.mape:.1%}",
+            f"{one.median:.1%}",
+            f"{one.p90:.1%}",
+            f"{one.bias:+.1%}",
+        )
+        for one in found
+    ]
+    add_rows(made, lines, "no rows")
+    console.print("Errors on rows that the fit had not seen:\n")
+    console.print(made)
+    unstated = sum(one.unstated for one in read)
+    if unstated:
+        console.print(f"{unstated:,} rows lack a batch size or worker counts: no model could answer them.")
+    left = sorted({name for one in read for name in one.unknown})
+    if left:
+        console.print(f"Left out, not in the catalogue: {escape(', '.join(left))}")
+    if out is not None:
+        console.print(
+            f"Written: {escape(str(out))}. Use it: tokenmill plan --size --profile {escape(str(out))}"
+        )
