@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tokenmill.cli.output import add_rows, print_json, stderr, stdout, table
+from tokenmill.cli.output import add_rows, print_json, stdout, table
+from tokenmill.cli.progress import bar
 from tokenmill.domain.codec import to_plain
 from tokenmill.domain.errors import UsageError
 from tokenmill.domain.factory import Factory
@@ -187,16 +186,3 @@ def totals(found: Outlook) -> list[str]:
 
 def cents(micros: int) -> int:
     return round(micros / 10_000) * 10_000
-
-
-@contextlib.contextmanager
-def bar(name: str) -> Iterator[Callable[[float, float], None]]:
-    """A progress bar on a terminal's stderr; silence elsewhere."""
-    console = stderr()
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-        TimeRemainingColumn(),
-        console=console, transient=True, disable=not console.is_terminal,
-    ) as bar:  # fmt: skip
-        task = bar.add_task(name, total=1.0)
-        yield lambda done, whole: bar.update(task, completed=done / whole)

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from tokenmill.cli.output import add_rows, print_json, stderr, stdout, table
-from tokenmill.cli.planning import FORMAT, Asked, bar, cents, outlook_of, plain
+from tokenmill.cli.planning import FORMAT, Asked, cents, outlook_of, plain
+from tokenmill.cli.progress import bar
 from tokenmill.domain.codec import digest_of, to_plain
 from tokenmill.domain.errors import UsageError
 from tokenmill.domain.units import format_money

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tokenmill.twin.fit import Foretold
+from tokenmill.twin.profiles import within
 
 NINE_OF_TEN = 0.9
 QUANTITIES = ("tpot", "ttft", "throughput")
@@ -45,18 +46,14 @@ def scores(foretold: Sequence[Foretold]) -> list[Score]:
 def _errors(foretold: Iterable[Foretold], quantity: str) -> Iterable[float]:
     for one in foretold:
         row = one.row
-        if quantity == "tpot":
-            yield one.tpot_s / row.tpot_s - 1
-        elif not row.decode_only and quantity == "ttft":
-            yield one.ttft_s / row.ttft_s - 1
-        elif not row.decode_only:
+        if quantity in one.errors:
+            yield one.errors[quantity]
+        elif quantity == "throughput" and not row.decode_only:
             measured = row.ttft_s + (row.outputs - 1) * row.tpot_s
             yield measured / (one.ttft_s + (row.outputs - 1) * one.tpot_s) - 1
 
 
 def _score(name: str, errors: np.ndarray) -> Score:
     off = np.sort(np.abs(errors))
-    nine = off[min(len(off) - 1, int(NINE_OF_TEN * len(off)))]
-    return Score(
-        name, len(off), float(off.mean()), float(np.median(off)), float(nine), float(np.median(errors))
-    )
+    nine = within(off.tolist(), NINE_OF_TEN)
+    return Score(name, len(off), float(off.mean()), float(np.median(off)), nine, float(np.median(errors)))

@@ -115,11 +115,21 @@ class Design:
 
 @dataclass(frozen=True, slots=True)
 class Foretold:
-    """A measured row and the latencies that a fit without its sweep gave it, in seconds."""
+    """A measured row and the latencies that a fit without its sweep gave it, in seconds.
+
+    Errors are relative and signed, above 0 where more is foretold; an engine that only decodes has no TTFT.
+    """
 
     row: ServingRow
     ttft_s: float
     tpot_s: float
+
+    @property
+    def errors(self) -> dict[str, float]:
+        found = {"tpot": self.tpot_s / self.row.tpot_s - 1}
+        if not self.row.decode_only:
+            found["ttft"] = self.ttft_s / self.row.ttft_s - 1
+        return found
 
 
 def _silent(_done: int) -> None:
@@ -248,7 +258,6 @@ def residuals(foretold: Sequence[Foretold]) -> dict[str, tuple[float, ...]]:
     found: dict[str, list[float]] = {}
     for one in foretold:
         kind = "dense" if one.row.dense else "moe"
-        found.setdefault(f"{kind}_tpot", []).append(abs(one.tpot_s / one.row.tpot_s - 1))
-        if not one.row.decode_only:
-            found.setdefault(f"{kind}_ttft", []).append(abs(one.ttft_s / one.row.ttft_s - 1))
+        for quantity, error in one.errors.items():
+            found.setdefault(f"{kind}_{quantity}", []).append(abs(error))
     return {name: tuple(round(error, 4) for error in sorted(errors)) for name, errors in found.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib.resources import files
@@ -52,7 +52,12 @@ class Profile:
     def error_at(self, quantity: str, share: float) -> float | None:
         """The relative error that ``share`` of the unseen rows stayed within; None when none was measured."""
         errors = self.residuals.get(quantity, ())
-        return errors[min(len(errors) - 1, int(share * len(errors)))] if errors else None
+        return within(errors, share) if errors else None
+
+
+def within(errors: Sequence[float], share: float) -> float:
+    """What ``share`` of sorted errors, at least one, stayed within."""
+    return errors[min(len(errors) - 1, int(share * len(errors)))]
 
 
 def names_of(engine: str, version: str, accelerator: str, precision: str, model: str) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,10 +11,10 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tokenmill.cli.options import AsJson
-from tokenmill.cli.output import add_rows, examples, print_json, stderr, stdout, table
+from tokenmill.cli.output import add_rows, examples, print_json, stdout, table
+from tokenmill.cli.progress import bar
 from tokenmill.domain.errors import UsageError
 from tokenmill.twin.accuracy import Score, scores
 from tokenmill.twin.bench_rows import Serving, ServingRow, read_serving
@@ -57,9 +59,8 @@ def calibrate(
     paths, lenient = (rows, skip_unknown) if rows else ([_published()], True)
     if out is not None and not out.parent.is_dir():
         raise UsageError(f"--out is {out}: there is no folder {out.parent}", fix=f"mkdir -p {out.parent}")
-    read = [read_serving(path, skip_unknown=lenient) for path in paths]
-    measured = [row for one in read for row in one.rows]
-    made, foretold = _fit(measured, ", ".join(path.name for path in paths), fresh=fresh)
+    read = _joined([read_serving(path, skip_unknown=lenient) for path in paths])
+    made, foretold = _fit(read.rows, ", ".join(path.name for path in paths), fresh=fresh)
     if out is not None:
         out.write_text(to_json(made), encoding="utf-8")
     if as_json:
@@ -80,30 +81,28 @@ def _published() -> Path:
     return path
 
 
-def _fit(measured: list[ServingRow], source: str, *, fresh: bool) -> tuple[Profile, list[Foretold]]:
-    columns = (TextColumn("fit and cross-validation"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=stderr(), transient=True) as progress:
-        task = progress.add_task("", total=FITS)
-        return fit_profile(
-            measured, source, None if fresh else profile(), lambda n: progress.update(task, completed=n)
-        )
+def _joined(read: Sequence[Serving]) -> Serving:
+    rows = tuple(row for one in read for row in one.rows)
+    unknown = sum((Counter(one.unknown) for one in read), Counter[str]())
+    return Serving(rows, sum(one.unstated for one in read), unknown)
 
 
-def _plain(read: list[Serving], foretold: list[Foretold], made: Profile) -> dict[str, object]:
-    unknown: dict[str, int] = {}
-    for one in read:
-        for name, count in one.unknown.items():
-            unknown[name] = unknown.get(name, 0) + count
+def _fit(measured: Sequence[ServingRow], source: str, *, fresh: bool) -> tuple[Profile, list[Foretold]]:
+    with bar("fit and cross-validation") as progress:
+        return fit_profile(measured, source, None if fresh else profile(), lambda done: progress(done, FITS))
+
+
+def _plain(read: Serving, foretold: list[Foretold], made: Profile) -> dict[str, object]:
     return {
         "source": made.source,
         "rows": len(foretold),
-        "unstated": sum(one.unstated for one in read),
-        "unknown": unknown,
+        "unstated": read.unstated,
+        "unknown": dict(read.unknown),
         "scores": [asdict(score) for score in scores(foretold)],
     }
 
 
-def _show(read: list[Serving], found: list[Score], out: Path | None) -> None:
+def _show(read: Serving, found: list[Score], out: Path | None) -> None:
     console = stdout()
     made = table("quantity", ">rows", ">mean", ">median", ">9 of 10", ">bias")
     lines = [
@@ -120,12 +119,12 @@ def _show(read: list[Serving], found: list[Score], out: Path | None) -> None:
     add_rows(made, lines, "no rows")
     console.print("Errors on rows that the fit had not seen:\n")
     console.print(made)
-    unstated = sum(one.unstated for one in read)
-    if unstated:
-        console.print(f"{unstated:,} rows lack a batch size or worker counts: no model could answer them.")
-    left = sorted({name for one in read for name in one.unknown})
-    if left:
-        console.print(f"Left out, not in the catalogue: {escape(', '.join(left))}")
+    if read.unstated:
+        console.print(
+            f"{read.unstated:,} rows lack a batch size or worker counts: no model could answer them."
+        )
+    if read.unknown:
+        console.print(f"Left out, not in the catalogue: {escape(', '.join(sorted(read.unknown)))}")
     if out is not None:
         console.print(
             f"Written: {escape(str(out))}. Use it: tokenmill plan --size --profile {escape(str(out))}"
