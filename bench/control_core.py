@@ -117,6 +117,8 @@ def main() -> None:
     given = parser.parse_args()
     start, events = journal(given.events, given.nodes)
     gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)  # as the controller does (tokenmill.compose)
     best = 0.0
     for _ in range(3):
         state = start

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import importlib.util
 import logging
 import os
@@ -231,6 +232,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _lead(paths: Paths, settings: Settings, factory_file: Path) -> int:
     try:
         controller = build_controller(paths, settings, factory_file.absolute())
+        gc.freeze()  # what was imported lives as long as the process; states are trees that free themselves
+        gc.set_threshold(20_000, 20, 50)
         asyncio.run(serve(controller))
     except Exception as error:
         cause = _cause(error)

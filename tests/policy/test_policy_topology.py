@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 from tokenmill.domain.factory import Accelerator, Resources, Tenant
 from tokenmill.domain.work import Usage
@@ -19,6 +20,10 @@ def tray(rack: int, slot: int, free: int = 4, leases: int = 0) -> Room:
     name = f"r{rack:02d}/n{slot:02d}"
     cards = tuple(Accelerator(f"{name}/{i}", "gb300", 0) for i in range(4))[:free]
     return Room(name, "s", f"r{rack:02d}", f"r{rack:02d}", "EU", 144_000, 900 << 30, cards, leases)
+
+
+def by_node(rooms: Iterable[Room]) -> dict[str, Room]:
+    return {room.node: room for room in rooms}
 
 
 def racks(count: int, trays: int = 18, most: int = 0) -> Fleet:
@@ -53,7 +58,7 @@ def test_a_domain_keeps_its_spares() -> None:
     assert by_rack(place(fleet, Demand(TRAY, 18))) == {"r00": 9, "r01": 9}
     assert place(fleet, Demand(TRAY, 33)) is None
     assert largest_gang(fleet, Demand(TRAY, 40)) == 32
-    full = fleet.with_rooms([tray(0, slot, 0, 1) for slot in range(16)])
+    full = fleet.with_rooms(by_node(tray(0, slot, 0, 1) for slot in range(16)))
     assert by_rack(place(full, Demand(Resources(accelerators=1)))) == {"r01": 1}
 
 
@@ -70,7 +75,7 @@ def test_gang_larger_than_any_free_domain_waits_whole() -> None:
 
 def test_small_and_cpu_work_goes_where_domains_are_broken() -> None:
     fleet = racks(6)
-    fleet = fleet.with_rooms([tray(4, slot, 2, 1) for slot in range(4)])
+    fleet = fleet.with_rooms(by_node(tray(4, slot, 2, 1) for slot in range(4)))
     assert by_rack(place(fleet, Demand(Resources(1000, 0, 1)))) == {"r04": 1}
     assert by_rack(place(fleet, Demand(Resources(1000, 0, 4)))) == {"r04": 1}
     assert by_rack(place(fleet, Demand(Resources(144_000, 0, 0)))) == {"r04": 1}
@@ -81,9 +86,11 @@ def test_small_and_cpu_work_goes_where_domains_are_broken() -> None:
 def test_replicas_keep_apart() -> None:
     fleet = racks(2)
     near = Demand(Resources(1000, 0, 1), 1, (), "node", ("r00/n00",))
-    assert place(fleet.with_rooms([tray(0, 0, 3, 1)]), near) == Placement(("r00/n01",), (("r00/n01/0",),))
+    assert place(fleet.with_rooms(by_node([tray(0, 0, 3, 1)])), near) == Placement(
+        ("r00/n01",), (("r00/n01/0",),)
+    )
     far = Demand(Resources(1000, 0, 1), 1, (), "rack", ("r00/n00",))
-    assert by_rack(place(fleet.with_rooms([tray(0, 0, 3, 1)]), far)) == {"r01": 1}
+    assert by_rack(place(fleet.with_rooms(by_node([tray(0, 0, 3, 1)])), far)) == {"r01": 1}
 
 
 def victim(name: str, trays: list[tuple[int, int]], cost: int) -> Victim:
@@ -92,7 +99,7 @@ def victim(name: str, trays: list[tuple[int, int]], cost: int) -> Victim:
 
 
 def packed(count: int) -> Fleet:
-    return racks(count).with_rooms([tray(r, s, 0, 1) for r in range(count) for s in range(18)])
+    return racks(count).with_rooms(by_node(tray(r, s, 0, 1) for r in range(count) for s in range(18)))
 
 
 def test_smallest_set_of_victims_that_frees_a_domain() -> None:

@@ -62,10 +62,13 @@ from tokenmill.domain.work import JobStatus, ReplicaStatus
 def step(state: State, event: Event) -> tuple[State, tuple[Effect, ...]]:
     """The next state and what is to be done. The same state, and nothing, when the event changes nothing."""
     kind = type(event)
-    if _idle(state, event):
+    if kind in QUIET and QUIET[kind](state, event):
         return state, ()
-    if kind in CHECKS and _refused(state, event):  # 1
-        return state, ()
+    if kind in CHECKS:  # 1
+        try:
+            CHECKS[kind](state, event)
+        except TokenmillError:
+            return state, ()
     draft = Draft(state)
     HANDLERS[kind](draft, event)  # 2
     if not draft.changed:
@@ -132,24 +135,9 @@ def replay(state: State, journal: Iterable[Event]) -> tuple[State, tuple[Effect,
     return state, tuple(effects)
 
 
-def _idle(state: State, event: Event) -> bool:
-    """Whether a frequent event changes nothing, found without making a draft."""
-    if isinstance(event, events.Tick):
-        timers = state.index.timers
-        return (not timers or timers[0][0] > event.at_us) and not canary.due(state, event.at_us)
-    if isinstance(event, events.OutcomesReported):
-        return not canary.relevant(state, event)
-    if isinstance(event, events.LoadReported):
-        return deployments.load_reported(state, event) is None
-    return False
-
-
-def _refused(state: State, event: Event) -> bool:
-    try:
-        check(state, event)
-    except TokenmillError:
-        return True
-    return False
+def _quiet_tick(state: State, event: events.Tick) -> bool:
+    timers = state.index.timers
+    return (not timers or timers[0][0] > event.at_us) and not canary.due(state, event.at_us)
 
 
 def _import_failed(state: State, model: str) -> bool:
@@ -188,6 +176,13 @@ def _job_exited(draft: Draft, event: events.JobExited) -> None:
     jobs.exited(draft, event)
     nodes.tested(draft, event)
 
+
+QUIET: dict[type, Callable[[State, Any], bool]] = {
+    events.Tick: _quiet_tick,
+    events.OutcomesReported: lambda state, event: not canary.relevant(state, event),
+    events.LoadReported: lambda state, event: deployments.load_reported(state, event) is None,
+}
+"""Whether a frequent event changes nothing, found without making a draft."""
 
 HANDLERS: dict[type, Callable[[Draft, Any], None]] = {
     events.ControllerStarted: _started,

@@ -13,6 +13,7 @@ from immutables import Map
 
 from tokenmill.control.index import (
     HOLDING,
+    PENDING,
     Index,
     Timer,
     given_back,
@@ -22,7 +23,6 @@ from tokenmill.control.index import (
     lease_timer,
     priority_of,
     queue_key,
-    queued,
     replica_timer,
     room_of,
     schedulable,
@@ -197,8 +197,9 @@ class Draft:
         self.changed = True
         old = self.jobs.get(job.id)
         self.jobs = self.jobs.set(job.id, job)
-        was = old is not None and queued(old)
-        now = queued(job)
+        status, was_status = job.status, None if old is None else old.status
+        was = was_status is PENDING and old is not None and old.retry_us == 0
+        now = status is PENDING and job.retry_us == 0
         if was != now:
             key = queue_key(job, self.index.tenants)
             waiting = self.queues.get(key, ())
@@ -211,8 +212,7 @@ class Draft:
                 self.queues = self.queues.delete(key)
             else:
                 self.queues = self.queues.set(key, waiting[:at] + waiting[at + 1 :])
-        held = old is not None and old.status in HOLDING
-        holds = job.status in HOLDING
+        held, holds = was_status in HOLDING, status in HOLDING
         if held != holds:
             rank = priority_of(job.spec, self.index.tenants)
             count = self.ranks.get(rank, 0) + (1 if holds else -1)
@@ -313,7 +313,7 @@ class Draft:
         for node, room in changed.items():
             rooms = rooms.set(node, room)
         self.rooms = rooms
-        self.fleet = self.fleet.with_rooms(changed.values())
+        self.fleet = self.fleet.with_rooms(changed)
 
     def fleet_if(self, stays: Callable[[Lease], bool]) -> Fleet:
         """The fleet as it would be if only leases that ``stays`` accepts were held."""

@@ -24,7 +24,7 @@ from tokenmill.domain.work import (
     Run,
     Tuning,
 )
-from tokenmill.policy.fleet import Fleet, Room, fleet_of
+from tokenmill.policy.fleet import Block, Fleet, Room, fleet_of
 from tokenmill.policy.share import NOTHING, Holding, bounded
 
 Timer = tuple[int, str, str]  # (at_us, "job" | "lease" | "replica", id)
@@ -43,7 +43,7 @@ class Index:
     rooms: Map[str, Room] = Map()  # by node
     fleet: Fleet = Fleet()  # the same rooms, by block
     idle: Fleet = Fleet()  # as it would be with nothing held and no node lost
-    shapes: tuple[Room, ...] = ()  # one idle node of each kind that there is
+    shapes: tuple[Block, ...] = ()  # one idle block of each kind that there is
     ranks: Map[int, int] = Map()  # priority -> jobs of that priority that hold something
     total: Holding = Holding()
     held: Map[str, Holding] = Map()  # by tenant
@@ -204,6 +204,7 @@ def index_state(
     tenants = Map({tenant.name: tenant for tenant in factory.tenants})
     rooms, idle, total = _rooms(factory, nodes)
     limits = schedulable(factory)
+    idle_fleet = fleet_of(idle, limits)
     leases_of: dict[str, tuple[str, ...]] = {}
     held: dict[str, Holding] = {}
     for lease in sorted(leases.values(), key=lambda lease: id_order(lease.id)):
@@ -236,8 +237,8 @@ def index_state(
         bounded=bounded(tenants),
         rooms=Map(rooms),
         fleet=fleet_of(rooms.values(), limits),
-        idle=fleet_of(idle, limits),
-        shapes=_shapes(idle),
+        idle=idle_fleet,
+        shapes=_shapes(idle_fleet),
         ranks=Map(ranks),
         total=total,
         held=Map({name: holding for name, holding in held.items() if holding != NOTHING}),
@@ -273,12 +274,17 @@ def _rooms(factory: Factory, nodes: Mapping[str, NodeState]) -> tuple[dict[str, 
     return rooms, idle, Holding(cpu_millis, memory_bytes, accelerators)
 
 
-def _shapes(idle: Iterable[Room]) -> tuple[Room, ...]:
-    shapes: dict[tuple[object, ...], Room] = {}
-    for room in sorted(idle, key=lambda room: room.node):
-        kinds = tuple(card.kind for card in room.accelerators)
-        shapes.setdefault((room.jurisdiction, room.cpu_millis, room.memory_bytes, kinds), room)
+def _shapes(idle: Fleet) -> tuple[Block, ...]:
+    shapes: dict[tuple[object, ...], Block] = {}
+    for _, block in sorted(idle.blocks.items()):
+        kind = (block.most_nodes, *(_kind(room) for room in block.rooms))
+        shapes.setdefault(kind, block)
     return tuple(shapes.values())
+
+
+def _kind(room: Room) -> tuple[object, ...]:
+    kinds = tuple([card.kind for card in room.accelerators])
+    return room.jurisdiction, room.cpu_millis, room.memory_bytes, kinds
 
 
 def _timers(leases: Iterable[Lease], replicas: Iterable[Replica], jobs: Iterable[Job]) -> tuple[Timer, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tokenmill.control.draft import Draft
-from tokenmill.control.index import HELD_US, job_timer
+from tokenmill.control.index import HELD_US, Index, job_timer
 from tokenmill.control.keys import check_tenant
 from tokenmill.control.leases import end_all
 from tokenmill.control.reservations import drop
@@ -56,14 +56,8 @@ def _check_fits(state: State, spec: JobSpec) -> None:
     index = state.index
     tenant = index.tenants.get(spec.tenant)
     demand = Demand(spec.resources, spec.workers, tenant.jurisdictions if tenant else ())
-    limits = [one.limit for one in line_of(spec.tenant, index.tenants) if one.limit is not None]
-    asked = spec.resources.accelerators * spec.workers
-    if limits and asked > min(limits):
-        raise RefusedError(
-            f"the job asks for {asked} accelerators, its tenant may hold {min(limits)}",
-            (f"tenant {spec.tenant}: limit {min(limits)}",),
-            fix=f"Ask for at most {min(limits)} accelerators, or raise the tenant's limit.",
-        )
+    if index.bounded:
+        _check_limit(index, spec)
     if not state.nodes or could_hold(index.shapes, demand) or place(index.idle, demand) is not None:
         return
     most = largest_gang(index.idle, demand)
@@ -75,6 +69,17 @@ def _check_fits(state: State, spec: JobSpec) -> None:
         (*reasons[:20], f"an idle floor holds {most} of {spec.workers} workers"),
         fix=fix,
     )
+
+
+def _check_limit(index: Index, spec: JobSpec) -> None:
+    limits = [one.limit for one in line_of(spec.tenant, index.tenants) if one.limit is not None]
+    asked = spec.resources.accelerators * spec.workers
+    if limits and asked > min(limits):
+        raise RefusedError(
+            f"the job asks for {asked} accelerators, its tenant may hold {min(limits)}",
+            (f"tenant {spec.tenant}: limit {min(limits)}",),
+            fix=f"Ask for at most {min(limits)} accelerators, or raise the tenant's limit.",
+        )
 
 
 def check_cancelled(state: State, event: JobCancelled) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tokenmill.control.draft import Draft
 from tokenmill.control.index import id_order
-from tokenmill.domain.work import ReplicaStatus, RunStatus
+from tokenmill.domain.work import ENDED, ReplicaStatus, RunStatus
 
 JOBS_KEPT = 2000
 REPLICAS_KEPT = 200
@@ -21,7 +21,7 @@ def prune(draft: Draft) -> None:
     """Forget the oldest of what is over its limit by half."""
     jobs = len(draft.jobs)
     # Looked at once per 256 new jobs only: a long queue must not be searched at every event.
-    if jobs > JOBS_KEPT * 3 // 2 and jobs % 256 == 0 and jobs != len(draft.base.jobs):
+    if jobs > JOBS_KEPT * 2 and jobs % 256 == 0 and jobs != len(draft.base.jobs):
         _prune_jobs(draft)
     if len(draft.replicas) > REPLICAS_KEPT * 3 // 2:
         _prune_replicas(draft)
@@ -32,13 +32,18 @@ def prune(draft: Draft) -> None:
 
 
 def _prune_jobs(draft: Draft) -> None:
-    ended = [job for job in draft.jobs.values() if job.status.ended and job.spec.run not in draft.open_runs]
-    if len(ended) <= JOBS_KEPT * 3 // 2:
+    kept = draft.open_runs
+    ended = [
+        (job.ended_us, name)
+        for name, job in draft.jobs.items()
+        if job.status in ENDED and job.spec.run not in kept
+    ]
+    if len(ended) <= JOBS_KEPT * 2:
         return
-    ended.sort(key=lambda job: (job.ended_us, job.id))
+    ended.sort()
     with draft.jobs.mutate() as jobs:
-        for job in ended[: len(ended) - JOBS_KEPT]:
-            del jobs[job.id]
+        for _, name in ended[: len(ended) - JOBS_KEPT]:
+            del jobs[name]
         draft.jobs = jobs.finish()
 
 

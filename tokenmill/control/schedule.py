@@ -97,15 +97,15 @@ def _hopeful(draft: Draft, now_us: int) -> dict[QueueKey, Head]:
     holds at least one of its workers. When a job has lost its patience, or not all queues were tried last
     time, all are tried.
     """
-    fresh = draft.fresh_jobs
+    fresh, freed = draft.fresh_jobs, draft.freed_nodes
     late_us = now_us - PATIENCE_US
-    if (draft.freed and draft.freed_nodes is None) or len(draft.queues) > SCAN_MOST:
+    if (draft.freed and freed is None) or len(draft.queues) > SCAN_MOST:
         return _all_heads(draft)
     if draft.reservations:  # short work may go where its queue's head may not
         tenants = draft.index.tenants
         short = {queue_key(draft.jobs[name], tenants) for name in fresh}
         fresh = [*fresh, *(draft.queues[key][0][1] for key in draft.queues if key in short)]
-    rooms = [draft.rooms[node] for node in sorted(draft.freed_nodes or ()) if node in draft.rooms]
+    rooms = [draft.rooms[node] for node in sorted(freed) if node in draft.rooms] if freed else []
     heads: dict[QueueKey, Head] = {}
     for key, waiting in draft.queues.items():
         submitted_us, job = waiting[0]

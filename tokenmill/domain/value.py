@@ -36,7 +36,7 @@ def _init(made: Any, open_class: type) -> Callable[..., None]:
         if one.default_factory is not MISSING:
             lines.append(f"if {one.name} is MISSING: {one.name} = make_{one.name}()")
         lines.append(f"self.{one.name} = {one.name}")
-    body = "\n    ".join(["turn(self, open_class)", *lines, "turn(self, made)"])
+    body = "\n    ".join(["turn(self, open_class)", *lines, "self.__class__ = made"])
     exec(f"def __init__(self, {', '.join(asked)}):\n    {body}", known)  # noqa: S102 - as dataclasses does it
     init: Any = known["__init__"]
     init.__qualname__ = f"{made.__qualname__}.__init__"

@@ -36,10 +36,10 @@ class JobStatus(StrEnum):
 
     @property
     def ended(self) -> bool:
-        return self in _ENDED
+        return self in ENDED
 
 
-_ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
+ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
 
 
 class RunStatus(StrEnum):

@@ -51,4 +51,4 @@ def _after(fleet: Fleet, endings: Sequence[Ending]) -> Fleet:
                 room = next((r for r in fleet.blocks[name].rooms if r.node == held.node), None)
             if room is not None:
                 rooms[held.node] = with_back(room, held)
-    return fleet.with_rooms(rooms.values())
+    return fleet.with_rooms(rooms)

@@ -61,17 +61,14 @@ class Fleet:
     block_of: Map[str, str] = Map()
     free: int = 0
 
-    def with_rooms(self, rooms: Iterable[Room]) -> Fleet:
+    def with_rooms(self, rooms: Mapping[str, Room]) -> Fleet:
         """These nodes have this room now; their blocks are summed up again, each once."""
-        changed: dict[str, dict[str, Room]] = {}
-        for room in rooms:
-            changed.setdefault(self.block_of[room.node], {})[room.node] = room
+        block_of = self.block_of
         blocks, free = self.blocks, self.free
-        for name, news in changed.items():
+        for name in dict.fromkeys([block_of[node] for node in rooms]):
             old = blocks[name]
-            new = _summed(
-                name, tuple([news.get(r.node, r) for r in old.rooms]), old.is_domain, old.most_nodes
-            )
+            now = tuple([rooms.get(room.node, room) for room in old.rooms])
+            new = _summed(name, now, old.is_domain, old.most_nodes)
             free += new.free - old.free
             blocks = blocks.set(name, new)
         return Fleet(blocks, self.block_of, free)

@@ -156,8 +156,8 @@ def _capacities(fleet: Fleet, demand: Demand, memo: Memo) -> list[Capacity]:
     count = demand.resources.accelerators
     found: list[Capacity] = []
     for name, block in fleet.blocks.items():
-        if block.free < count:
-            continue
+        if not block.free_counts or block.free_counts[-1] < count:
+            continue  # none of its nodes holds one
         capacity = known.get(name)
         if capacity is None or capacity.block is not block:
             capacity = known[name] = capacity_of(block, demand)
@@ -374,10 +374,13 @@ def explain(rooms: Iterable[Room], demand: Demand) -> tuple[tuple[str, bool, str
     return tuple(out)
 
 
-def could_hold(shapes: Iterable[Room], demand: Demand) -> bool:
-    """Whether one idle node of any of these shapes would hold the whole gang: a quick yes."""
+def could_hold(shapes: Iterable[Block], demand: Demand) -> bool:
+    """Whether one idle block of any of these kinds would hold the whole gang: a quick yes."""
     need, laws, workers = demand.resources, demand.jurisdictions, demand.workers
-    return any(holds(room, need, laws) >= workers for room in shapes)
+    for block in shapes:
+        if holds(block.rooms[0], need, laws) >= workers or capacity_of(block, demand).workers >= workers:
+            return True
+    return False
 
 
 def largest_gang(fleet: Fleet, demand: Demand) -> int:

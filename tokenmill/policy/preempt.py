@@ -85,7 +85,7 @@ def _without(fleet: Fleet, victims: Sequence[Victim]) -> Fleet:
             room = rooms.get(held.node) or _room_in(fleet.blocks[block], held.node)
             if room is not None:
                 rooms[held.node] = with_back(room, held)
-    return fleet.with_rooms(rooms.values())
+    return fleet.with_rooms(rooms)
 
 
 def _room_in(block: Block, node: str) -> Room | None:

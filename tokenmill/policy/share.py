@@ -52,9 +52,13 @@ def dominant_ppm(held: Holding, total: Holding) -> int:
     if total.cpu_millis > 0:
         largest = held.cpu_millis * 1_000_000 // total.cpu_millis
     if total.memory_bytes > 0:
-        largest = max(largest, held.memory_bytes * 1_000_000 // total.memory_bytes)
+        memory = held.memory_bytes * 1_000_000 // total.memory_bytes
+        if memory > largest:
+            largest = memory
     if total.accelerators > 0:
-        largest = max(largest, held.accelerators * 1_000_000 // total.accelerators)
+        accelerators = held.accelerators * 1_000_000 // total.accelerators
+        if accelerators > largest:
+            largest = accelerators
     return largest
 
 
@@ -72,9 +76,12 @@ def used(usage: Usage, share_ppm: int, now_us: int) -> Usage:
     span_us = now_us - usage.at_us
     if span_us <= 0 or not usage.at_us:
         return Usage(usage.integral, now_us)
+    if span_us < HALF_LIFE_US:
+        left = usage.integral - usage.integral * span_us // (2 * HALF_LIFE_US)
+        return Usage(left + share_ppm * span_us, now_us)
     halved = usage.integral >> min(60, span_us // HALF_LIFE_US)
     halved -= halved * (span_us % HALF_LIFE_US) // (2 * HALF_LIFE_US)
-    return Usage(halved + share_ppm * min(span_us, HALF_LIFE_US), now_us)
+    return Usage(halved + share_ppm * HALF_LIFE_US, now_us)
 
 
 def standing_ppm(tenant: str, view: Shares, now_us: int) -> int:
