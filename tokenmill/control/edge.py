@@ -7,7 +7,7 @@ size; ``Request`` and the actions are the words of one request's life. ``control
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any, Protocol, TypeVar
 
@@ -16,6 +16,7 @@ from immutables import Map
 from tokenmill.domain.factory import Price, Quota
 from tokenmill.domain.ledger import Settlement
 from tokenmill.domain.table import AliasEntry, Endpoint, KeyEntry, Table, TenantEntry
+from tokenmill.domain.value import value
 from tokenmill.policy.admit import NO_QUOTA, Limit, Meter, Use
 from tokenmill.policy.price import FREE, price_id
 
@@ -23,11 +24,12 @@ COOLING_US = 1_000_000
 COOLING_MOST_US = 30_000_000
 """A replica that failed is left alone for 1 s, doubled per failure in a row, at most 30 s."""
 
+NEW_METER = Meter()
 PREFIXES = 8192
 """Prefix blocks remembered per generation; two generations are kept, so memory is bounded."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Tariff:
     """A price and its id, which is made once."""
 
@@ -38,7 +40,7 @@ class Tariff:
 FREE_TARIFF = Tariff(price_id(FREE), FREE)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Index:
     """A ``Table`` arranged for look-up. Replace it whole when a newer table comes."""
 
@@ -71,7 +73,7 @@ class Index:
         return FREE_TARIFF
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class EndpointMemory:
     """What routing remembers of one replica."""
 
@@ -99,7 +101,7 @@ class Kept(Protocol[V]):
     def items(self) -> Iterable[tuple[str, V]]: ...
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class EdgeMemory:
     """All that the gateway's decisions remember. ``meters`` are by the name that a ``Limit`` gives."""
 
@@ -109,7 +111,7 @@ class EdgeMemory:
     prefixes_old: Map[int, str] = Map()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Call:
     """What the gateway read from one HTTP request.
 
@@ -128,7 +130,7 @@ class Call:
     draw: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class TokenUsage:
     """Tokens of one request. ``counted_by`` is "engine" (usage object), "stream" (deltas seen) or "none"."""
 
@@ -145,7 +147,7 @@ class Phase(StrEnum):
     SETTLED = "settled"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Request:
     """Where one request is. ``tried`` are the replicas that were lost before the current ``endpoint``."""
 
@@ -157,16 +159,17 @@ class Request:
     limits: tuple[Limit, ...] = ()  # those that it was admitted by
     tried: tuple[str, ...] = ()
     first_token_us: int = 0  # after arrival
+    response: str = ""  # what the answer calls itself, once its first bytes are here
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Forward:
     """Send the request to ``endpoint``."""
 
     endpoint: Endpoint
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Refuse:
     """Answer the client with this error; nothing was sent before.
 
@@ -182,7 +185,7 @@ class Refuse:
     reasons: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Break:
     """The answer had begun and cannot be completed: send an error event on the stream and end it."""
 
@@ -190,7 +193,7 @@ class Break:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Settle:
     """Write this to the spool. Exactly one per request."""
 
@@ -200,7 +203,7 @@ class Settle:
 Action = Forward | Refuse | Break | Settle
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Turn:
     """The result of one call: keep ``memory`` and ``request``, do ``actions`` in order."""
 
@@ -276,7 +279,8 @@ def prefix_hits(memory: EdgeMemory, prefix: tuple[int, ...]) -> dict[str, int]:
 
 
 def meters_of(memory: EdgeMemory, limits: tuple[Limit, ...]) -> tuple[Meter, ...]:
-    return tuple(memory.meters.get(limit.meter) or Meter() for limit in limits)
+    get = memory.meters.get
+    return tuple([get(limit.meter) or NEW_METER for limit in limits])
 
 
 def keep_meters(meters: Kept[Meter], limits: tuple[Limit, ...], kept: tuple[Meter, ...]) -> Kept[Meter]:

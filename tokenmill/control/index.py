@@ -200,7 +200,6 @@ def index_state(
     """Derive the index from scratch. Lines and deployments are the factory file's and the tenants' own."""
     own = [tuning for _, tuning in sorted(tunings.items())]
     deployments = (*factory.deployments, *(t.deployment for t in own if not t.dropped))
-    lines = (*factory.lines, *(tuning.line for tuning in own))
     tenants = Map({tenant.name: tenant for tenant in factory.tenants})
     rooms, idle, total = _rooms(factory, nodes)
     limits = schedulable(factory)
@@ -232,7 +231,7 @@ def index_state(
             queues.setdefault(queue_key(job, tenants), []).append((job.submitted_us, job.id))
     return Index(
         deployments=Map({deployment.name: deployment for deployment in deployments}),
-        lines=Map({line.name: line for line in lines}),
+        lines=Map({line.name: line for line in (*factory.lines, *(tuning.line for tuning in own))}),
         tenants=tenants,
         bounded=bounded(tenants),
         rooms=Map(rooms),

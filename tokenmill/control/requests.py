@@ -82,6 +82,7 @@ __all__ = [
     "visible_aliases",
 ]
 
+NO_USE = Use()
 RETRIES = 2
 """An engine that dies before the first byte is replaced by another at most this often per request."""
 
@@ -127,12 +128,26 @@ def arrive(index: Index, memory: EdgeMemory, call: Call) -> Turn:
     return Turn(memory, request, (Forward(found),))
 
 
-def first_byte(memory: EdgeMemory, request: Request, at_us: int) -> Turn:
-    """The engine's first byte is here and goes to the client now: from here on nothing is retried."""
+def first_byte(memory: EdgeMemory, request: Request, at_us: int, response: str = "") -> Turn:
+    """The engine's first byte is here and goes to the client now: from here on nothing is retried.
+
+    ``response`` is what the answer calls itself, where its first bytes say so.
+    """
     if request.phase is not Phase.FORWARDED:
         return Turn(memory, request)
     waited_us = max(1, at_us - request.call.at_us)
-    return Turn(memory, replace(request, phase=Phase.ANSWERING, first_token_us=waited_us))
+    answering = Request(
+        request.call,
+        Phase.ANSWERING,
+        request.endpoint,
+        request.reserved,
+        request.tariff,
+        request.limits,
+        request.tried,
+        waited_us,
+        response,
+    )
+    return Turn(memory, answering)
 
 
 def finished(
@@ -228,7 +243,7 @@ def _no_route(name: str, alias: AliasEntry, found: Unroutable) -> Refuse:
 def _most(call: Call, limits: tuple[Limit, ...], tariff: Tariff) -> Use:
     """What a request may use at most. Money is only reckoned where money is bounded."""
     tokens = call.input_estimate + call.max_output
-    if not any(limit.in_money for limit in limits):
+    if not any(limit.quota.in_money for limit in limits):
         return Use(tokens)
     price, most = tariff.price, call.max_output
     dearer = (price.reasoning_micros_per_mtok or 0) > price.output_micros_per_mtok
@@ -238,7 +253,7 @@ def _most(call: Call, limits: tuple[Limit, ...], tariff: Tariff) -> Use:
 def _used(usage: TokenUsage, limits: tuple[Limit, ...], tariff: Tariff) -> Use:
     """What it did use, in money by the same sum that the ledger posts."""
     tokens = usage.input_tokens + usage.output_tokens
-    if not any(limit.in_money for limit in limits):
+    if not any(limit.quota.in_money for limit in limits):
         return Use(tokens)
     counts = (usage.input_tokens, usage.cached_tokens, usage.output_tokens, usage.reasoning_tokens)
     return Use(tokens, cost_micros(tariff.price, *counts))
@@ -280,7 +295,7 @@ def _settled(
     settlement = _settlement(request, at_us, outcome, status, usage, reason)
     call, endpoint = request.call, request.endpoint
     ended = Request(
-        call, Phase.SETTLED, endpoint, Use(), request.tariff, (), request.tried, request.first_token_us
+        call, Phase.SETTLED, endpoint, NO_USE, request.tariff, (), request.tried, request.first_token_us
     )
     return Turn(memory, ended, (Settle(settlement),))
 
@@ -309,6 +324,7 @@ def _settlement(
         first_token_us=request.first_token_us,
         duration_us=max(0, at_us - call.at_us),
         reason=reason,
+        response=request.response,
         tried=" ".join(request.tried),
         price=request.tariff.id if endpoint else "",
     )

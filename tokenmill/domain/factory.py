@@ -91,6 +91,10 @@ class Quota:
     micros_per_month: int | None = None
     warn: bool = False
 
+    @property
+    def in_money(self) -> bool:
+        return self.micros_per_day is not None or self.micros_per_month is not None
+
 
 @value
 class Project:

@@ -6,8 +6,9 @@ settlements to its spool, the store turns each into postings exactly once, by ``
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from tokenmill.domain.value import value
 
 
 class Outcome(StrEnum):
@@ -21,7 +22,7 @@ class Outcome(StrEnum):
     INTERRUPTED = "interrupted"  # the gateway itself died with the request open
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Settlement:
     """One request's end. Token counts are the engine's own where ``counted_by`` is "engine".
 
@@ -58,7 +59,7 @@ class Settlement:
         return self.at_us - self.duration_us
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Posting:
     """``amount`` of ``unit`` moves from ``credit`` to ``debit``, so every unit sums to zero by form.
 
@@ -81,7 +82,7 @@ class Posting:
     kind: str  # serve, shadow, train, evaluate, command, lease, idle
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class EngineCount:
     """What one engine has counted by itself since it started. Input includes what its cache held."""
 

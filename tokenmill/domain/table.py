@@ -6,12 +6,11 @@ one when the controller is away. It holds digests of keys, never keys.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tokenmill.domain.factory import ModelQuota, Price, Quota
+from tokenmill.domain.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class KeyEntry:
     id: str
     digest: str  # hex sha256 of the secret
@@ -21,7 +20,7 @@ class KeyEntry:
     expires_us: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class TenantEntry:
     name: str
     quota: Quota
@@ -32,7 +31,7 @@ class TenantEntry:
     share: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Endpoint:
     """One replica, or a peer factory, that answers for a release."""
 
@@ -48,7 +47,7 @@ class Endpoint:
     served_model: str = ""  # the name that the engine knows its weights by; empty keeps the client's
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AliasEntry:
     """``reason`` says why nothing serves, when nothing does."""
 
@@ -65,7 +64,7 @@ class AliasEntry:
     prices: tuple[Price, ...] = ()  # what it costs now and from later dates on, by ``from_us``
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Table:
     version: int
     factory: str

@@ -7,12 +7,12 @@ occurs twice has one meaning only. Unknown fields pass; prompts are never templa
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from tokenmill.domain.table import AliasEntry
+from tokenmill.domain.value import value
 from tokenmill.gateway.errors import bad_request
 from tokenmill.policy.route import PEER_PREFIX
 
@@ -34,7 +34,7 @@ PREFIX_BLOCK = 512  # characters of serialised prompt per affinity block
 PREFIX_BLOCKS = 8
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Asked:
     """One checked request. ``document`` belongs to it and is not shared."""
 
@@ -103,13 +103,14 @@ def check_kind(asked: Asked, entry: AliasEntry) -> None:
 
     What only peers serve is theirs to check: the table does not know its kind.
     """
+    if (entry.kind == "embedding") == (asked.endpoint == EMBEDDINGS):
+        return
     if all(endpoint.release.startswith(PEER_PREFIX) for endpoint in entry.endpoints) and entry.endpoints:
         return
-    if (entry.kind == "embedding") != (asked.endpoint == EMBEDDINGS):
-        wanted = "an embedding model" if asked.endpoint == EMBEDDINGS else "a chat model"
-        raise bad_request(
-            f"The model `{asked.alias}` is of kind {entry.kind}; this endpoint needs {wanted}.", "model"
-        )
+    wanted = "an embedding model" if asked.endpoint == EMBEDDINGS else "a chat model"
+    raise bad_request(
+        f"The model `{asked.alias}` is of kind {entry.kind}; this endpoint needs {wanted}.", "model"
+    )
 
 
 def output_bound(asked: Asked, entry: AliasEntry) -> int:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from tokenmill.control.edge import EdgeMemory
 from tokenmill.domain.table import KeyEntry
+from tokenmill.domain.value import value
 from tokenmill.gateway.identity import identify, secret_of
 from tokenmill.gateway.table import Serving
 
@@ -23,7 +23,7 @@ PROOF_FILE = "proof.key"
 SHORTEST_PROOF = 32
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Caller:
     """``batch`` is work that nobody waits for."""
 

@@ -98,7 +98,7 @@ class Gateway:
 
     def draw(self) -> int:
         """0..999, for the weights of releases."""
-        return self._random.randrange(1000)
+        return int(self._random.random() * 1000)
 
     def request_id(self) -> str:
         """Unique over restarts and processes: time, a random part per process and a serial number."""

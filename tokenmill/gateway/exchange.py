@@ -191,8 +191,8 @@ class Exchange:
         """Settle first, whatever the order of the actions: the client's last bytes come after it."""
         for action in turn.actions:
             if isinstance(action, Settle):
-                refused = next((a.code for a in turn.actions if isinstance(a, Refuse)), "")
-                self._settle(action.settlement, refused)
+                first = turn.actions[0]
+                self._settle(action.settlement, first.code if isinstance(first, Refuse) else "")
         for action in turn.actions:
             if isinstance(action, Forward):
                 self._send(action.endpoint)
@@ -205,7 +205,7 @@ class Exchange:
         self.settled = True
         self.settlement = settlement
         gateway = self.gateway
-        if self.response_id:
+        if self.response_id and not settlement.response:  # said after the first bytes
             settlement = replace(settlement, response=self.response_id)
         gateway.spool.settle(settlement)
         gateway.outcomes.settled(settlement)
@@ -253,7 +253,7 @@ class Exchange:
             return
         head = engine_head(
             self.endpoint,
-            upstream.address.authority,
+            upstream.authority,
             len(body),
             request_id=self.id.encode(),
             trace=self.http.header(b"traceparent"),
@@ -276,7 +276,8 @@ class Exchange:
         return b"x-request-id: %b\r\nopenai-processing-ms: %d\r\n%b" % (self.id.encode(), spent_ms, limits)
 
     def first_byte(self) -> None:
-        self._keep(requests.first_byte(self.gateway.memory, self.request, self.gateway.clock()))
+        gateway = self.gateway
+        self._keep(requests.first_byte(gateway.memory, self.request, gateway.clock(), self.response_id))
 
     def first_token(self) -> None:
         now = self._first_token_s = self.gateway.loop.time()

@@ -69,6 +69,13 @@ def find_id(data: bytes) -> str:
 
 def find_usage(data: bytes) -> TokenUsage | None:
     """The usage object in (a part of) a JSON body. Looks at ``EDGE_BYTES`` at both ends, the end first."""
+    if len(data) <= EDGE_BYTES and data[:1] == b"{":
+        try:
+            whole = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            pass  # a part of one
+        else:
+            return usage_of(whole.get("usage"))
     edges = [data[-EDGE_BYTES:], data[:EDGE_BYTES]] if len(data) > EDGE_BYTES else [data]
     for edge in edges:
         for match in reversed(list(_USAGE.finditer(edge))):

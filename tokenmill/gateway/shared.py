@@ -129,8 +129,9 @@ class SharedFile:
     def put(self, base: int, numbers: tuple[int, ...], opened: int) -> None:
         """Write a slot; ``opened`` is what all processes have open, and the difference is this one's."""
         _SLOT.pack_into(self._map, 8 * base + 16, *numbers)
+        words = self.words
         own = base + _OPEN + self.index
-        self.words[own] = max(0, self.words[own] + opened - self.opened(base))
+        words[own] = max(0, opened if self.alone else words[own] + opened - self.opened(base))
 
     def opened(self, base: int) -> int:
         """What all processes have open."""
@@ -176,11 +177,12 @@ class _Shared:
         self._generation = file.generation
 
     def _base(self, name: str) -> int:
-        if self._generation != self._file.generation:
-            self._known, self._generation = {}, self._file.generation
+        file = self._file
+        if self._generation != file.words[_GENERATION]:
+            self._known, self._generation = {}, file.generation
         base = self._known.get(name)
         if base is None:
-            base = self._known[name] = self._file.slot(self._kind + name)
+            base = self._known[name] = file.slot(self._kind + name)
         return base
 
 
@@ -190,7 +192,8 @@ class SharedMeters(_Shared):
 
     def get(self, name: str) -> Meter:
         base, file = self._base(name), self._file
-        return Meter(file.opened(base), *file.numbers(base))
+        opened = file.words[base + _OPEN] if file.alone else file.opened(base)
+        return Meter(opened, *file.numbers(base))
 
     def set(self, name: str, value: Meter) -> SharedMeters:
         numbers = (

@@ -11,6 +11,7 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol, cast
 
 import httptools
@@ -53,6 +54,7 @@ class Address:
         return f"{host}:{self.port}".encode()
 
 
+@lru_cache(maxsize=4096)
 def address_of(text: str, tls: bool = False) -> Address:
     """Parse ``host:port``; IPv6 hosts may be in brackets. A bad port raises ``ValueError``."""
     host, _, port = text.rpartition(":")
@@ -65,6 +67,7 @@ class Upstream(asyncio.Protocol):
     def __init__(self, pool: Pool, address: Address) -> None:
         self.pool = pool
         self.address = address
+        self.authority = address.authority  # of the head's ``host``
         self.transport: asyncio.Transport | None = None
         self.receiver: Receiver | None = None
         self.used = 0  # requests begun

@@ -13,16 +13,16 @@ corrected afterwards by ``settle``. Everyone concerned (tenant, project, a bound
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from tokenmill.domain.calendar import DAY_US, month_of
 from tokenmill.domain.factory import Quota
+from tokenmill.domain.value import value
 
 MINUTE_US = 60_000_000
 NO_QUOTA = Quota()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Meter:
     """What a limit's owner has used. ``*_empty_us`` is when its bucket is empty again."""
 
@@ -36,7 +36,7 @@ class Meter:
     month_micros: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Limit:
     """One quota and whose it is. ``meter`` names its meter; ``who`` is for people."""
 
@@ -44,12 +44,8 @@ class Limit:
     who: str
     quota: Quota
 
-    @property
-    def in_money(self) -> bool:
-        return self.quota.micros_per_day is not None or self.quota.micros_per_month is not None
 
-
-@dataclass(frozen=True, slots=True)
+@value
 class Use:
     """What a request may use at most, or has used."""
 
@@ -57,7 +53,7 @@ class Use:
     micros: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Admitted:
     """``meters`` replace those that were passed in, in their order; ``reserved`` is held until ``settle``."""
 
@@ -65,7 +61,7 @@ class Admitted:
     reserved: Use
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Refused:
     """``code`` is for programs, ``reasons`` for people; ``retry_after_us`` 0 means that waiting is no use."""
 
@@ -81,21 +77,22 @@ def admit(limits: Sequence[Limit], meters: Sequence[Meter], asked: Use, now_us: 
     is complete. On a refusal nothing is charged.
     """
     reasons: list[str] = []
+    charged: list[Meter] = []
     wait_us = 0
     never = broke = False
     for limit, meter in zip(limits, meters, strict=True):
-        limit_wait, limit_never = _refusals(limit.who, limit.quota, meter, asked.tokens, now_us, reasons)
+        quota = limit.quota
+        limit_wait, limit_never = _refusals(limit.who, quota, meter, asked.tokens, now_us, reasons)
         wait_us = max(wait_us, limit_wait)
         never = never or limit_never
-        if limit.in_money and not limit.quota.warn:
+        if quota.in_money and not quota.warn:
             broke = _over_budget(limit, meter, asked.micros, now_us, reasons) or broke
+        if not reasons:
+            charged.append(_charged(quota, meter, asked, now_us))
     if reasons:
         code = "insufficient_quota" if broke else "request_too_large" if never else "rate_limit_exceeded"
         return Refused(code, tuple(reasons), 0 if never or broke else max(wait_us, 1))
-    charged = tuple(
-        _charged(limit.quota, meter, asked, now_us) for limit, meter in zip(limits, meters, strict=True)
-    )
-    return Admitted(charged, asked)
+    return Admitted(tuple(charged), asked)
 
 
 def settle(
@@ -111,24 +108,28 @@ def settle(
     Call it exactly once per ``Admitted``. A request counts where it ends: one that began on another day or in
     another month gave that one's reserve up when it passed.
     """
+    begun = admitted_us // DAY_US
     return tuple(
-        _corrected(limit.quota, meter, reserved, used, admitted_us // DAY_US, now_us)
-        for limit, meter in zip(limits, meters, strict=True)
+        [
+            _corrected(limit.quota, meter, reserved, used, begun, now_us)
+            for limit, meter in zip(limits, meters, strict=True)
+        ]
     )
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Left:
     """What a quota still allows at one moment, for ``x-ratelimit-*`` headers; ``None`` is unlimited.
 
-    ``micros`` is the tighter of day and month, below zero when a soft bound is passed; ``micros_limit`` is
-    that bound.
+    ``tokens_limit`` is the smaller bound of minute and day. ``micros`` is the tighter of day and month, below
+    zero when a soft bound is passed; ``micros_limit`` is that bound.
     """
 
     requests: int | None
     tokens: int | None
     requests_reset_us: int
     tokens_reset_us: int
+    tokens_limit: int = 0
     micros: int | None = None
     micros_limit: int = 0
 
@@ -136,21 +137,24 @@ class Left:
 def left(quota: Quota, meter: Meter, now_us: int) -> Left:
     """Requests and tokens left in this minute's buckets, how long until each is full, and money left."""
     requests = tokens = micros = None
-    micros_limit = 0
+    tokens_limit = micros_limit = 0
     requests_reset = max(0, meter.requests_empty_us - now_us)
     tokens_reset = max(0, meter.tokens_empty_us - now_us)
     if quota.requests_per_minute is not None:
         requests = max(0, (MINUTE_US - requests_reset) * quota.requests_per_minute // MINUTE_US)
     if quota.tokens_per_minute is not None:
-        tokens = max(0, (MINUTE_US - tokens_reset) * quota.tokens_per_minute // MINUTE_US)
+        tokens_limit = quota.tokens_per_minute
+        tokens = max(0, (MINUTE_US - tokens_reset) * tokens_limit // MINUTE_US)
     if quota.tokens_per_day is not None:
         used = meter.day_tokens if meter.day == now_us // DAY_US else 0
         in_day = max(0, quota.tokens_per_day - used)
+        tokens_limit = quota.tokens_per_day if tokens is None else min(tokens_limit, quota.tokens_per_day)
         tokens = in_day if tokens is None else min(tokens, in_day)
-    for bound, spent, _ in _budgets(quota, meter, now_us):
-        if micros is None or bound - spent < micros:
-            micros, micros_limit = bound - spent, bound
-    return Left(requests, tokens, requests_reset, tokens_reset, micros, micros_limit)
+    if quota.in_money:
+        for bound, spent, _ in _budgets(quota, meter, now_us):
+            if micros is None or bound - spent < micros:
+                micros, micros_limit = bound - spent, bound
+    return Left(requests, tokens, requests_reset, tokens_reset, tokens_limit, micros, micros_limit)
 
 
 def _budgets(quota: Quota, meter: Meter, now_us: int) -> list[tuple[int, int, str]]:
@@ -209,7 +213,7 @@ def _refusals(
             never = True
             reasons.append(f"{who}: asks for {amount} {name} at once, limit {limit} {name} per minute")
             continue
-        over_us = max(empty_us, now_us) + _span_us(amount, limit) - now_us - MINUTE_US
+        over_us = max(empty_us, now_us) - now_us - MINUTE_US - (-amount * MINUTE_US // limit)
         if over_us > 0:
             wait_us = max(wait_us, over_us)
             reasons.append(f"{who}: limit {limit} {name} per minute is used up")

@@ -7,9 +7,9 @@ used. The caller gives ``draw``, so that a canary's share is random in the gatew
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from tokenmill.domain.table import Endpoint
+from tokenmill.domain.value import value
 
 QUEUE_PER_SLOT = 8
 """A replica takes this many requests per slot, running and waiting; more would only time out in its queue."""
@@ -23,7 +23,7 @@ PEER_PREFIX = "peer:"
 """Endpoints of peers carry ``peer:<name>`` as their release; they are used when no own replica can be."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Candidate:
     """One endpoint as the gateway sees it now. ``prefix_hits`` counts leading prompt blocks it has seen."""
 
@@ -33,12 +33,12 @@ class Candidate:
     prefix_hits: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Routed:
     endpoint: Endpoint
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Unroutable:
     """No candidate can take it. ``full`` says that it was for want of room alone, so waiting helps."""
 
