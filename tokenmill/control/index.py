@@ -166,9 +166,12 @@ def given_back(room: Room, lease: Lease, node: Node) -> Room:
     """The room when ``lease`` has ended, its accelerators in the node's order."""
     free = room.accelerators
     if lease.accelerators:
-        ids = {a.id for a in free}.union(lease.accelerators)
         every = node.accelerators
-        free = every if len(ids) == len(every) else tuple([a for a in every if a.id in ids])
+        if len(free) + len(lease.accelerators) == len(every):
+            free = every
+        else:
+            ids = {a.id for a in free}.union(lease.accelerators)
+            free = tuple([a for a in every if a.id in ids])
     return Room(
         room.node,
         room.site,

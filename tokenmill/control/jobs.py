@@ -105,17 +105,7 @@ def started(draft: Draft, event: JobStarted) -> None:
     """All workers of this attempt run."""
     job = draft.jobs.get(event.job)
     if job is not None and job.status is JobStatus.STARTING and job.attempt == event.attempt:
-        draft.put_job(
-            Job(
-                job.id,
-                job.spec,
-                JobStatus.RUNNING,
-                job.submitted_us,
-                job.nodes,
-                job.started_us,
-                attempt=job.attempt,
-            )
-        )
+        draft.run_job(job)
 
 
 def exited(draft: Draft, event: JobExited) -> None:

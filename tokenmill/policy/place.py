@@ -77,11 +77,24 @@ def place(fleet: Fleet, demand: Demand, memo: Memo | None = None) -> Placement |
 
 def _one(fleet: Fleet, demand: Demand) -> Room | None:
     """The best node for one worker: of the best block that holds it, broken and full ones first."""
-    count = demand.resources.accelerators
-    laws = demand.jurisdictions
-    best: tuple[tuple[int, int, int, int, int], str] | None = None
-    keys: list[tuple[tuple[int, int, int, int, int], str]] = []
-    near = _near(fleet, demand)
+    near = _near(fleet, demand) if demand.siblings else {}
+    ranks = _ranks(fleet, demand, near)
+    if not ranks:
+        return None
+    found = _in_block(fleet.blocks[min(ranks)[-1]], demand)
+    if found is not None:
+        return found
+    for *_, name in sorted(ranks)[1:]:
+        found = _in_block(fleet.blocks[name], demand)
+        if found is not None:
+            return found
+    return None
+
+
+def _ranks(fleet: Fleet, demand: Demand, near: dict[str, int]) -> list[tuple[int, int, int, int, int, str]]:
+    """Blocks with a node that has enough accelerators free, each with what it is preferred by."""
+    count, laws = demand.resources.accelerators, demand.jurisdictions
+    ranks: list[tuple[int, int, int, int, int, str]] = []
     for name, block in fleet.blocks.items():
         counts = block.free_counts
         if not counts or counts[-1] < count or (laws and block.rooms[0].jurisdiction not in laws):
@@ -89,20 +102,9 @@ def _one(fleet: Fleet, demand: Demand) -> Room | None:
         for least in counts:
             if least >= count:
                 break
-        crowd = near.get(name, 0) if near else 0
-        key = ((crowd, 0 if block.used or not block.free else 1, least, block.free, block.cpu_millis), name)
-        keys.append(key)
-        if best is None or key < best:
-            best = key
-    if best is None:
-        return None
-    found = _in_block(fleet.blocks[best[1]], demand)
-    if found is not None:
-        return found
-    for _, name in sorted(keys):
-        if name != best[1] and (found := _in_block(fleet.blocks[name], demand)) is not None:
-            return found
-    return None
+        whole = 0 if block.used or not block.free else 1
+        ranks.append((near.get(name, 0) if near else 0, whole, least, block.free, block.cpu_millis, name))
+    return ranks
 
 
 def _near(fleet: Fleet, demand: Demand) -> dict[str, int]:
