@@ -46,7 +46,8 @@ from tokenmill.floor.node import signatures_of
 from tokenmill.floor.ports import Floor
 from tokenmill.floor.records import write_atomically
 from tokenmill.floor.runtime import Runtime
-from tokenmill.spec.settings import Paths, Settings, load_settings
+from tokenmill.spec.paths import Paths
+from tokenmill.spec.settings import Settings, load_settings
 from tokenmill.store.opening import Store, open_store
 from tokenmill.twin.rehearse import rehearse_plain
 
@@ -86,7 +87,7 @@ def build_controller(paths: Paths, settings: Settings, factory_file: Path) -> Co
         store,
         floor,
         Books(store.ledger, paths.spool, floor.energy()),
-        LoadWatch(paths.gateway_file),
+        LoadWatch(paths.run),
         now_us,
         RuntimeOptions(
             holder=f"{socket.gethostname()}:{paths.root}",

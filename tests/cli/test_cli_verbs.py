@@ -270,7 +270,7 @@ def test_doctor_fails_on_a_broken_store(shell: Any, monkeypatch: pytest.MonkeyPa
 
 def test_chat_needs_a_gateway_or_a_question(factory: Any, bed: Bed) -> None:
     assert "no question" in factory("chat", code=2).stderr.replace("there is ", "")
-    bed.paths.gateway_file.unlink()
+    bed.paths.gateway_file().unlink()
     assert "gateway" in factory("chat", "Hi", code=4).stderr
 
 

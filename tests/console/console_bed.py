@@ -33,7 +33,8 @@ from tokenmill.floor.ports import Report
 from tokenmill.floor.runtime import Runtime, RuntimeOptions
 from tokenmill.policy.gate import NAMED
 from tokenmill.spec.factory_file import load, template
-from tokenmill.spec.settings import Paths, Settings
+from tokenmill.spec.paths import Paths
+from tokenmill.spec.settings import Settings
 from tokenmill.store.opening import Store, open_store
 
 DIGESTS = {name: "sha256:" + char * 64 for name, char in zip(("a", "b", "c", "d", "e"), "12345", strict=True)}
@@ -246,7 +247,7 @@ class Bed:
         self.floor = SimFloor(self.paths)
         books = Books(self.store.ledger, self.paths.spool, self.floor.account)
         options = RuntimeOptions(holder="test")
-        watch = LoadWatch(self.paths.gateway_file)
+        watch = LoadWatch(self.paths.run)
         self.runtime = Runtime(self.store, self.floor, books, watch, now_us, options)
         self.stopped = False
         self.context = ApiContext(
@@ -294,7 +295,7 @@ class Bed:
 
     def gateway_is_up(self) -> None:
         body = {"host": "127.0.0.1", "port": 8400, "heartbeat_us": now_us() + 3_600_000_000}
-        self.paths.gateway_file.write_bytes(msgspec.json.encode(body))
+        self.paths.gateway_file().write_bytes(msgspec.json.encode(body))
 
     def apply(self) -> None:
         """Apply the bed's factory file and wait until its models are served."""

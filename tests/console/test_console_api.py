@@ -44,7 +44,7 @@ def test_status_shows_what_is_served(served: Bed) -> None:
 
 
 def test_a_dead_gateway_is_no_url(served: Bed) -> None:
-    served.paths.gateway_file.write_bytes(msgspec.json.encode({"host": "h", "port": 1, "heartbeat_us": 1}))
+    served.paths.gateway_file().write_bytes(msgspec.json.encode({"host": "h", "port": 1, "heartbeat_us": 1}))
     shown = served.client.get("/api/status").json()
     assert shown["url"] == ""
     assert "the gateway is not up yet" in shown["reasons"]

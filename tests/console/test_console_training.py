@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenmill.console.charts import loss_curve
 from tokenmill.console.training import Training, training_of
-from tokenmill.spec.settings import Paths
+from tokenmill.spec.paths import Paths
 
 
 def run_of(**station: Any) -> dict[str, Any]:

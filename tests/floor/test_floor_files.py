@@ -17,7 +17,7 @@ from tokenmill.floor.load import LoadWatch
 from tokenmill.floor.lock import DirectoryLock, held
 from tokenmill.floor.log_lines import JsonLines, without_secrets
 from tokenmill.floor.records import Record, Records
-from tokenmill.spec.settings import Paths
+from tokenmill.spec.paths import Paths
 from tokenmill.store.artifacts import Artifacts
 from tokenmill.store.signing import Signatures
 
@@ -74,7 +74,7 @@ def write_load(path: Path, in_flight: int, refused: int, at_us: int) -> None:
 
 def test_load_is_reported_when_it_changes(tmp_path: Path) -> None:
     path = tmp_path / "gateway.json"
-    watch = LoadWatch(path)
+    watch = LoadWatch(tmp_path)
     assert watch.look(NOW_US) == []
     write_load(path, 0, 5, NOW_US)
     assert watch.look(NOW_US) == []

@@ -24,7 +24,7 @@ from tokenmill.floor.energy import CpuModel, EnergyMeter
 from tokenmill.floor.gangs import LOST_CODE, Gangs
 from tokenmill.floor.processes import Supervisor
 from tokenmill.floor.records import Records
-from tokenmill.spec.settings import Paths
+from tokenmill.spec.paths import Paths
 
 pytestmark = pytest.mark.live
 

@@ -114,7 +114,7 @@ class Bench:
         self.now = 1_800_000_000_000_000
         self.floor = PaperFloor(store)
         books = Books(store.ledger, folder / "spool", Account())
-        watch = LoadWatch(folder / "gateway.json")
+        watch = LoadWatch(folder)
         options = {"holder": "test", **options}
         self.runtime = Runtime(store, self.floor, books, watch, self.clock, RuntimeOptions(**options))
 

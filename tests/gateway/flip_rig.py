@@ -112,14 +112,14 @@ class Flip:
         task.add_done_callback(self.stopping.discard)
 
     async def _stop(self, effect: StopReplica, version: int) -> None:
-        while not drained(self.folder / "gateway.json", effect.replica, version, clock()):
+        while not drained(self.folder, effect.replica, version, clock()):
             await asyncio.sleep(0.05)
         await self.engines[effect.replica].stop()
         await self.tell(ev.ReplicaExited(clock(), effect.replica, "stopped"))
 
     async def watch(self) -> None:
         """What the runtime does: the gateway's counts become reports, and time passes."""
-        seen = OutcomeWatch(self.folder / "gateway.json")
+        seen = OutcomeWatch(self.folder)
         while True:
             for event in seen.look(clock()):
                 await self.tell(event)

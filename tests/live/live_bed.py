@@ -30,7 +30,8 @@ from tokenmill.floor import controller, procfs
 from tokenmill.floor.lock import ControllerFile
 from tokenmill.floor.logs import tail
 from tokenmill.floor.node import factory_mark
-from tokenmill.spec.settings import Paths, Settings
+from tokenmill.spec.paths import Paths
+from tokenmill.spec.settings import Settings
 
 FACTORY = Factory(
     name="live",

@@ -6,9 +6,11 @@ last one left, and that no request is lost or billed twice on the way.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable
@@ -271,3 +273,61 @@ def test_what_nobody_trusted_signed_never_serves(serving, until: Until) -> None:
     trusted.with_suffix(".distrusted").rename(trusted)
     until(serving.answers)
     check_ended(serving)
+
+
+def served_by(live) -> dict[str, int]:
+    """Answers of each gateway process, as its own file says."""
+    found = [json.loads(path.read_bytes()) for path in live.paths.gateway_files]
+    return {f"gateway-{one['index']}" if one["index"] else "gateway": one["totals"]["ok"] for one in found}
+
+
+def test_two_gateways_share_the_port_and_one_is_killed(
+    live, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each client connection is a new one, so the kernel gives both some; the count is as the last time."""
+    monkeypatch.setenv("TOKENMILL_GATEWAYS", "2")
+    live.up(FACTORY)
+    live.make_key()
+    until(live.answers)
+    until(lambda: live.ask(1).status_code == 200 and min(served_by(live).values()) > 0)
+    pids = live.processes()
+    assert {"gateway", "gateway-1"} < pids.keys()
+    os.kill(pids["gateway-1"], signal.SIGKILL)
+    until(lambda: live.processes().get("gateway-1") not in (None, pids["gateway-1"]))
+    until(live.answers)
+    assert live.processes()["gateway"] == pids["gateway"]
+    check_books(live, until)
+    monkeypatch.delenv("TOKENMILL_GATEWAYS")
+    live.kill_controller()
+    live.up()
+    assert {"gateway", "gateway-1"} < live.processes().keys()
+    live.down()
+    monkeypatch.setenv("TOKENMILL_GATEWAYS", "1")
+    live.up()
+    until(live.answers)
+    assert "gateway-1" not in live.processes()
+    check_books(live, until)
+    check_ended(live)
+
+
+def test_the_port_speaks_tls(live, until: Until, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set once, in the environment; a host that others reach needs no more."""
+    certificate, key = live.file.parent / "cert.pem", live.file.parent / "key.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=mill"]
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*made, *names], check=True, capture_output=True)
+    monkeypatch.setenv("TOKENMILL_TLS_CERT", str(certificate))
+    monkeypatch.setenv("TOKENMILL_TLS_KEY", str(key))
+    monkeypatch.setenv("TOKENMILL_HOST", "0.0.0.0")
+    live.up()
+    assert live.url.startswith("https://127.0.0.1:")
+    context = ssl.create_default_context(cafile=str(certificate))
+
+    def healthy() -> bool:
+        with contextlib.suppress(httpx.ConnectError):
+            return httpx.get(f"{live.url}/healthz", verify=context, trust_env=False).status_code == 200
+        return False
+
+    until(healthy)
+    until(lambda: live.api("GET", "/api/status")["url"] == live.url)
+    check_ended(live)

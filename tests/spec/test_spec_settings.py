@@ -6,7 +6,8 @@ import pytest
 
 from tokenmill.domain.errors import UsageError
 from tokenmill.spec import reference, settings
-from tokenmill.spec.settings import SETTINGS, Paths, Settings, load_settings
+from tokenmill.spec.paths import SOCKET_LIMIT, Paths
+from tokenmill.spec.settings import SETTINGS, Settings, load_settings
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -35,7 +36,7 @@ def test_every_bad_setting_is_named_at_once():
                 "TOKENMILL_PROT": "1",
                 "TOKENMILL_PORT": "99999",
                 "TOKENMILL_LOG_LEVEL": "inf",
-                "TOKENMILL_SPOOL_SYNC": "soon",
+                "TOKENMILL_STOP_GRACE": "soon",
                 "TOKENMILL_CPU_IDLE_WATTS": "nan",
                 "TOKENMILL_TEST_X": "ignored",
             }
@@ -49,7 +50,7 @@ def test_every_bad_setting_is_named_at_once():
         "  TOKENMILL_PORT: '99999' is out of range. Expected between 0 and 65535.",
         "  TOKENMILL_PROT: there is no such setting. Did you mean TOKENMILL_PORT?",
         (
-            "  TOKENMILL_SPOOL_SYNC: 'soon' is not a duration. Expected a duration, for example 30s, 5m, 2h."
+            "  TOKENMILL_STOP_GRACE: 'soon' is not a duration. Expected a duration, for example 30s, 5m, 2h."
             " `tokenmill doctor` shows the settings in use."
         ),
     ]
@@ -66,7 +67,7 @@ def test_data_directory_lies_beside_the_factory_file():
 def test_long_socket_path_moves_to_the_temporary_directory():
     assert Paths(Path("/d")).control_socket == Path("/d/run/control.sock")
     moved = Paths(Path("/" + "x" * 120)).control_socket
-    assert len(str(moved)) <= settings.SOCKET_LIMIT
+    assert len(str(moved)) <= SOCKET_LIMIT
     assert moved != Paths(Path("/" + "y" * 120)).control_socket
 
 

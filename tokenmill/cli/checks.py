@@ -98,8 +98,11 @@ def port(place: Place) -> list[Check]:
 
 def _own_gateway(place: Place) -> bool:
     """Whether a gateway of this factory lives, perhaps one that waits for its next controller."""
-    found = read_json(place.paths.gateway_file)
-    return found.get("port") == place.settings.port and psutil.pid_exists(int(found.get("pid", 0)) or -1)
+    states = [read_json(path) for path in place.paths.gateway_files]
+    return any(
+        found.get("port") == place.settings.port and psutil.pid_exists(int(found.get("pid", 0)) or -1)
+        for found in states
+    )
 
 
 def extras(_place: Place) -> list[Check]:

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from tokenmill.domain.errors import NotFoundError
-from tokenmill.spec.settings import Paths, Settings, load_settings
+from tokenmill.spec.paths import Paths
+from tokenmill.spec.settings import Settings, load_settings
 
 FACTORY_FILE = "factory.yaml"
 

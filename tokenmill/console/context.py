@@ -22,7 +22,9 @@ from tokenmill.domain.events import Event
 from tokenmill.domain.factory import Factory
 from tokenmill.domain.ledger import EngineCount, Posting, Settlement
 from tokenmill.domain.work import Release
-from tokenmill.spec.settings import Paths, Settings
+from tokenmill.floor.load import read_states
+from tokenmill.spec.paths import Paths
+from tokenmill.spec.settings import Settings
 from tokenmill.store.tenancy import BatchRecords, FileRecords
 from tokenmill.twin.rehearse import rehearse_plain
 
@@ -130,13 +132,14 @@ class ApiContext:
 
     @property
     def url(self) -> str:
-        """Where clients reach the gateway, from its own file; empty while it is down."""
-        found = read_json(self.paths.gateway_file)
-        host, port = found.get("host"), found.get("port")
-        if not port or self.now_us() - int(found.get("heartbeat_us", 0)) > GATEWAY_SILENT_US:
+        """Where clients reach the gateway, from its processes' own files; empty while none is up."""
+        states = read_states(self.paths.run, self.now_us(), GATEWAY_SILENT_US)
+        found = next((one for one in states if one.get("port")), None)
+        if found is None:
             return ""
+        host, port = found.get("host"), found["port"]
         shown = "127.0.0.1" if host in ("", "0.0.0.0", "::", None) else host  # noqa: S104 (compared, not bound)
-        return f"http://{shown}:{port}"
+        return f"http{'s' if found.get('tls') else ''}://{shown}:{port}"
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tokenmill.control.state import State
 from tokenmill.domain.errors import NotFoundError, UsageError
-from tokenmill.spec.settings import Paths
+from tokenmill.spec.paths import Paths
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 PART_BYTES = 256 * 1024

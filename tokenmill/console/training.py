@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from tokenmill.console import charts, text
-from tokenmill.spec.settings import Paths
+from tokenmill.spec.paths import Paths
 
 PROGRESS_BYTES = 1 << 20
 MOST_POINTS = 300

@@ -26,7 +26,8 @@ from tokenmill.floor.lock import ControllerFile, already_running, held, read_con
 from tokenmill.floor.node import factory_mark
 from tokenmill.floor.records import Records, write_atomically
 from tokenmill.spec.node_paths import NodePaths, node_names
-from tokenmill.spec.settings import Paths, Settings
+from tokenmill.spec.paths import Paths
+from tokenmill.spec.settings import Settings
 
 POLL_S = 0.05
 

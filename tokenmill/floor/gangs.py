@@ -27,7 +27,7 @@ from tokenmill.floor.ports import Clock, Report
 from tokenmill.floor.process import UNKNOWN_CODE, Exit, Process, describe
 from tokenmill.floor.processes import Supervisor
 from tokenmill.floor.records import Record
-from tokenmill.spec.settings import Paths
+from tokenmill.spec.paths import Paths
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,8 @@ from tokenmill.floor.node import PROGRESS_EVERY_S
 from tokenmill.floor.ports import Clock, Report
 from tokenmill.floor.processes import Supervisor
 from tokenmill.floor.records import write_atomically
-from tokenmill.spec.settings import Paths, Settings
+from tokenmill.spec.paths import Paths
+from tokenmill.spec.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class Head:
         self._paths = paths
         self._factory_dir = factory_dir
         self._now_us = now_us
-        self.edge = Edge(supervisor, paths, settings, now_us)
+        self.edge = Edge(supervisor, paths, settings)
         self._table_version = -1
         self._imports: Imports | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -58,7 +59,7 @@ class Head:
         asks for it again."""
         records = self._supervisor.records.read()
         await asyncio.to_thread(self._end_imports)
-        self.edge.start(next((r for r in records if r.kind == "gateway"), None))
+        self.edge.start([record for record in records if record.kind == "gateway"])
 
     def _end_imports(self) -> None:
         for record in self._supervisor.records.read():

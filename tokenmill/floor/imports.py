@@ -27,7 +27,7 @@ from tokenmill.floor.process import Order
 from tokenmill.floor.processes import Supervisor
 from tokenmill.floor.records import write_atomically
 from tokenmill.floor.workers import NICE
-from tokenmill.spec.settings import Paths
+from tokenmill.spec.paths import Paths
 from tokenmill.store.artifacts import Artifacts
 from tokenmill.store.signing import Signatures
 

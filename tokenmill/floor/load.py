@@ -1,7 +1,8 @@
-"""What the gateway says about load and outcomes, as events: read from its file of every second."""
+"""What the gateway says about load and outcomes, as events: read from its files of every second."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from tokenmill.domain.outcomes import NOTHING_SEEN, Outcomes
 STALE_US = 10_000_000
 REPEAT_US = 10_000_000
 SILENT_US = 5_000_000  # it writes every second
+
+Pair = tuple[str, str]  # alias, release
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +34,10 @@ AT_REST = Counts()
 
 @dataclass(slots=True)
 class LoadWatch:
-    """Turns ``run/gateway.json`` into ``LoadReported``: for a deployment whose load changed, and for
+    """Turns the state files in ``folder`` into ``LoadReported``: for a deployment whose load changed, and for
     every one now and then, so that one that is idle is seen to be."""
 
-    file: Path
+    folder: Path
     _last: dict[str, Counts] = field(default_factory=dict)
     _totals: dict[str, Counts] = field(default_factory=dict)
     _reported_us: dict[str, int] = field(default_factory=dict)
@@ -42,7 +45,7 @@ class LoadWatch:
     def look(self, now_us: int) -> list[LoadReported]:
         """Return what is new. Blocks for a moment; runs in a thread."""
         events = []
-        for name, total in sorted(read_load(self.file, now_us).items()):
+        for name, total in sorted(read_load(self.folder, now_us).items()):
             before = self._totals.get(name, total)
             self._totals[name] = total
             refused = max(0, total.refused_full - before.refused_full)
@@ -61,34 +64,39 @@ class LoadWatch:
 class OutcomeWatch:
     """Turns the gateway's counts per release into ``OutcomesReported`` about what is new.
 
-    The first look after a start only takes note: what happened before it was reported, or is lost.
+    What a process counted before this watch began is only noted: it was reported then, or is lost.
     """
 
-    file: Path
-    _last: dict[tuple[str, str], Outcomes] = field(default_factory=dict)
-    _gateway: int = -1  # when the gateway that was read last had started
+    folder: Path
+    _began_us: int = -1
+    _last: dict[int, tuple[int, dict[Pair, Outcomes]]] = field(
+        default_factory=dict
+    )  # by index: start, counts
 
     def look(self, now_us: int) -> list[OutcomesReported]:
         """Return what is new. Blocks for a moment; runs in a thread."""
-        found = _read(self.file)
-        if now_us - int(found.get("heartbeat_us", 0)) > STALE_US:
-            return []
-        began_us = int(found.get("started_us", 0))
-        first, another = self._gateway < 0, began_us != self._gateway
-        self._gateway = began_us
-        if another:
-            self._last.clear()
-        seen = _outcomes(found)
-        events = []
-        for key, counts in sorted(seen.items()):
-            new = counts.minus(self._last.get(key, NOTHING_SEEN))
-            if not first and new != NOTHING_SEEN:
-                events.append(OutcomesReported(now_us, key[0], key[1], new))
-        self._last = seen
-        return events
+        if self._began_us < 0:
+            self._began_us = now_us
+        new: dict[Pair, Outcomes] = {}
+        for found in read_states(self.folder, now_us, STALE_US):
+            index, started_us = int(found.get("index", 0)), int(found.get("started_us", 0))
+            seen, (known_us, last) = _outcomes(found), self._last.get(index, (-1, {}))
+            self._last[index] = (started_us, seen)
+            if known_us != started_us:
+                if started_us < self._began_us:
+                    continue
+                last = {}
+            for pair, counts in seen.items():
+                more = counts.minus(last.get(pair, NOTHING_SEEN))
+                new[pair] = new.get(pair, NOTHING_SEEN).plus(more)
+        return [
+            OutcomesReported(now_us, *pair, counts)
+            for pair, counts in sorted(new.items())
+            if counts != NOTHING_SEEN
+        ]
 
 
-def _outcomes(found: dict[str, Any]) -> dict[tuple[str, str], Outcomes]:
+def _outcomes(found: dict[str, Any]) -> dict[Pair, Outcomes]:
     return {
         (str(alias), str(release)): Outcomes(
             int(counts.get("requests", 0)),
@@ -100,33 +108,50 @@ def _outcomes(found: dict[str, Any]) -> dict[tuple[str, str], Outcomes]:
     }
 
 
-def read_load(path: Path, now_us: int) -> dict[str, Counts]:
-    """Return alias -> its load as the gateway last wrote it; nothing when that is old."""
-    found = _read(path)
-    if now_us - int(found.get("heartbeat_us", 0)) > STALE_US:
-        return {}
-    names = ("in_flight", "refused_full", "asleep", "wait_us")
-    return {
-        str(alias): Counts(*(int(load.get(name, 0)) for name in names))
-        for alias, load in dict(found.get("deployments", {})).items()
-    }
+def read_load(folder: Path, now_us: int) -> dict[str, Counts]:
+    """Return alias -> its load over all processes as they last wrote it; nothing when that is old."""
+    sums: dict[str, Counts] = {}
+    for found in read_states(folder, now_us, STALE_US):
+        for alias, load in dict(found.get("deployments", {})).items():
+            sums[str(alias)] = _sum(sums.get(str(alias), AT_REST), dict(load))
+    return sums
 
 
-def drained(path: Path, replica: str, table_version: int, now_us: int) -> bool | None:
-    """Whether the gateway has no open request on a replica and, knowing the table that takes it out, will
-    give it none. ``None`` when no gateway says anything now."""
-    found = _read(path)
-    if now_us - int(found.get("heartbeat_us", 0)) > SILENT_US:
+def _sum(counts: Counts, load: dict[str, Any]) -> Counts:
+    return Counts(
+        counts.in_flight + int(load.get("in_flight", 0)),
+        counts.refused_full + int(load.get("refused_full", 0)),
+        counts.asleep + int(load.get("asleep", 0)),
+        max(counts.wait_us, int(load.get("wait_us", 0))),
+    )
+
+
+def drained(folder: Path, replica: str, table_version: int, now_us: int) -> bool | None:
+    """Whether no gateway process has an open request on a replica and all, knowing the table that takes it
+    out, will give it none. ``None`` when no process says anything now."""
+    states = read_states(folder, now_us, SILENT_US)
+    if not states:
         return None
-    if int(found.get("table_version", -1)) < table_version:
-        return False
-    seen = dict(found.get("endpoints", {})).get(replica, {})
-    return not int(seen.get("in_flight", 0))
+    return all(
+        int(found.get("table_version", -1)) >= table_version
+        and not int(dict(found.get("endpoints", {})).get(replica, {}).get("in_flight", 0))
+        for found in states
+    )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = msgspec.json.decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def read_states(folder: Path, now_us: int, oldest_us: int) -> list[dict[str, Any]]:
+    """What each gateway process says of itself, of those that wrote it not longer ago than ``oldest_us``."""
+    found = _read(sorted(folder.glob("gateway*.json")))
+    return [one for one in found if now_us - int(one.get("heartbeat_us", 0)) <= oldest_us]
+
+
+def _read(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    states = []
+    for path in paths:
+        try:
+            found = msgspec.json.decode(path.read_bytes())
+        except (OSError, msgspec.DecodeError):
+            continue
+        if isinstance(found, dict):
+            states.append(found)
+    return states

@@ -18,7 +18,8 @@ from tokenmill.floor import machine
 from tokenmill.floor.head import Head
 from tokenmill.floor.node import NodeWorkers
 from tokenmill.floor.ports import Clock, Current, EnergyAccount, Report
-from tokenmill.spec.settings import Paths, Settings
+from tokenmill.spec.paths import Paths
+from tokenmill.spec.settings import Settings
 
 log = logging.getLogger(__name__)
 

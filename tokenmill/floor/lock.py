@@ -13,7 +13,7 @@ from tokenmill.domain.codec import from_plain, to_plain
 from tokenmill.domain.errors import ConflictError, DataError, ResourceError
 from tokenmill.floor import procfs
 from tokenmill.floor.records import write_atomically
-from tokenmill.spec.settings import Paths
+from tokenmill.spec.paths import Paths
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,8 @@ from tokenmill.floor.processes import Supervisor
 from tokenmill.floor.records import Records
 from tokenmill.floor.replicas import Replicas
 from tokenmill.floor.workers import Share
-from tokenmill.spec.settings import Paths, Settings
+from tokenmill.spec.paths import Paths
+from tokenmill.spec.settings import Settings
 from tokenmill.store.artifacts import Artifacts
 from tokenmill.store.signing import Signatures
 

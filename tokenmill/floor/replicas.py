@@ -31,7 +31,7 @@ from tokenmill.floor.process import Order, Process
 from tokenmill.floor.processes import Supervisor
 from tokenmill.floor.records import Record
 from tokenmill.floor.workers import device_environment
-from tokenmill.spec.settings import Paths
+from tokenmill.spec.paths import Paths
 
 log = logging.getLogger(__name__)
 
@@ -249,7 +249,7 @@ class Replicas:
         asked_us = self._now_us()
         while process.exit is None and self._now_us() - asked_us < running.grace_us:
             found = await asyncio.to_thread(
-                drained, self._paths.gateway_file, running.id, running.drain_version, self._now_us()
+                drained, self._paths.run, running.id, running.drain_version, self._now_us()
             )
             silent = found is None and self._now_us() - asked_us > SILENT_US
             if found or silent or running.drain_version < 0:

@@ -65,7 +65,7 @@ class Runtime:
         self._load_watch = load_watch
         self._lineage = LineageSink(options.openlineage)
         self._line_watch = line_watch
-        self._outcome_watch = OutcomeWatch(load_watch.file)
+        self._outcome_watch = OutcomeWatch(load_watch.folder)
         self._now_us = now_us
         self._options = options
         self._queue: asyncio.Queue[Item] = asyncio.Queue(options.queue_events)

@@ -23,7 +23,7 @@ from tokenmill.domain.work import WorkUsage
 from tokenmill.floor.machine import device_index
 from tokenmill.floor.process import UNKNOWN_CODE, Order
 from tokenmill.floor.records import Record, write_atomically
-from tokenmill.spec.settings import Paths
+from tokenmill.spec.paths import Paths
 
 # ``trap :`` lets the shell outlive a SIGTERM to the group, so that it can still write the worker's code.
 SHELL = (

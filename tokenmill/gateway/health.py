@@ -135,6 +135,7 @@ def state(gateway: Gateway) -> dict[str, object]:
         "version": __version__,
         "host": gateway.options.host,
         "port": gateway.port,
+        "tls": bool(gateway.options.tls_cert),
         "index": gateway.options.index,
         "started_us": gateway.started_us,
         "heartbeat_us": now_us,

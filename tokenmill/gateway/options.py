@@ -86,6 +86,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tls-key", default="")
     parser.add_argument("--insecure-bind", action="store_true", help="allow a non-loopback host without TLS")
     parser.add_argument("--drain-seconds", type=float, default=30.0, dest="drain_s")
+    parser.add_argument("--head-seconds", type=float, default=10.0, dest="head_s", help="to whole headers")
+    parser.add_argument("--connections", type=int, default=4096, help="clients at once")
+    parser.add_argument("--body-bytes", type=int, default=64 * MEBIBYTE, help="largest request body")
+    parser.add_argument("--spool-bytes", type=int, default=64 * MEBIBYTE, help="of one settlement file")
     return parser
 
 

@@ -23,8 +23,9 @@ from types import TracebackType
 from tokenmill.control.edge import EndpointMemory
 from tokenmill.domain.errors import ResourceError
 from tokenmill.policy.admit import Meter
+from tokenmill.spec.settings import GATEWAYS_MOST
 
-PROCESSES_MOST = 16
+PROCESSES_MOST = GATEWAYS_MOST
 NAMES_MOST = 65_536
 """Quotas and replicas. The file is sparse: what is not used takes no room."""
 

@@ -1,4 +1,4 @@
-"""The one table of settings: what a person may set in the environment, and the files of a data directory.
+"""The one table of settings: what a person may set in the environment.
 
 A setting is ``TOKENMILL_`` and its name in capitals, without the unit. An unknown one, or a value that cannot
 be read, is refused with all its fellows at once. ``spec.reference`` makes ``docs/settings.md`` from it.
@@ -7,20 +7,15 @@ be read, is refused with all its fellows at once. ``spec.reference`` makes ``doc
 from __future__ import annotations
 
 import difflib
-import hashlib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from tokenmill.domain import units
 from tokenmill.domain.errors import Problem, UsageError
 
 PREFIX = "TOKENMILL_"
-SOCKET_LIMIT = 100  # bytes; the kernel takes 107, and macOS 103
-# Not TMPDIR: two shells with different ones must find the same socket. The folder below it is made 0700.
-SOCKET_HOME = Path("/tmp")  # noqa: S108
+GATEWAYS_MOST = 16
 
 # Set by us for our own child processes and by the test suite: not settings.
 OURS = ("TOKENMILL_PROCESS", "TOKENMILL_SHARED_DATA", "TOKENMILL_REQUIRE_ALL")
@@ -35,23 +30,23 @@ class Settings:
     database_url: str = ""
     host: str = "127.0.0.1"
     port: int = 8400
+    gateways: int = 0
+    tls_cert: str = ""
+    tls_key: str = ""
+    insecure_bind: str = "no"
     log_level: str = "info"
     url: str = ""
     api_key: str = ""
-    max_body_bytes: int = 16 * 2**20
-    max_stream_line_bytes: int = 1 * 2**20
-    max_connections: int = 2048
+    max_body_bytes: int = 64 * 2**20
+    max_connections: int = 4096
     queue_events: int = 10_000
     header_timeout_us: int = 10_000_000
-    request_timeout_us: int = 600_000_000
     drain_us: int = 30_000_000
     stop_grace_us: int = 10_000_000
     start_timeout_us: int = 120_000_000
     leader_ttl_us: int = 10_000_000
     snapshot_every: int = 2_000
     spool_rotate_bytes: int = 64 * 2**20
-    spool_total_bytes: int = 2 * 2**30
-    spool_sync_us: int = 50_000
     log_rotate_bytes: int = 64 * 2**20
     floor: str = ""
     node_grace_us: int = 10_000_000
@@ -131,6 +126,23 @@ SETTINGS: tuple[Setting, ...] = (
         65535,
     ),
     Setting(
+        "gateways",
+        "integer",
+        "0",
+        "Gateway processes that share the port; 0 is as the last time, at first one.",
+        0,
+        GATEWAYS_MOST,
+    ),
+    Setting("tls_cert", "path", "", "Certificate chain (PEM) that the gateway's port speaks TLS with."),
+    Setting("tls_key", "path", "", "Key (PEM) of that certificate."),
+    Setting(
+        "insecure_bind",
+        "text",
+        "no",
+        "`yes`: a host that other machines can reach may do without TLS, since something before it has it.",
+        choices=("no", "yes"),
+    ),
+    Setting(
         "log_level",
         "text",
         "info",
@@ -139,21 +151,12 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("url", "URL", "", "Factory that the client verbs talk to. Empty is the one of this directory."),
     Setting("api_key", "text", "", "Key that the client verbs send.", secret=True),
-    Setting("max_body_bytes", "size", "16MiB", "Largest request body that the gateway takes.", 1024, 2**31),
-    Setting(
-        "max_stream_line_bytes",
-        "size",
-        "1MiB",
-        "Longest line of an engine's stream, and longest header block.",
-        1024,
-        2**28,
-    ),
-    Setting("max_connections", "integer", "2048", "Most client connections of one gateway.", 1, 1_000_000),
+    Setting("max_body_bytes", "size", "64MiB", "Largest request body that the gateway takes.", 1024, 2**31),
+    Setting("max_connections", "integer", "4096", "Clients of one gateway process at once.", 1, 1_000_000),
     Setting(
         "queue_events", "integer", "10000", "Most events that wait for the control core.", 10, 10_000_000
     ),
     Setting("header_timeout_us", "duration", "10s", "Longest wait for a request's headers.", 1000),
-    Setting("request_timeout_us", "duration", "10m", "Longest life of one request.", 1000),
     Setting(
         "drain_us",
         "duration",
@@ -176,14 +179,6 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "spool_rotate_bytes", "size", "64MiB", "Size at which a gateway starts its next spool file.", 4096
     ),
-    Setting(
-        "spool_total_bytes",
-        "size",
-        "2GiB",
-        "Most that settlements may take on disk while the store is away; then requests are refused.",
-        65536,
-    ),
-    Setting("spool_sync_us", "duration", "50ms", "Longest time from a settlement to its fdatasync.", 0),
     Setting("log_rotate_bytes", "size", "64MiB", "Size at which a process's log file is rotated.", 65536),
     Setting(
         "floor",
@@ -285,110 +280,3 @@ def documented_defaults() -> Settings:
 
 def setting_names() -> tuple[str, ...]:
     return tuple(f.name for f in fields(Settings))
-
-
-@dataclass(frozen=True, slots=True)
-class Paths:
-    """Every file of one factory's data directory. Makes none of them."""
-
-    root: Path
-
-    @classmethod
-    def of(cls, settings: Settings, factory_file: Path) -> Paths:
-        """The directory that the setting names, else ``.tokenmill`` beside the factory file (or in it)."""
-        beside = factory_file if factory_file.is_dir() else factory_file.parent
-        return cls(Path(settings.data_dir or beside / ".tokenmill").absolute())
-
-    def database_url(self, settings: Settings) -> str:
-        return settings.database_url or f"sqlite:///{self.database}"
-
-    @property
-    def database(self) -> Path:
-        return self.root / "tokenmill.db"
-
-    @property
-    def artifacts(self) -> Path:
-        return self.root / "artifacts"
-
-    @property
-    def keys(self) -> Path:
-        """The key that signs releases, and those that are trusted."""
-        return self.root / "keys"
-
-    @property
-    def run(self) -> Path:
-        return self.root / "run"
-
-    @property
-    def lock(self) -> Path:
-        return self.run / "lock"
-
-    @property
-    def control_socket(self) -> Path:
-        """Below ``SOCKET_HOME`` when the path is too long for a socket."""
-        plain = self.run / "control.sock"
-        if len(os.fsencode(plain)) <= SOCKET_LIMIT:
-            return plain
-        name = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:16]
-        return SOCKET_HOME / f"tokenmill-{os.getuid()}" / f"{name}.sock"
-
-    @property
-    def control_file(self) -> Path:
-        return self.run / "control.json"
-
-    @property
-    def table(self) -> Path:
-        return self.run / "table.json"
-
-    @property
-    def processes(self) -> Path:
-        return self.run / "processes"
-
-    def process(self, name: str) -> Path:
-        return self.processes / f"{name}.json"
-
-    @property
-    def gateway_file(self) -> Path:
-        return self.run / "gateway.json"
-
-    @property
-    def proof(self) -> Path:
-        """The word by which the gateway knows the controller, for this user only."""
-        return self.run / "proof.key"
-
-    @property
-    def spool(self) -> Path:
-        return self.root / "spool"
-
-    def spool_file(self, number: int) -> Path:
-        return self.spool / f"gateway-{number}.jsonl"
-
-    @property
-    def logs(self) -> Path:
-        return self.root / "logs"
-
-    def log(self, name: str) -> Path:
-        """Log of ``control``, ``gateway``, or a replica's or job's id."""
-        return self.logs / f"{name}.log"
-
-    @property
-    def jobs(self) -> Path:
-        return self.root / "jobs"
-
-    def job(self, job: str) -> Path:
-        return self.jobs / job
-
-    def job_file(self, job: str) -> Path:
-        return self.job(job) / "job.json"
-
-    def job_progress(self, job: str) -> Path:
-        return self.job(job) / "progress.jsonl"
-
-    def job_result(self, job: str) -> Path:
-        return self.job(job) / "result.json"
-
-    def job_error(self, job: str) -> Path:
-        return self.job(job) / "error.json"
-
-    def job_work(self, job: str) -> Path:
-        return self.job(job) / "work"

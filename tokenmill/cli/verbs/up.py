@@ -23,6 +23,7 @@ from tokenmill.domain.errors import ConflictError, ResourceError
 from tokenmill.domain.factory import Factory
 from tokenmill.floor.controller import stop
 from tokenmill.spec.factory_file import load
+from tokenmill.spec.settings import GATEWAYS_MOST
 
 app = typer.Typer(add_completion=False)
 
@@ -32,6 +33,7 @@ app = typer.Typer(add_completion=False)
         "tokenmill up",
         "tokenmill up -C demo --timeout 600",
         "tokenmill up --foreground",
+        "tokenmill up --gateways 2",
         "tokenmill up --floor ray",
         "tokenmill up --floor 10.0.0.5:6379",
         "tokenmill up --json --no-wait",
@@ -53,11 +55,24 @@ def up(
             "Default: as the last time.",
         ),
     ] = "",
+    gateways: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=GATEWAYS_MOST,
+            envvar="TOKENMILL_GATEWAYS",
+            help="Gateway processes that share the port, one for each core that clients keep busy. "
+            "Default: as the last time.",
+            show_default=False,
+        ),
+    ] = 0,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay; Ctrl-C stops the factory.")] = False,
 ) -> None:
     """Start the factory of this folder and print its URL."""
     if floor:
         os.environ["TOKENMILL_FLOOR"] = floor  # the controller reads the environment that it inherits
+    if gateways:
+        os.environ["TOKENMILL_GATEWAYS"] = str(gateways)
     place = locate(directory, file)
     factory = load([place.need_file()], os.environ)
     with Client(place) as client:

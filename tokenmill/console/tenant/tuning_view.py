@@ -16,7 +16,7 @@ from tokenmill.console.tenant.answers import seconds
 from tokenmill.control.state import State
 from tokenmill.domain.stations import TuneParams, station_params
 from tokenmill.domain.work import JobStatus, Run, RunStatus, StationState, StationStatus, Tuning
-from tokenmill.spec.settings import Paths
+from tokenmill.spec.paths import Paths
 
 Progress = Mapping[str, Mapping[str, Any]]
 

@@ -33,7 +33,8 @@ from tokenmill.floor.ray.local_cluster import LocalCluster
 from tokenmill.floor.ray.member import Member
 from tokenmill.floor.ray.spread import Spread, shares, spread_of
 from tokenmill.floor.records import write_atomically
-from tokenmill.spec.settings import Paths, Settings, public_environment
+from tokenmill.spec.paths import Paths
+from tokenmill.spec.settings import Settings, public_environment
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from tokenmill.floor import logs
 from tokenmill.floor.process import Order
 from tokenmill.floor.processes import Supervisor
 from tokenmill.floor.workers import free_ports
-from tokenmill.spec.settings import Paths
+from tokenmill.spec.paths import Paths
 
 RAY = "ray-head"
 START_S = 60.0
