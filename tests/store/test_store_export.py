@@ -66,6 +66,36 @@ def test_rows_add_up_to_the_ledger(
     assert [row.tenant for row in export.cost_rows(store.database, tenant="acme")] == ["acme", "acme"]
 
 
+FOCUS_1_0_MANDATORY = frozenset(
+    {
+        *("BilledCost", "BillingAccountId", "BillingAccountName", "BillingCurrency", "BillingPeriodEnd"),
+        *("BillingPeriodStart", "ChargeCategory", "ChargeClass", "ChargeDescription", "ChargePeriodEnd"),
+        *("ChargePeriodStart", "ContractedCost", "EffectiveCost", "InvoiceIssuerName", "ListCost"),
+        *("PricingQuantity", "PricingUnit", "ProviderName", "PublisherName", "ServiceCategory"),
+        "ServiceName",
+    }
+)
+"""https://focus.finops.org/focus-specification/v1-0/: the columns with feature level Mandatory."""
+
+MAY_BE_NULL = frozenset({"ChargeClass", "BillingAccountName", "ChargeDescription"})
+
+
+def test_what_focus_makes_mandatory_is_there(
+    sqlite_store: Store,
+    settlement: Callable[..., Settlement],
+    postings_of: Callable[..., list[Posting]],
+) -> None:
+    fill(sqlite_store, settlement, postings_of)
+    for row in export.cost_rows(sqlite_store.database):
+        record = export.focus_record(row, "mill")
+        assert record.keys() >= FOCUS_1_0_MANDATORY
+        assert all(record[name] not in (None, "") for name in FOCUS_1_0_MANDATORY - MAY_BE_NULL)
+        assert record["ChargeClass"] is None
+        assert record["ListCost"] == record["ContractedCost"] == record["BilledCost"]
+        ours = record.keys() - FOCUS_1_0_MANDATORY
+        assert all(name.startswith("x_") for name in ours if "Token" in name or "Hours" in name)
+
+
 def test_parquet_holds_the_same(
     sqlite_store: Store,
     settlement: Callable[..., Settlement],

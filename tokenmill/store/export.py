@@ -1,8 +1,10 @@
 """Cost rows for a finance tool, as CSV or Parquet, with the column names of FOCUS.
 
 FOCUS is the FinOps Open Cost and Usage Specification (https://focus.finops.org/focus-specification/). A row
-is one day of one tenant, project, key, model, release and kind of work. Columns of our own begin with
-``x_``, as FOCUS asks. Rows have no list prices, discounts or invoices: this is not a full FOCUS data set.
+is one day of one tenant, project, key, model, release and kind of work. All columns that FOCUS 1.0 makes
+mandatory are there; those for what a factory has none of (commitments, regions) are not. Prices of the factory
+file are list prices and nothing is taken off them, so list, contracted, effective and billed cost are one
+figure; null means that FOCUS allows none. Columns of our own begin with ``x_``, as it asks.
 """
 
 from __future__ import annotations
@@ -94,7 +96,10 @@ def cost_rows(
     return rows
 
 
-def focus_record(row: CostRow, provider: str) -> dict[str, str | Decimal | datetime]:
+Cell = str | Decimal | datetime | None
+
+
+def focus_record(row: CostRow, provider: str) -> dict[str, Cell]:
     """A row under FOCUS's column names. ``provider`` is the factory's name."""
     start = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=row.day)
     month = start.replace(day=1)
@@ -104,22 +109,33 @@ def focus_record(row: CostRow, provider: str) -> dict[str, str | Decimal | datet
     cost = Decimal(row.micros) / MICRO
     return {
         "ProviderName": provider,
+        "PublisherName": provider,
+        "InvoiceIssuerName": provider,
         "BillingAccountId": provider,
-        "SubAccountId": row.tenant,
+        "BillingAccountName": provider,
+        "SubAccountId": row.tenant or None,
+        "SubAccountName": row.tenant or None,
         "BillingPeriodStart": month,
         "BillingPeriodEnd": (month + timedelta(days=32)).replace(day=1),
         "ChargePeriodStart": start,
         "ChargePeriodEnd": start + timedelta(days=1),
         "ChargeCategory": "Usage",
+        "ChargeClass": None,  # a correction of an earlier invoice, which there is none
+        "ChargeFrequency": "Usage-Based",
         "ChargeDescription": f"{service} on {row.model or 'the factory'}",
         "ServiceCategory": "AI and Machine Learning",
         "ServiceName": service,
         "SkuId": f"{row.kind}/{row.model}",
-        "ResourceId": row.release or row.model,
+        "ResourceId": row.release or row.model or None,
+        "PricingCategory": "Standard",
+        "PricingQuantity": quantity,
+        "PricingUnit": unit,
         "ConsumedQuantity": quantity,
         "ConsumedUnit": unit,
-        "BilledCost": cost,
+        "ListCost": cost,
+        "ContractedCost": cost,
         "EffectiveCost": cost,
+        "BilledCost": cost,
         "BillingCurrency": row.currency,
         "Tags": json.dumps({"key": row.key, "project": row.project, "release": row.release}, sort_keys=True),
         "x_InputTokens": Decimal(units["token.input"]),
@@ -156,9 +172,9 @@ def write_parquet(rows: Iterable[CostRow], path: Path, provider: str) -> int:
         )
     arrow = importlib.import_module("pyarrow")
     parquet = importlib.import_module("pyarrow.parquet")
-    types = {str: arrow.string(), Decimal: arrow.decimal128(38, 9), datetime: arrow.timestamp("us", tz="UTC")}
+    types = {Decimal: arrow.decimal128(38, 9), datetime: arrow.timestamp("us", tz="UTC")}
     columns = focus_record(_EMPTY, provider)
-    schema = arrow.schema([(name, types[type(value)]) for name, value in columns.items()])
+    schema = arrow.schema([(name, types.get(type(value), arrow.string())) for name, value in columns.items()])
     records = [focus_record(row, provider) for row in rows]
     table = arrow.Table.from_pylist(records, schema=schema)
     _replace(path, lambda target: parquet.write_table(table, target))
@@ -182,7 +198,9 @@ def _quantity(amount: int, unit: Decimal) -> Decimal:
     return (Decimal(amount) / unit).quantize(Decimal("1e-9"))
 
 
-def _text(value: str | Decimal | datetime) -> str:
+def _text(value: Cell) -> str:
+    if value is None:
+        return ""
     if isinstance(value, datetime):
         return value.strftime("%Y-%m-%dT%H:%M:%SZ")
     if isinstance(value, Decimal):
