@@ -2,9 +2,9 @@
 
 FOCUS is the FinOps Open Cost and Usage Specification (https://focus.finops.org/focus-specification/). A row
 is one day of one tenant, project, key, model, release and kind of work. All columns that FOCUS 1.0 makes
-mandatory are there; those for what a factory has none of (commitments, regions) are not. Prices of the factory
-file are list prices and nothing is taken off them, so list, contracted, effective and billed cost are one
-figure; null means that FOCUS allows none. Columns of our own begin with ``x_``, as it asks.
+mandatory are there; those for commitments and regions, which a factory has none of, are not. Prices of the
+factory file are list prices and nothing is taken off them, so list, contracted, effective and billed cost
+are one figure; null means that FOCUS allows none. Columns of our own begin with ``x_``, as it asks.
 """
 
 from __future__ import annotations
