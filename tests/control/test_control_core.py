@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from control_mill import GPU, SMALL, Mill, chat, factory
 
-from tokenmill.control.core import CHECKS, HANDLERS, check, replay, resume, step
+from tokenmill.control.core import CHECKS, HANDLERS, LIGHT, check, replay, resume, step
 from tokenmill.control.plan import diff
 from tokenmill.control.snapshot import dump, load
 from tokenmill.control.state import EMPTY
@@ -45,7 +45,8 @@ def busy(mill: Mill) -> Mill:
 
 
 def test_every_event_has_a_life_cycle() -> None:
-    assert {kind.__name__ for kind in HANDLERS} == set(EVENT_TYPES)
+    assert {kind.__name__ for kind in (*HANDLERS, *LIGHT)} == set(EVENT_TYPES)
+    assert not set(HANDLERS) & set(LIGHT)
     assert set(CHECKS) <= set(HANDLERS)
 
 

@@ -64,6 +64,8 @@ def step(state: State, event: Event) -> tuple[State, tuple[Effect, ...]]:
     kind = type(event)
     if kind in QUIET and QUIET[kind](state, event):
         return state, ()
+    if kind in LIGHT:
+        return LIGHT[kind](state, event), ()
     if kind in CHECKS:  # 1
         try:
             CHECKS[kind](state, event)
@@ -184,6 +186,9 @@ QUIET: dict[type, Callable[[State, Any], bool]] = {
 }
 """Whether a frequent event changes nothing, found without making a draft."""
 
+LIGHT: dict[type, Callable[[State, Any], State]] = {events.JobStarted: jobs.started}
+"""Events that change one record and concern nothing else: no step after the second has work."""
+
 HANDLERS: dict[type, Callable[[Draft, Any], None]] = {
     events.ControllerStarted: _started,
     events.Tick: _tick,
@@ -197,7 +202,6 @@ HANDLERS: dict[type, Callable[[Draft, Any], None]] = {
     events.ReplicaReady: replicas.ready,
     events.ReplicaExited: replicas.exited,
     events.JobSubmitted: jobs.submitted,
-    events.JobStarted: jobs.started,
     events.JobExited: _job_exited,
     events.JobCancelled: jobs.cancelled,
     events.RunSubmitted: runs.submitted,

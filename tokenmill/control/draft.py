@@ -30,7 +30,7 @@ from tokenmill.control.index import (
 )
 from tokenmill.control.state import State
 from tokenmill.domain.effects import Effect
-from tokenmill.domain.work import Alias, Job, JobStatus, Lease, Replica, ReplicaStatus, Run
+from tokenmill.domain.work import Alias, Job, Lease, Replica, ReplicaStatus, Run
 from tokenmill.policy.fleet import Fleet, Room, fleet_of
 from tokenmill.policy.share import NO_USAGE, NOTHING, Holding, dominant_ppm, used
 
@@ -218,21 +218,6 @@ class Draft:
             count = self.ranks.get(rank, 0) + (1 if holds else -1)
             self.ranks = self.ranks.set(rank, count) if count else self.ranks.delete(rank)
         self._move_timer(job_timer(old) if old is not None else None, job_timer(job))
-
-    def run_job(self, job: Job) -> None:
-        """A job whose workers have all started: its queue, timer and leases are as before."""
-        self.changed = True
-        running = Job(
-            job.id,
-            job.spec,
-            JobStatus.RUNNING,
-            job.submitted_us,
-            job.nodes,
-            job.started_us,
-            attempt=job.attempt,
-            ripe=job.ripe,
-        )
-        self.jobs = self.jobs.set(job.id, running)
 
     def put_replica(self, replica: Replica) -> None:
         """Keep a replica's next value; its deployment will be reconciled."""

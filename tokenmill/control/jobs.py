@@ -14,7 +14,7 @@ from tokenmill.control.index import HELD_US, Index, job_timer
 from tokenmill.control.keys import check_tenant
 from tokenmill.control.leases import end_all
 from tokenmill.control.reservations import drop
-from tokenmill.control.state import State
+from tokenmill.control.state import State, with_jobs
 from tokenmill.domain.effects import StopJob
 from tokenmill.domain.errors import ConflictError, NotFoundError, RefusedError
 from tokenmill.domain.events import JobCancelled, JobExited, JobStarted, JobSubmitted
@@ -101,11 +101,22 @@ def submit(draft: Draft, job_id: str, spec: JobSpec, now_us: int) -> None:
     draft.put_job(Job(job_id, spec, JobStatus.PENDING, now_us))
 
 
-def started(draft: Draft, event: JobStarted) -> None:
-    """All workers of this attempt run."""
-    job = draft.jobs.get(event.job)
-    if job is not None and job.status is JobStatus.STARTING and job.attempt == event.attempt:
-        draft.run_job(job)
+def started(state: State, event: JobStarted) -> State:
+    """All workers of this attempt run. Queue, timer and leases are as before, so only the record changes."""
+    job = state.jobs.get(event.job)
+    if job is None or job.status is not JobStatus.STARTING or job.attempt != event.attempt:
+        return state
+    running = Job(
+        job.id,
+        job.spec,
+        JobStatus.RUNNING,
+        job.submitted_us,
+        job.nodes,
+        job.started_us,
+        attempt=job.attempt,
+        ripe=job.ripe,
+    )
+    return with_jobs(state, state.jobs.set(job.id, running))
 
 
 def exited(draft: Draft, event: JobExited) -> None:

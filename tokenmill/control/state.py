@@ -63,3 +63,31 @@ class State:
 
 
 EMPTY = State(factory=Factory(name=""))
+
+
+def with_jobs(state: State, jobs: Map[str, Job]) -> State:
+    """The same state with other records of jobs, of which no index says anything."""
+    return State(
+        state.factory,
+        state.version,
+        state.epoch,
+        state.table_version,
+        state.next_id,
+        state.nodes,
+        state.leases,
+        state.models,
+        state.replicas,
+        state.aliases,
+        jobs,
+        state.runs,
+        state.releases,
+        state.recalls,
+        state.tunings,
+        state.keys,
+        state.done,
+        state.scaling,
+        state.reservations,
+        state.usage,
+        state.index,
+        state.table,
+    )
