@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -65,23 +66,62 @@ def answering(text: str, status: int = 200) -> httpx.MockTransport:
     return httpx.MockTransport(reply)
 
 
-def test_a_judge_grades_or_the_station_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+JUDGED = EvaluateParams(
+    metric="judge", judge_model="big", judge_url="http://judge/v1", judge_key="secret://env/JUDGE"
+)
+ASKED = [("Capital of France?", "Paris", "Paris")]
+
+
+def test_a_judge_grades_or_the_answer_stays_ungraded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE", "sk-1")
-    params = EvaluateParams(
-        metric="judge", judge_model="big", judge_url="http://judge/v1", judge_key="secret://env/JUDGE"
-    )
-    asked = [("Capital of France?", "Paris", "Paris")]
-    assert grades(params, asked, transport=answering(" 8.")) == [800]
-    for said in ("Great answer!", "11", "-1", "7 or 8"):
-        with pytest.raises(EngineError, match="no grade"):
-            grades(params, asked, transport=answering(said))
+    assert grades(JUDGED, ASKED, transport=answering(" 8.")) == [800]
+    for said in (
+        "Great answer!",
+        "11",
+        "-1",
+        "7 or 8",
+        '{"grade": 11}',
+        '{"grade": true}',
+        "[8]",
+        "[" * 9999,
+    ):
+        assert grades(JUDGED, ASKED, transport=answering(said)) == [None]
     with pytest.raises(EngineError, match="does not answer"):
-        grades(params, asked, transport=answering("8", 500))
+        grades(JUDGED, ASKED, transport=answering("8", 500))
     with pytest.raises(DataError, match="no address"):
-        grades(EvaluateParams(judge_model="big"), asked)
+        grades(EvaluateParams(judge_model="big"), ASKED)
     monkeypatch.delenv("JUDGE")
     with pytest.raises(DataError, match="key is not there"):
-        grades(params, asked)
+        grades(JUDGED, ASKED)
+
+
+@pytest.mark.parametrize("takes_schema", [True, False])
+def test_a_judge_that_gave_no_grade_is_asked_once_more(
+    monkeypatch: pytest.MonkeyPatch, takes_schema: bool
+) -> None:
+    monkeypatch.setenv("JUDGE", "sk-1")
+    seen: list[dict[str, Any]] = []
+
+    def reply(request: httpx.Request) -> httpx.Response:
+        seen.append(json.loads(request.content))
+        if "response_format" in seen[-1] and not takes_schema:
+            return httpx.Response(400, json={"error": {"message": "unknown field response_format"}})
+        text = "I like it" if len(seen) == 1 else '{"grade": 10}'
+        return httpx.Response(200, json={"choices": [{"message": {"content": text}}]})
+
+    assert grades(JUDGED, ASKED, transport=httpx.MockTransport(reply)) == [1000]
+    assert ["response_format" in body for body in seen] == [False, True, *([] if takes_schema else [False])]
+    assert all("nothing but this JSON object" in body["messages"][0]["content"] for body in seen[1:])
+
+
+def test_what_is_not_graded_is_compared_with_nothing_and_counted() -> None:
+    missing = Judgement(False, False, "", milli=0, graded=False)
+    good, half = Judgement(True, True, "", milli=1000), Judgement(False, True, "", milli=500)
+    assert differences([good, missing, good, half], [half, good, missing, half]) == [500, 0]
+    rows = [row_of(n, n, [{"role": "assistant", "content": "x"}], {}) for n in range(3)]
+    report = scored("judge", rows, [good, half, missing], 0)
+    assert (report["score_milli"], report["judge_ungraded"], report["judge_ungraded_milli"]) == (750, 1, 334)
+    assert graded_report("judge", [missing]) == {"judge_ungraded": 1, "judge_ungraded_milli": 1000}
 
 
 def test_probes_find_what_must_not_be_said() -> None:

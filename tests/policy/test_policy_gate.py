@@ -124,3 +124,41 @@ def test_the_champion_must_be_named_only_where_it_is_a_reference() -> None:
     del found["digests"]["champion_weights"]
     assert judge(found, {"against": "base"}, champion=True).passed
     assert not judge(found, {"against": "both"}, champion=True).passed
+
+
+def judged_by_model(graded: int, ungraded: int, **changes: Any) -> dict[str, Any]:
+    return evidence(
+        metric="judge",
+        graded=True,
+        n=graded + ungraded,
+        pairs={"base": None, "champion": None},
+        differences_milli={"base": [300] * graded},
+        ungraded={"base": ungraded},
+        subjects={"candidate": {"score_milli": 800}, "base": {"score_milli": 500}},
+        **changes,
+    )
+
+
+@pytest.mark.parametrize(
+    ("graded", "ungraded", "most", "passes"),
+    [(100, 0, 0.05, True), (95, 5, 0.05, True), (94, 6, 0.05, False), (94, 6, 0.06, True), (99, 1, 0, False)],
+)
+def test_the_gate_is_shut_above_its_bound_of_ungraded_items(
+    graded: int, ungraded: int, most: float, passes: bool
+) -> None:
+    params = {"against": "base", "max_ungraded": most}
+    verdict = judge(judged_by_model(graded, ungraded), params, champion=False)
+    assert verdict.passed is passes, verdict.reasons
+    assert passes or "grade" in " ".join(verdict.reasons)
+
+
+def test_ungraded_items_that_are_not_accounted_for_keep_it_shut() -> None:
+    for wrong in ({}, None, {"base": True}, {"base": -4}, {"base": 3}):
+        found = {**judged_by_model(96, 4), "ungraded": wrong}
+        assert not judge(found, {"against": "base"}, champion=False).passed, wrong
+
+
+def test_the_bound_holds_for_a_judge_that_is_only_reported() -> None:
+    for milli, passes in ((50, True), (51, False)):
+        found = evidence(subjects={"candidate": {"judge_milli": 900, "judge_ungraded_milli": milli}})
+        assert judge(found, {"against": "base"}, champion=False).passed is passes

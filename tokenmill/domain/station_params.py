@@ -148,6 +148,7 @@ METRICS = (
     "json_schema",
     "log_likelihood",
     "judge",
+    "lm_eval",
 )
 
 
@@ -171,6 +172,10 @@ class EvaluateParams:
     rubric: str = _param(
         "", doc="judge: what a good answer is, in words; empty compares with the wanted one."
     )
+    lm_eval_tasks: tuple[str, ...] = _param(
+        (), doc="lm_eval: task files (YAML) with local data, relative to the factory file."
+    )
+    lm_eval_metric: str = _param("", doc="lm_eval: metric of the tasks; empty takes each task's first.")
     safety: bool = _param(False, doc="Put a few fixed probes to each model and report the share passed.")
     max_items: int = _param(200, doc="Held-out rows that are asked, chosen by seed.", least=1, most=1_000_000)
     max_tokens: int = _param(64, doc="Longest answer, in tokens.", least=1, most=32_768)
@@ -191,6 +196,9 @@ class GateParams:
     )
     min_items: int = _param(50, doc="Fewer judged items than this is a no.", least=1)
     alpha: float = _param(0.05, doc="Significance level of the paired test.", least=0.0001, most=0.5)
+    max_ungraded: float = _param(
+        0.05, doc="judge: a larger part of the items without a grade is a no.", least=0.0, most=1.0
+    )
     min_difference_milli: int = _param(
         0,
         doc="Thousandths of the metric by which the candidate must at least be better.",

@@ -165,7 +165,12 @@ def _bound_errors(text: str) -> list[ValueError]:
     return []
 
 
-NEEDED_BY = {"regex": "pattern", "json_schema": "json_schema", "judge": "judge_model"}
+NEEDED_BY = {
+    "regex": "pattern",
+    "json_schema": "json_schema",
+    "judge": "judge_model",
+    "lm_eval": "lm_eval_tasks",
+}
 
 
 def _evaluate_problems(params: Mapping[str, Any], prefix: str) -> list[Problem]:

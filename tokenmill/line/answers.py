@@ -14,7 +14,7 @@ class AnswerError(ValueError):
     """An answer is not what it should be; the text says why."""
 
 
-GRADED = ("f1", "log_likelihood", "judge")
+GRADED = ("f1", "log_likelihood", "judge", "lm_eval")
 """Metrics whose scores are more than right or wrong."""
 
 
@@ -30,6 +30,7 @@ class Judgement:
     said: str
     fields: Mapping[str, bool] = field(default_factory=dict)
     milli: int | None = None
+    graded: bool = True  # a judge gave it a grade; what has none is compared with nothing
 
     @property
     def score_milli(self) -> int:

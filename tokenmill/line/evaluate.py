@@ -19,6 +19,7 @@ from tokenmill.domain.stations import EvaluateParams
 from tokenmill.domain.work import JobResult
 from tokenmill.engine.generate import complete_all
 from tokenmill.line.answers import Judgement, macro_f1, normal_label
+from tokenmill.line.harness import Harness
 from tokenmill.line.intervals import bootstrap, percentile, wilson
 from tokenmill.line.job import StationJob, write_atomically
 from tokenmill.line.judging import (
@@ -28,6 +29,7 @@ from tokenmill.line.judging import (
     is_graded,
     judgements,
     rules_of,
+    ungraded_report,
 )
 from tokenmill.line.rows import Row, estimated_tokens, read_rows, write_jsonl
 from tokenmill.line.safety import PROBES, checked
@@ -61,13 +63,17 @@ def run(job: StationJob) -> JobResult:
     subjects = _subjects(job)
     items_digest = digest_of([row.digest for row in items])
     rules = rules_of(job, params, items)
+    harness = Harness(job, params) if "lm_eval" in (params.metric, *params.also) else None
     judged: dict[str, list[Judgement]] = {}
     reports: dict[str, dict[str, Any]] = {}
     answers: dict[str, Predictions] = {}
     for at, subject in enumerate(subjects):
         made, reused = _predictions(job, params, subject, items, items_digest, at, len(subjects))
         texts = [answer.text for answer in made.answers]
-        found = judgements(job, params, params.metric, subject, items, texts, rules)
+        if harness is not None and params.metric == "lm_eval":
+            found: list[Judgement] | None = harness.judgements(subject)
+        else:
+            found = judgements(job, params, params.metric, subject, items, texts, rules)
         if found is None:
             continue
         answers[subject.name], judged[subject.name] = made, found
@@ -78,21 +84,31 @@ def run(job: StationJob) -> JobResult:
             **_speed(made),
             "reused": reused,
         }
-        for metric in params.also:
+        if harness is not None:
+            reports[subject.name] |= harness.report(subject)
+        for metric in (name for name in params.also if name != "lm_eval"):
             more = judgements(job, params, metric, subject, items, texts, rules)
             reports[subject.name] |= graded_report(metric, more) if more is not None else {}
         if params.safety:
             reports[subject.name] |= _safety(job, params, subject)
     predictions = job.work / "predictions.jsonl"
-    write_jsonl(predictions, _lines(items, answers, judged))
+    write_jsonl(predictions, _lines(items, answers, judged if params.metric != "lm_eval" else {}))
+    outputs = {"predictions": job.artifacts.put_file(predictions, move=True)}
     evidence = _evidence(job, params, items_digest, subjects, judged, reports)
-    metrics = {"n": len(items), "metric": params.metric}
+    if harness is not None:
+        documents = job.work / "documents.jsonl"
+        write_jsonl(documents, harness.lines(subjects))
+        outputs["documents"] = job.artifacts.put_file(documents, move=True)
+        evidence["digests"] |= (named := harness.digests(subjects[-1]))
+        if params.metric == "lm_eval":
+            evidence["digests"]["items"] = evidence["items_digest"] = named["lm_eval_documents"]
+    metrics = {"n": evidence["n"], "metric": params.metric}
     for name, report in reports.items():
         metrics[f"{name}_correct_milli"] = report["correct_milli"]
         metrics[f"{name}_ci_milli"] = f"{report['low_milli']}-{report['high_milli']}"
         metrics[f"{name}_tokens_per_s"] = report["output_tokens_per_s"]
         metrics |= {f"{name}_safety_milli": report["safety_milli"]} if "safety_milli" in report else {}
-    return JobResult({"predictions": job.artifacts.put_file(predictions, move=True)}, metrics, evidence)
+    return JobResult(outputs, metrics, evidence)
 
 
 def _evidence(
@@ -128,6 +144,11 @@ def _evidence(
             "pairs": dict.fromkeys(names),
             "differences_milli": {
                 name: differences(candidate, judged[name]) if name in judged else None for name in names
+            },
+            "ungraded": {
+                name: len(candidate) - len(differences(candidate, judged[name]))
+                for name in names
+                if name in judged
             },
         }
     return evidence
@@ -243,9 +264,11 @@ def scored(metric: str, items: Sequence[Row], judged: Sequence[Judgement], seed:
         "valid_milli": _milli(sum(j.valid for j in judged) / n if n else 0.0),
     }
     if is_graded(metric):
-        mean = sum(j.score_milli for j in judged) / n if n else 0.0
-        low, high = bootstrap([j.score_milli for j in judged], lambda v: sum(v) / len(v), seed)
+        scores = [j.score_milli for j in judged if j.graded]
+        mean = sum(scores) / len(scores) if scores else 0.0
+        low, high = bootstrap(scores, lambda v: sum(v) / len(v), seed)
         report |= {"score_milli": round(mean), "low_milli": round(low), "high_milli": round(high)}
+        report |= ungraded_report(metric, judged)
     if metric == "json_fields":
         names = sorted({name for j in judged for name in j.fields})
         report["fields_milli"] = {
@@ -304,14 +327,17 @@ def _lines(
             **{
                 name: {
                     "said": answers[name].answers[at].text,
-                    "correct": judged[name][at].correct,
-                    "score_milli": judged[name][at].score_milli,
+                    **(_judged(judged[name][at]) if name in judged else {}),
                 }
-                for name in judged
+                for name in answers
             },
         }
         for at, row in enumerate(items)
     ]
+
+
+def _judged(found: Judgement) -> dict[str, Any]:
+    return {"correct": found.correct, "score_milli": found.score_milli if found.graded else None}
 
 
 def _share(values: Sequence[bool]) -> float:

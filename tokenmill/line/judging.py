@@ -7,6 +7,7 @@ Asks the serving engine nothing; whether the candidate is good enough is for the
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,10 @@ def judgements(
     if metric == "judge":
         asked = [(row.prompt, row.completion, text) for row, text in zip(items, answers, strict=True)]
         milli = grades(params, asked)
-        return [Judgement(m == 1000, True, t, milli=m) for m, t in zip(milli, answers, strict=True)]
+        return [
+            Judgement(m == 1000, m is not None, t, milli=m or 0, graded=m is not None)
+            for m, t in zip(milli, answers, strict=True)
+        ]
     if metric == "log_likelihood":
         tree = _trainable_tree(job, subject)
         if tree is None:
@@ -87,14 +91,30 @@ def _trainable_tree(job: StationJob, subject: Subject) -> Path | None:
 
 
 def graded_report(metric: str, judged: Sequence[Judgement]) -> dict[str, Any]:
-    """The figures of a metric beyond the main one: ``<metric>_milli``, the mean score in thousandths."""
-    mean = sum(j.score_milli for j in judged) / len(judged) if judged else 0.0
-    return {f"{metric}_milli": round(mean)}
+    """The figures of a metric beyond the main one: ``<metric>_milli``, the mean score in thousandths.
+
+    Without one graded item there is no such figure, and the gate's bounds on it are not kept.
+    """
+    scores = [j.score_milli for j in judged if j.graded]
+    mean = {f"{metric}_milli": round(sum(scores) / len(scores))} if scores else {}
+    return mean | ungraded_report(metric, judged)
+
+
+def ungraded_report(metric: str, judged: Sequence[Judgement]) -> dict[str, Any]:
+    """How many answers a judge left ungraded, and their share in thousandths, rounded up."""
+    if metric != "judge":
+        return {}
+    missing = sum(not j.graded for j in judged)
+    return {
+        "judge_ungraded": missing,
+        "judge_ungraded_milli": math.ceil(1000 * missing / max(1, len(judged))),
+    }
 
 
 def differences(candidate: Sequence[Judgement], reference: Sequence[Judgement]) -> list[int]:
-    """Candidate's score less the reference's, item by item, in thousandths."""
-    return [a.score_milli - b.score_milli for a, b in zip(candidate, reference, strict=True)]
+    """Candidate's score less the reference's, in thousandths, of each item that was graded for both."""
+    both = zip(candidate, reference, strict=True)
+    return [a.score_milli - b.score_milli for a, b in both if a.graded and b.graded]
 
 
 def is_graded(metric: str) -> bool:

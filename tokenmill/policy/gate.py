@@ -19,7 +19,7 @@ what it is about, rejects the candidate.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +30,7 @@ from tokenmill.policy.signflip import mean_interval, sign_flip_p
 Z95 = 1.959963984540054
 MIN_ITEMS = 30
 ALPHA = 0.05
+MAX_UNGRADED = 0.05
 NAMED = ("data", "items", "engine", "settings", "candidate_weights")
 """What evidence must name, beside the weights of every reference: else nobody could say what was judged."""
 EXACT_MOST = 2000
@@ -97,6 +98,8 @@ def judge(evidence: Mapping[str, Any], params: Mapping[str, Any], *, champion: b
     if nameless:
         unnamed = f"The evidence does not name by digest: {', '.join(nameless)}. The gate stays shut."
         return GateVerdict(False, (*notes, unnamed), metric, digests=digests)
+    if ungraded := _ungraded(evidence, against, float(params.get("max_ungraded", MAX_UNGRADED))):
+        return GateVerdict(False, (*notes, ungraded), metric, digests=digests)
     found: list[GateVerdict] = []
     for name in against:
         verdict = _graded(evidence, name, params, metric) if evidence.get("graded") else None
@@ -162,9 +165,10 @@ def _graded(
     raw = by_name.get(name) if isinstance(by_name, Mapping) else None
     if not isinstance(raw, list | tuple) or any(isinstance(d, bool) or not isinstance(d, int) for d in raw):
         return f"There is no evidence against the {name}: the gate stays shut."
-    n = len(raw)
-    if n != evidence.get("n"):
-        return f"The evidence against the {name} counts {n} items, not n = {evidence.get('n')}."
+    n, without = len(raw), _dropped(evidence, name)
+    if n + without != evidence.get("n"):
+        left = f" and {without} ungraded ones" if without else ""
+        return f"The evidence against the {name} counts {n} items{left}, not n = {evidence.get('n')}."
     if n < 2:
         return f"{n} items were evaluated against the {name}: the gate stays shut."
     low, high = mean_interval(raw)
@@ -180,6 +184,33 @@ def _graded(
         bounds=(low, high),
         shares=(round(means[0] or 0), round(means[1] or 0)),
     )
+
+
+def _dropped(evidence: Mapping[str, Any], name: str) -> int:
+    """Items that are not compared with ``name``, because a judge graded only one answer or none."""
+    by_name = evidence.get("ungraded")
+    count = by_name.get(name) if isinstance(by_name, Mapping) else None
+    return count if isinstance(count, int) and not isinstance(count, bool) and count > 0 else 0
+
+
+def _ungraded(evidence: Mapping[str, Any], against: Sequence[str], most: float) -> str:
+    """Why too much is without a grade, where it is: those left out may be just the bad answers."""
+    n = evidence.get("n")
+    for name in against:
+        missing = _dropped(evidence, name)
+        if missing and (not isinstance(n, int) or missing > most * n):
+            return (
+                f"{missing} of {n} items have no grade to compare with the {name}, at most {most:.1%}"
+                " may be without: the gate stays shut."
+            )
+    for name in ("candidate", *against):
+        milli = _figure(evidence, name, "judge_ungraded_milli")
+        if milli is not None and milli > most * 1000:
+            return (
+                f"The judge left {milli / 10:.1f} % of the answers of the {name} without a grade, at most"
+                f" {most:.1%} may be: the gate stays shut."
+            )
+    return ""
 
 
 def _against(asked: str, *, champion: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
