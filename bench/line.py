@@ -140,7 +140,7 @@ def bare(asked: dict[str, Any]) -> None:
         out_dir=work / "tuned",
         work_dir=work / "checkpoints",
         epochs=asked["epochs"],
-        save_every_s=20.0,  # the line's default
+        save_every_s=20.0,  # when a line makes its first one
         **TUNE,  # type: ignore[arg-type]
     )
     outcome = train(request)

@@ -47,3 +47,25 @@ def test_ranks_agree_to_stop_at_the_limit(tmp_path: Path) -> None:
         watch = watch_of(rank, tmp_path, max_seconds=10.0)
         assert watch.stepped(1, 1.0, 104.0) == (False, False)
         assert watch.stepped(2, 1.0, 111.0) == (True, True)
+
+
+def test_the_interval_may_change_while_it_trains(tmp_path: Path) -> None:
+    told: list[Any] = []
+    pace = tmp_path / "pace.json"
+    request = TrainRequest(tmp_path, tmp_path, tmp_path, tmp_path, batch=2, save_every_s=5.0, pace=pace)
+    watch = checkpoints.Watch(request, told.append, "mark", [10] * 40, Gang(0, 1, 0))
+    watch.begin(100.0)
+    assert watch.pace_s(100.0) == 5.0
+    pace.write_text('{"checkpoint_us": 30000000}')
+    assert watch.pace_s(100.5) == 5.0, "it is looked at once a second"
+    watch.every_s = watch.pace_s(102.0)
+    assert watch.stepped(1, 1.0, 120.0) == (False, False)
+    assert watch.stepped(2, 1.0, 131.0) == (True, False)
+    made = tmp_path / "checkpoint-2"
+    made.mkdir()
+    watch.save_from_s = 131.0
+    watch.saved(made, 133.5)
+    assert told[-1].save_us == 2_500_000
+    assert told[-1].saved_us > 0
+    pace.write_text("broken")
+    assert watch.pace_s(140.0) == 30.0

@@ -6,6 +6,7 @@ import pytest
 
 from tokenmill.domain.errors import DataError
 from tokenmill.domain.factory import Node
+from tokenmill.policy.checkpoint import checkpoint_interval_s
 from tokenmill.twin.faults import (
     LLAMA3_INTERRUPTIONS,
     Fault,
@@ -14,7 +15,7 @@ from tokenmill.twin.faults import (
     schedule,
     shared_parts,
 )
-from tokenmill.twin.training import Training, checkpoint_interval_s, llama3, through
+from tokenmill.twin.training import Training, llama3, through
 
 
 def test_the_table_is_whole():

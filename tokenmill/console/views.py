@@ -12,6 +12,7 @@ from tokenmill.console.commands import promotion_view
 from tokenmill.console.context import ApiContext
 from tokenmill.console.run_view import line_view, run_row
 from tokenmill.control.state import State
+from tokenmill.control.why import pace_reasons
 from tokenmill.domain.codec import to_plain
 from tokenmill.domain.factory import Deployment
 from tokenmill.domain.work import Alias, Job, Release, Replica, ReplicaStatus
@@ -199,6 +200,12 @@ def job_view(context: ApiContext, job: Job) -> dict[str, Any]:
         "result": to_plain(job.result) if job.result else None,
         "usage": to_plain(job.usage),
         "reason": job.reason,
+        "checkpoint": {
+            "saved_us": job.saved_us,
+            "interval_us": job.checkpoints.interval_us,
+            "save_us": job.checkpoints.save_us,
+            "reasons": pace_reasons(context.state, job, now_us),
+        },
     }
 
 

@@ -115,7 +115,8 @@ def resume(state: State, now_us: int) -> tuple[Effect, ...]:
     for _, job in sorted(state.jobs.items()):
         if job.status in (JobStatus.STARTING, JobStatus.RUNNING):
             gang = tuple(state.leases[name].accelerators for name in state.index.leases_of.get(job.id, ()))
-            effects.append(StartJob(job.id, job.attempt, job.spec, job.nodes, gang))
+            pace_us = job.checkpoints.interval_us
+            effects.append(StartJob(job.id, job.attempt, job.spec, job.nodes, gang, pace_us))
         elif job.status is JobStatus.STOPPING:
             effects.append(StopJob(job.id, jobs.GRACE_US))
     if state.index.timers:
@@ -202,6 +203,7 @@ HANDLERS: dict[type, Callable[[Draft, Any], None]] = {
     events.ReplicaReady: replicas.ready,
     events.ReplicaExited: replicas.exited,
     events.JobSubmitted: jobs.submitted,
+    events.JobSaved: jobs.saved,
     events.JobExited: _job_exited,
     events.JobCancelled: jobs.cancelled,
     events.RunSubmitted: runs.submitted,

@@ -76,6 +76,7 @@ class Draft:
         "touched_runs",
         "tunings",
         "unplaced",
+        "uptime",
         "usage",
         "version",
     )
@@ -109,6 +110,7 @@ class Draft:
         self.scaling = state.scaling
         self.reservations = state.reservations
         self.usage = state.usage
+        self.uptime = state.uptime
         self._take_index(state.index)
 
     def _take_index(self, index: Index) -> None:
@@ -181,6 +183,7 @@ class Draft:
             self.scaling,
             self.reservations,
             self.usage,
+            self.uptime,
             index,
             self.base.table,
         )

@@ -7,6 +7,7 @@ is ``control.schedule``'s to say.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from tokenmill.control.draft import Draft
@@ -15,10 +16,11 @@ from tokenmill.control.keys import check_tenant
 from tokenmill.control.leases import end_all
 from tokenmill.control.reservations import drop
 from tokenmill.control.state import State, with_jobs
-from tokenmill.domain.effects import StopJob
+from tokenmill.domain.effects import PaceJob, StopJob
 from tokenmill.domain.errors import ConflictError, NotFoundError, RefusedError
-from tokenmill.domain.events import JobCancelled, JobExited, JobStarted, JobSubmitted
-from tokenmill.domain.work import Job, JobResult, JobSpec, JobStatus
+from tokenmill.domain.events import JobCancelled, JobExited, JobSaved, JobStarted, JobSubmitted
+from tokenmill.domain.work import Checkpoints, Job, JobResult, JobSpec, JobStatus
+from tokenmill.policy.checkpoint import pace
 from tokenmill.policy.place import Demand, could_hold, explain, largest_gang, place
 from tokenmill.policy.share import line_of
 
@@ -115,8 +117,41 @@ def started(state: State, event: JobStarted) -> State:
         job.started_us,
         attempt=job.attempt,
         ripe=job.ripe,
+        checkpoints=job.checkpoints,
     )
     return with_jobs(state, state.jobs.set(job.id, running))
+
+
+def saved(draft: Draft, event: JobSaved) -> None:
+    """A checkpoint was made: less is lost from now on, and what it cost says when to make the next one."""
+    job = draft.jobs.get(event.job)
+    if job is None or job.attempt != event.attempt or job.status is not JobStatus.RUNNING:
+        return
+    if event.at_us <= max(job.saved_us, job.started_us) or event.save_us <= 0:
+        return
+    seen = job.checkpoints
+    save_us = (seen.save_us + event.save_us) // 2 if seen.save_us else event.save_us
+    kept = replace(job, saved_us=event.at_us, checkpoints=replace(seen, save_us=max(1, save_us)))
+    kept = paced(draft, kept, event.at_us)
+    if kept.checkpoints.interval_us != seen.interval_us:
+        draft.effects.append(PaceJob(job.id, kept.checkpoints.interval_us))
+    draft.put_job(kept)
+
+
+def paced(draft: Draft, job: Job, now_us: int) -> Job:
+    """The job with the interval that its trainer is to be told. A change of less than a tenth is none."""
+    nodes = len(dict.fromkeys(job.nodes))
+    found = pace(nodes, job.checkpoints, now_us - job.started_us, draft.uptime, now_us)
+    told_us = job.checkpoints.interval_us
+    if found is None or is_pace_fixed(job.spec) or abs(found.interval_us - told_us) * 10 < told_us:
+        return job
+    return replace(job, checkpoints=replace(job.checkpoints, interval_us=found.interval_us))
+
+
+def is_pace_fixed(spec: JobSpec) -> bool:
+    """Whether the file says how often this job keeps a checkpoint."""
+    params = spec.params.get("params")
+    return isinstance(params, Mapping) and bool(params.get("checkpoint_seconds"))
 
 
 def exited(draft: Draft, event: JobExited) -> None:
@@ -162,7 +197,14 @@ def _ended(
         usage=event.usage,
         reason=reason,
         stop=job.stop if status is JobStatus.CANCELLED else "",
+        checkpoints=job.checkpoints if event.code == 0 else _interrupted(job, event.at_us),
     )
+
+
+def _interrupted(job: Job, at_us: int) -> Checkpoints:
+    seen = job.checkpoints
+    ran_us = seen.ran_us + max(0, at_us - job.started_us)
+    return replace(seen, interrupted=seen.interrupted + 1, ran_us=ran_us)
 
 
 def _fail(draft: Draft, job: Job, code: int) -> None:

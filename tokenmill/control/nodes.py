@@ -17,7 +17,7 @@ from tokenmill.control.state import State
 from tokenmill.domain.effects import StartJob
 from tokenmill.domain.errors import ConflictError, NotFoundError
 from tokenmill.domain.events import JobExited, NodeCordoned, NodeJoined, NodeLost, NodeTrusted
-from tokenmill.domain.work import Job, JobSpec, JobStatus, Lease, NodeState
+from tokenmill.domain.work import Job, JobSpec, JobStatus, Lease, NodeState, Uptime
 
 TEST_TIMEOUT_US = 1_800_000_000
 
@@ -28,11 +28,20 @@ def joined(draft: Draft, event: NodeJoined) -> None:
     if old is not None and not old.lost and old.node == event.node:
         return
     cordon = old.cordon if old is not None else ""
+    if old is None or old.lost:
+        _count(draft, 1, event.at_us)
     draft.nodes = draft.nodes.set(event.node.id, NodeState(event.node, event.at_us, cordon=cordon))
     command = _acceptance(draft, event.node.site) if old is not None and old.lost else ()
     if command:
         _begin_test(draft, event.node.id, command, event.at_us)
     draft.reindex()
+
+
+def _count(draft: Draft, more: int, now_us: int) -> None:
+    """Keep the account of how long nodes were there, of which the rate of failures follows."""
+    was = draft.uptime
+    node_us = was.node_us + was.nodes * max(0, now_us - was.at_us)
+    draft.uptime = Uptime(node_us, was.nodes + more, max(was.at_us, now_us), was.lost + (more < 0))
 
 
 def _acceptance(draft: Draft, site: str) -> tuple[str, ...]:
@@ -114,6 +123,7 @@ def lost(draft: Draft, event: NodeLost) -> None:
     if old is None or old.lost:
         return
     draft.nodes = draft.nodes.set(event.node, replace(old, lost=True))
+    _count(draft, -1, event.at_us)
     draft.reindex()
     reason = f"node {event.node} was lost" + (f": {event.reason}" if event.reason else "")
     _move_away(draft, event.node, event.at_us, "node_lost", reason)

@@ -140,11 +140,23 @@ def _start(draft: Draft, job: Job, demand: Demand, now_us: int, memo: Memo) -> b
         return False
     grant_all(draft, job.id, demand, placement, (spec.tenant, spec.project), now_us)
     attempt = job.attempt + 1
-    begun = Job(job.id, spec, JobStatus.STARTING, job.submitted_us, placement.nodes, now_us, 0, attempt)
+    begun = Job(
+        job.id,
+        spec,
+        JobStatus.STARTING,
+        job.submitted_us,
+        placement.nodes,
+        now_us,
+        attempt=attempt,
+        checkpoints=job.checkpoints,
+    )
+    if job.checkpoints.save_us:
+        begun = jobs.paced(draft, begun, now_us)
     draft.put_job(replace(begun, reason=f"before: {job.reason}") if job.reason else begun)
     if draft.reservations:
         drop(draft, job.id)
-    draft.effects.append(StartJob(job.id, attempt, spec, placement.nodes, placement.accelerators))
+    pace_us = begun.checkpoints.interval_us
+    draft.effects.append(StartJob(job.id, attempt, spec, placement.nodes, placement.accelerators, pace_us))
     return True
 
 

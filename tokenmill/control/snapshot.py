@@ -31,6 +31,7 @@ from tokenmill.domain.work import (
     Reservation,
     Run,
     Tuning,
+    Uptime,
     Usage,
 )
 from tokenmill.policy.scale import ScaleMemory
@@ -60,6 +61,7 @@ MAPS: dict[str, type] = {
 def dump(state: State) -> dict[str, Any]:
     """Plain values in a fixed order: equal states give equal dumps."""
     body: dict[str, Any] = {"format": FORMAT, "factory": to_plain(state.factory)}
+    body["uptime"] = to_plain(state.uptime)
     for name in NUMBERS:
         body[name] = getattr(state, name)
     for name in MAPS:
@@ -78,6 +80,7 @@ def load(body: Mapping[str, Any]) -> State:
         )
     known = {field.name for field in fields(State)} - set(DERIVED)
     values: dict[str, Any] = {"factory": from_plain(body["factory"], Factory)}
+    values["uptime"] = from_plain(body.get("uptime", {}), Uptime)
     for name in NUMBERS:
         values[name] = body[name]
     for name, kind in MAPS.items():

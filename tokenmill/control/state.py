@@ -13,6 +13,7 @@ from tokenmill.domain.factory import Factory
 from tokenmill.domain.table import Table
 from tokenmill.domain.value import value
 from tokenmill.domain.work import (
+    NO_UPTIME,
     Alias,
     Imported,
     Job,
@@ -26,6 +27,7 @@ from tokenmill.domain.work import (
     Reservation,
     Run,
     Tuning,
+    Uptime,
     Usage,
 )
 from tokenmill.policy.scale import ScaleMemory
@@ -58,6 +60,7 @@ class State:
     scaling: Map[str, ScaleMemory] = Map()  # deployment -> what its scaling remembers
     reservations: Map[str, Reservation] = Map()  # by owner
     usage: Map[str, Usage] = Map()  # by tenant
+    uptime: Uptime = NO_UPTIME
     index: Index = NO_INDEX
     table: Table = Table(version=0, factory="")
 
@@ -88,6 +91,7 @@ def with_jobs(state: State, jobs: Map[str, Job]) -> State:
         state.scaling,
         state.reservations,
         state.usage,
+        state.uptime,
         state.index,
         state.table,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tokenmill.control.index import HELD_US
+from tokenmill.control.jobs import is_pace_fixed
 from tokenmill.control.releases import fits
 from tokenmill.control.state import State
 from tokenmill.control.table import reason_of
@@ -25,6 +26,7 @@ from tokenmill.domain.work import (
     Run,
     StationStatus,
 )
+from tokenmill.policy.checkpoint import pace
 from tokenmill.policy.place import Demand
 
 
@@ -78,6 +80,7 @@ def _job(state: State, job: Job, now_us: int) -> Explanation:
         reasons = [job.reason] if job.reason else []
         if job.nodes:
             reasons.append(f"attempt {job.attempt} of {job.spec.max_attempts} is on {', '.join(job.nodes)}")
+        reasons += pace_reasons(state, job, now_us)
         lost = sorted({node for node in job.nodes if node in state.nodes and state.nodes[node].lost})
         changes = [f"node {node} comes back, so that its processes are known to be gone" for node in lost]
         return Explanation(job.id, "job", job.status, RULE_PLACE, tuple(reasons), (), tuple(changes))
@@ -95,6 +98,18 @@ def _job(state: State, job: Job, now_us: int) -> Explanation:
     demand = Demand(job.spec.resources, job.spec.workers, tenant.jurisdictions if tenant else ())
     reasons, changes = turn(state, job, now_us)
     return _waiting(state, job.id, "job", demand, reasons, changes, now_us)
+
+
+def pace_reasons(state: State, job: Job, now_us: int) -> list[str]:
+    """How often a running job keeps a checkpoint, why so, and how old the last one is."""
+    if job.status is not JobStatus.RUNNING or not job.saved_us:
+        return []
+    nodes = len(dict.fromkeys(job.nodes))
+    found = pace(nodes, job.checkpoints, now_us - job.started_us, state.uptime, now_us)
+    last = f"its last checkpoint was made {max(0, now_us - job.saved_us) / 1e6:.0f} s ago"
+    if is_pace_fixed(job.spec):
+        return [f"{last}; checkpoint_seconds says how often"]
+    return [last, *([found.reason] if found else [])]
 
 
 def _waiting(

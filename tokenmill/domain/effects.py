@@ -43,6 +43,15 @@ class StartJob:
     spec: JobSpec
     nodes: tuple[str, ...]  # one per worker
     accelerators: tuple[tuple[str, ...], ...]
+    checkpoint_us: int = 0  # time between checkpoints; 0 leaves it to the trainer until one was measured
+
+
+@value
+class PaceJob:
+    """Let a job that runs keep a checkpoint every ``checkpoint_us`` from now on."""
+
+    job: str
+    checkpoint_us: int
 
 
 @value
@@ -96,6 +105,7 @@ Effect = (
     | StartReplica
     | StopReplica
     | StartJob
+    | PaceJob
     | StopJob
     | PublishTable
     | RecordRelease

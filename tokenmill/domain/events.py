@@ -116,6 +116,16 @@ class JobStarted:
 
 
 @value
+class JobSaved:
+    """A job made a checkpoint, for which it stood still for ``save_us``."""
+
+    at_us: int
+    job: str
+    attempt: int
+    save_us: int
+
+
+@value
 class JobExited:
     """All workers of this attempt are gone. ``result`` is set only when it succeeded."""
 
@@ -302,6 +312,7 @@ Event = (
     | ReplicaExited
     | JobSubmitted
     | JobStarted
+    | JobSaved
     | JobExited
     | JobCancelled
     | RunSubmitted

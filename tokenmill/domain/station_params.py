@@ -134,7 +134,12 @@ class TuneParams:
     validate_every: int = _param(0, doc="Steps between validations; 0 is a tenth of the training.", least=0)
     lr: float = _param(5e-4, doc="Peak learning rate.", least=1e-8, most=1.0)
     max_tokens: int = _param(256, doc="Leave out and count rows with more tokens.", least=8, most=1_048_576)
-    checkpoint_seconds: int = _param(20, doc="Time between checkpoints.", least=1, most=86_400)
+    checkpoint_seconds: int = _param(
+        0,
+        doc="Time between checkpoints; 0 follows how often jobs and nodes fail and how long a save takes.",
+        least=0,
+        most=86_400,
+    )
     threads: int = _param(0, doc="CPU threads; 0 uses what the job may use.", least=0, most=1024)
     seed: int = _param(0, doc="Seed of initial adapter weights and of the row order.", least=0)
 

@@ -176,6 +176,32 @@ class JobResult:
 
 
 @value
+class Checkpoints:
+    """How a job keeps what it did, and what was seen of its attempts. Zero is not known yet."""
+
+    interval_us: int = 0  # what its trainer was told
+    save_us: int = 0  # how long it stands still for one
+    interrupted: int = 0  # attempts that did not end by themselves
+    ran_us: int = 0  # all of them together
+
+
+NO_CHECKPOINTS = Checkpoints()
+
+
+@value
+class Uptime:
+    """How long the factory's nodes were there, all together, and how often one was lost."""
+
+    node_us: int = 0
+    nodes: int = 0  # that are there since ``at_us``
+    at_us: int = 0
+    lost: int = 0
+
+
+NO_UPTIME = Uptime()
+
+
+@value
 class Job:
     id: str
     spec: JobSpec
@@ -192,6 +218,7 @@ class Job:
     stop: str = ""  # why it is being stopped: cancelled, timed_out, node_lost or preempted
     saved_us: int = 0  # when its last checkpoint was made, in this attempt
     ripe: bool = False  # it ran for as long as it may not be preempted
+    checkpoints: Checkpoints = NO_CHECKPOINTS
 
 
 @value

@@ -13,6 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ WARMUP = 0.05  # share of the work
 LAST_SHARE = 0.05  # of the learning rate, at the end
 CURVE_POINTS = 200
 VALIDATIONS = 10  # of one training, where patience asks for them and nobody says how often
+PACE_READ_S = 1.0
 BETTER = 1e-4  # by which a loss must fall to count as better
 
 
@@ -85,6 +87,10 @@ class Watch:
         self._saved_s = 0.0
         self._saving = False
         self._end_s = 0.0
+        self.every_s = request.save_every_s  # the same on every rank
+        self.save_from_s = 0.0  # since when training stands still for a checkpoint
+        self._saved_us = self._save_us = 0
+        self._looked_s = -math.inf
 
     def callback(self) -> Any:
         """A fresh callback for a trainer that reports to this watch."""
@@ -165,8 +171,18 @@ class Watch:
             self.stopped_by = "max_seconds"
         if self._saving:  # the last step was saved; the next one counts from here, on every rank alike
             self._saved_s, self._saving = now_s, False
-        self._saving = now_s - self._saved_s >= self.request.save_every_s and step < self.total
+        self._saving = now_s - self._saved_s >= self.every_s and step < self.total
         return self._saving, late
+
+    def pace_s(self, now_s: float) -> float:
+        """Seconds between checkpoints that are wished now; the file is read once a second at most."""
+        if self.request.pace is None or not self.gang.first or now_s - self._looked_s < PACE_READ_S:
+            return self.every_s
+        self._looked_s = now_s
+        try:
+            return float(json.loads(self.request.pace.read_text("utf-8"))["checkpoint_us"]) / 1e6
+        except (OSError, ValueError, KeyError, TypeError):
+            return self.every_s  # there is none yet
 
     def validate_due(self, step: int) -> bool:
         """Whether the validation rows are to be looked at after ``step``."""
@@ -204,6 +220,9 @@ class Watch:
             file.flush()
             os.fsync(file.fileno())
         part.replace(checkpoint / MARK)
+        self._saved_us = time.time_ns() // 1000
+        self._save_us = max(1, round((now_s - self.save_from_s) * 1e6))
+        self._tell(self._end_s)
 
     def say(self, message: str) -> None:
         """Tell people something that matters, with the next progress."""
@@ -256,7 +275,8 @@ class Watch:
         loss = self.curve[-1][1] if self.curve else math.nan
         rate = tokens / max(spent, 1e-9)
         used = self.utilisation()
-        self.report(Progress(self.step, self.total, "steps", self._message, loss, tokens, rate, eta, used))
+        done = Progress(self.step, self.total, "steps", self._message, loss, tokens, rate, eta, used)
+        self.report(replace(done, saved_us=self._saved_us, save_us=self._save_us))
 
 
 class _Callback(TrainerCallback):  # type: ignore[misc]
@@ -269,13 +289,16 @@ class _Callback(TrainerCallback):  # type: ignore[misc]
         if "loss" not in (logs or {}):
             return
         watch = self.watch
-        loss, now_s = watch.gang.agree([float(logs["loss"]), time.monotonic()])
+        now_s = time.monotonic()
+        loss, now_s, watch.every_s = watch.gang.agree([float(logs["loss"]), now_s, watch.pace_s(now_s)])
+        watch.save_from_s = time.monotonic()
         save, stop = watch.stepped(state.global_step, loss, now_s)
         control.should_save = control.should_save or save
         control.should_evaluate = watch.validate_due(state.global_step)
         control.should_training_stop = control.should_training_stop or stop
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
+        self.watch.save_from_s = time.monotonic()  # a save comes after it
         if (
             state.global_step
             and "eval_loss" in (metrics or {})

@@ -38,6 +38,7 @@ class TrainRequest:
     seed: int = 0
     max_tokens: int = 512  # longer rows are left out and counted
     save_every_s: float = 30.0
+    pace: Path | None = None  # file that says another time between checkpoints, which may change any time
     threads: int = 0  # 0 is all cores
     precision: str = "auto"  # auto, bf16 or fp32
 
@@ -55,6 +56,8 @@ class Progress:
     tokens_per_s: float
     eta_s: float
     mfu: float = 0.0
+    saved_us: int = 0  # since the epoch: when the last checkpoint of this attempt was made
+    save_us: int = 0  # how long training stood still for it
 
 
 @dataclass(frozen=True, slots=True)

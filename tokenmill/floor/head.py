@@ -6,6 +6,7 @@ All of it runs beside the controller. Engines and jobs are ``node``'s.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import msgspec
 
 from tokenmill.domain.codec import from_plain, to_plain
-from tokenmill.domain.effects import Effect, ImportModel, PublishTable
+from tokenmill.domain.effects import Effect, ImportModel, PaceJob, PublishTable
 from tokenmill.domain.errors import DataError, invariant
 from tokenmill.domain.table import Table
 from tokenmill.floor.edge import Edge
@@ -23,6 +24,7 @@ from tokenmill.floor.node import PROGRESS_EVERY_S
 from tokenmill.floor.ports import Clock, Report
 from tokenmill.floor.processes import Supervisor
 from tokenmill.floor.records import write_atomically
+from tokenmill.floor.workers import write_pace
 from tokenmill.spec.paths import Paths
 from tokenmill.spec.settings import Settings
 
@@ -74,6 +76,9 @@ class Head:
                 self.imports.start(model)
             case PublishTable(table):
                 await self._publish(table)
+            case PaceJob(job, checkpoint_us):
+                with contextlib.suppress(OSError):  # told again after the job's next checkpoint
+                    await asyncio.to_thread(write_pace, self._paths, job, checkpoint_us)
             case _:
                 return False
         return True

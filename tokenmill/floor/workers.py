@@ -52,6 +52,7 @@ def prepare(paths: Paths, factory_dir: Path, effect: StartJob, now_us: int, shar
     paths.job_work(effect.job).mkdir(parents=True, exist_ok=True)
     stale = [path for rank in share.ranks for path in folder.glob(f"exit-*-{rank}")]
     if 0 in share.ranks:
+        write_pace(paths, effect.job, effect.checkpoint_us)
         stale += [paths.job_result(effect.job), paths.job_error(effect.job)]
     for path in stale:
         path.unlink(missing_ok=True)
@@ -70,6 +71,14 @@ def prepare(paths: Paths, factory_dir: Path, effect: StartJob, now_us: int, shar
     if not port and (effect.spec.workers > 1 or effect.spec.kind != "station"):
         port = free_port()
     return [_order(paths, effect, rank, share, port) for rank in share.ranks]
+
+
+def write_pace(paths: Paths, job: str, checkpoint_us: int) -> None:
+    """Tell a trainer how often to keep a checkpoint; 0 leaves it to the trainer."""
+    if checkpoint_us:
+        write_atomically(paths.job_pace(job), msgspec.json.encode({"checkpoint_us": checkpoint_us}))
+    else:
+        paths.job_pace(job).unlink(missing_ok=True)
 
 
 def _order(paths: Paths, effect: StartJob, rank: int, share: Share, port: int) -> Order:

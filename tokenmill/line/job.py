@@ -45,6 +45,7 @@ class StationJob:
     rank: int = 0  # of this process in the job's gang; only the first one reports
     _last_report: float = 0.0
     _lines: int = 0
+    _saved_us: int = 0  # when the checkpoint was made that was told last
     seen: dict[str, str] = field(default_factory=dict)  # inputs that the station took: name -> digest
 
     @property
@@ -102,12 +103,14 @@ class StationJob:
     def report(
         self, done: float, total: float, unit: str, message: str, metrics: Mapping[str, Any] | None = None
     ) -> None:
-        """Append a line to ``progress.jsonl``, at most four a second, and always the last."""
+        """Add to ``progress.jsonl``: at most four a second, and always the last and each checkpoint."""
         if self.rank:
             return
         now = time.monotonic()
-        last = done >= total
-        if self._lines >= MAX_PROGRESS_LINES or (now - self._last_report < REPORT_SECONDS and not last):
+        saved_us = (metrics or {}).get("saved_us", self._saved_us)
+        last = done >= total or saved_us != self._saved_us  # a checkpoint is always told
+        self._saved_us = saved_us
+        if not last and (self._lines >= MAX_PROGRESS_LINES or now - self._last_report < REPORT_SECONDS):
             return
         self._last_report, self._lines = now, self._lines + 1
         entry = {

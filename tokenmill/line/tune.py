@@ -22,6 +22,7 @@ from tokenmill.engine.unpacked import place_of, unpack
 from tokenmill.line.job import StationJob
 
 CURVE_POINTS = 500  # of the loss curve, in the result
+FIRST_CHECKPOINT_S = 20.0  # after which the first one is made, whose time says when to make the next
 
 # Threads of OpenMP spin while they wait for each other, which takes the cores from those who are waited for:
 # beside one busy process training then runs at a quarter of the speed. It must be set before torch is loaded.
@@ -73,13 +74,16 @@ def request_of(job: StationJob, params: TuneParams, base_dir: Path) -> TrainRequ
         lr=params.lr,
         seed=params.seed,
         max_tokens=params.max_tokens,
-        save_every_s=float(params.checkpoint_seconds),
+        save_every_s=float(params.checkpoint_seconds or FIRST_CHECKPOINT_S),
+        pace=None if params.checkpoint_seconds else job.directory / "pace.json",
         threads=job.threads(params.threads),
     )
 
 
 def _report(job: StationJob, p: Progress) -> None:
     metrics = {"loss": p.loss, "tokens": p.tokens, "tokens_per_s": p.tokens_per_s, "eta_s": p.eta_s}
+    if p.saved_us:
+        metrics |= {"saved_us": p.saved_us, "save_us": p.save_us}
     job.report(p.done, p.total, p.unit, p.message, metrics | ({"mfu": p.mfu} if p.mfu else {}))
 
 

@@ -113,6 +113,10 @@ class Paths:
     def job_file(self, job: str) -> Path:
         return self.job(job) / "job.json"
 
+    def job_pace(self, job: str) -> Path:
+        """Says how often the job is to keep a checkpoint; changes while it runs."""
+        return self.job(job) / "pace.json"
+
     def job_progress(self, job: str) -> Path:
         return self.job(job) / "progress.jsonl"
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tokenmill.domain.errors import DataError
+from tokenmill.policy.checkpoint import between_failures, checkpoint_interval_s
 from tokenmill.twin.faults import (
     LLAMA3_DAYS,
     LLAMA3_GPUS,
@@ -22,23 +22,6 @@ from tokenmill.twin.faults import (
 )
 
 DAY_US = 86_400_000_000
-
-
-def checkpoint_interval_s(save_s: float, between_failures_s: float) -> float:
-    """Seconds of work between two checkpoints that lose least (Young 1974; Daly 2006, equation 37).
-
-    ``save_s`` is how long training stands still for one. Raises ``DataError`` unless both are above zero.
-    """
-    if not (save_s > 0 and between_failures_s > 0 and math.isfinite(save_s + between_failures_s)):
-        raise DataError(
-            f"a checkpoint takes {save_s} s and a failure comes every {between_failures_s} s",
-            expected="both above 0",
-        )
-    if save_s >= 2 * between_failures_s:
-        return between_failures_s
-    ratio = save_s / (2 * between_failures_s)
-    root = math.sqrt(2 * save_s * between_failures_s)
-    return root * (1 + math.sqrt(ratio) / 3 + ratio / 9) - save_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +43,8 @@ class Training:
     @property
     def interval_s(self) -> float:
         """Work between checkpoints, from the failures seen so far."""
-        return checkpoint_interval_s(self.save_s, (self.expected_s + self.ran_s) / (1 + self.failures))
+        between_s = between_failures(self.expected_s, self.ran_s, self.failures)
+        return checkpoint_interval_s(self.save_s, between_s)
 
     @property
     def left_s(self) -> float:

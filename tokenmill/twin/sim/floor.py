@@ -13,6 +13,7 @@ from tokenmill.domain import events as ev
 from tokenmill.domain.codec import digest_of
 from tokenmill.domain.factory import Node
 from tokenmill.domain.work import Imported, JobResult, JobSpec, WorkUsage
+from tokenmill.policy.checkpoint import LEAST_US, MOST_US
 
 SECOND = 1_000_000
 
@@ -104,6 +105,18 @@ class Floor:
         seconds = rng.uniform(1, 90)
         result = None if code or spec.kind != "station" else self.world.result(spec)
         self.world.later(seconds, lambda: self.exit(process, code, "" if not code else "it crashed", result))
+        if rng.random() < 0.3:
+            self.world.later(rng.uniform(1, 30), lambda: self._save(process))
+
+    def _save(self, process: Process) -> None:
+        """A trainer keeps a checkpoint, and goes on to the next one."""
+        if process.alive and not any(node in self.down for node in process.nodes):
+            save_us = round(self.world.rng.uniform(0.01, 20) * SECOND)
+            self.world.post(ev.JobSaved(0, process.id, process.attempt, save_us), 0.1)
+            self.world.later(self.world.rng.uniform(5, 40), lambda: self._save(process))
+
+    def do_pace_job(self, effect: fx.PaceJob) -> None:
+        assert LEAST_US <= effect.checkpoint_us <= MOST_US
 
     def _start(self, process: Process, begun: Any) -> None:
         key = (process.id, process.attempt)
