@@ -86,12 +86,36 @@ def test_patience_ends_training_and_the_best_weights_are_kept(request_: TrainReq
     assert again.validation_loss_before == pytest.approx(outcome.validation_loss, abs=2e-3)
 
 
-def worker(rank: int, world: int, port: int, folder: Path, request: TrainRequest) -> subprocess.Popen[bytes]:
-    code = (
-        "import sys, pickle, dataclasses, pathlib; from tokenmill.engine.trainer import train;"
-        "r = pickle.loads(bytes.fromhex(sys.argv[1])); o = train(r);"
-        "print(o.workers, o.loss_curve[-1][1]) if o else None"
-    )
+TRAIN = (
+    "import sys, pickle, dataclasses, pathlib; from tokenmill.engine.trainer import train;"
+    "r = pickle.loads(bytes.fromhex(sys.argv[1])); o = train(r);"
+    "print(o.workers, o.loss_curve[-1][1]) if o else None"
+)
+
+# The second rank's model takes 60 ms longer: a throttled GPU.
+THROTTLED = """
+import os, pickle, sys, time
+from tokenmill.engine import environment, own_time
+environment.prepare()
+from tokenmill.engine import weights
+from tokenmill.engine.trainer import train
+own_time.WINDOW_S = 0.3
+load = weights.load
+def slow_load(*given):
+    model = load(*given)
+    if os.environ["RANK"] == "1":
+        model.get_input_embeddings().register_forward_hook(lambda *_: time.sleep(0.06))
+    return model
+weights.load = slow_load
+told = []
+train(pickle.loads(bytes.fromhex(sys.argv[1])), told.append)
+print([p.ranks.slow[0] for p in told if p.ranks and p.ranks.slow][:1] if told else "")
+"""
+
+
+def worker(
+    rank: int, world: int, port: int, folder: Path, request: TrainRequest, code: str = TRAIN
+) -> subprocess.Popen[bytes]:
     environment = os.environ | {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -121,6 +145,19 @@ def test_two_workers_learn_what_one_learns(request_: TrainRequest, tmp_path: Pat
     assert ours[0][0] == "2"
     assert float(ours[0][1]) == pytest.approx(alone.loss_curve[-1][1], abs=0.05)
     assert (tmp_path / "gang" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.live  # the collective in which ranks compare their own time exists only in a real gang
+def test_a_gang_names_the_worker_that_holds_it_up(request_: TrainRequest, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = replace(request_, epochs=4, out_dir=tmp_path / "gang", work_dir=tmp_path / "gw", threads=1)
+    gang = [worker(rank, 2, port, tmp_path, shared, THROTTLED) for rank in range(2)]
+    codes = [process.wait(240) for process in gang]
+    logs = [(tmp_path / f"worker-{rank}.log").read_text() for rank in range(2)]
+    assert codes == [0, 0], "\n".join(logs)
+    assert logs[0].startswith("[(1, ")
 
 
 def test_short_memory_lowers_the_micro_batch_and_says_so(

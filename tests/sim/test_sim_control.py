@@ -28,6 +28,8 @@ SITUATIONS = {
     "flip",
     "cordoned",
     "node tested",
+    "slow node out",
+    "slow, but needed",
     "within a cap",
     "given up",
     "rolled back",

@@ -30,6 +30,7 @@ from tokenmill.control import (
     recall,
     replicas,
     runs,
+    slow,
     specs,
     steer,
     triggers,
@@ -176,14 +177,23 @@ RECORDED = (ChargeWork, RecordRelease, RecordRecall)
 
 
 def _job_exited(draft: Draft, event: events.JobExited) -> None:
+    job = draft.jobs.get(event.job)
     jobs.exited(draft, event)
     nodes.tested(draft, event)
+    slow.emptied(draft, job.nodes if job is not None else (), event.at_us)
+
+
+def _replica_exited(draft: Draft, event: events.ReplicaExited) -> None:
+    replicas.exited(draft, event)
+    replica = draft.replicas.get(event.replica)
+    slow.emptied(draft, (replica.node,) if replica is not None else (), event.at_us)
 
 
 QUIET: dict[type, Callable[[State, Any], bool]] = {
     events.Tick: _quiet_tick,
     events.OutcomesReported: lambda state, event: not canary.relevant(state, event),
     events.LoadReported: lambda state, event: deployments.load_reported(state, event) is None,
+    events.StepsTimed: slow.quiet,
 }
 """Whether a frequent event changes nothing, found without making a draft."""
 
@@ -201,9 +211,10 @@ HANDLERS: dict[type, Callable[[Draft, Any], None]] = {
     events.ModelImported: _imported,
     events.ReplicaStarted: replicas.started,
     events.ReplicaReady: replicas.ready,
-    events.ReplicaExited: replicas.exited,
+    events.ReplicaExited: _replica_exited,
     events.JobSubmitted: jobs.submitted,
     events.JobSaved: jobs.saved,
+    events.StepsTimed: slow.timed,
     events.JobExited: _job_exited,
     events.JobCancelled: jobs.cancelled,
     events.RunSubmitted: runs.submitted,

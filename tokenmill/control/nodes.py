@@ -4,7 +4,8 @@ end is reported.
 A lost node may be cut off with its processes alive, so nothing that it held is given to anyone else; its
 replicas are replaced elsewhere and its jobs stopped, to be tried again. A floor reports the exits of what is
 gone when the node is back. A cordoned node takes nothing new and what runs on it is moved. Where the site
-names an acceptance test, a node that was lost stays cordoned until that command has ended well on it.
+names an acceptance test, a node that was lost, or slow (``control.slow``), stays cordoned until that command
+has ended well on it.
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ def joined(draft: Draft, event: NodeJoined) -> None:
     old = draft.nodes.get(event.node.id)
     if old is not None and not old.lost and old.node == event.node:
         return
-    cordon = old.cordon if old is not None else ""
     if old is None or old.lost:
         _count(draft, 1, event.at_us)
-    draft.nodes = draft.nodes.set(event.node.id, NodeState(event.node, event.at_us, cordon=cordon))
-    command = _acceptance(draft, event.node.site) if old is not None and old.lost else ()
+    fresh = NodeState(event.node, event.at_us)
+    if old is not None:
+        fresh = replace(fresh, cordon=old.cordon, slow_us=old.slow_us, test_due=old.test_due)
+    draft.nodes = draft.nodes.set(event.node.id, fresh)
+    command = acceptance(draft, event.node.site) if old is not None and old.lost else ()
     if command:
-        _begin_test(draft, event.node.id, command, event.at_us)
+        begin_test(draft, event.node.id, command, event.at_us)
     draft.reindex()
 
 
@@ -44,15 +47,22 @@ def _count(draft: Draft, more: int, now_us: int) -> None:
     draft.uptime = Uptime(node_us, was.nodes + more, max(was.at_us, now_us), was.lost + (more < 0))
 
 
-def _acceptance(draft: Draft, site: str) -> tuple[str, ...]:
+def acceptance(draft: Draft, site: str) -> tuple[str, ...]:
+    """The command of the site's acceptance test; empty without one."""
     return next((one.acceptance for one in draft.factory.sites if one.name == site), ())
 
 
-def _begin_test(draft: Draft, node: str, command: tuple[str, ...], now_us: int) -> None:
+def begin_test(
+    draft: Draft,
+    node: str,
+    command: tuple[str, ...],
+    now_us: int,
+    reason: str = "it has to pass its acceptance test",
+) -> None:
     """Run the site's test on this very node, beside whatever may still be there: it holds nothing of it."""
     job = draft.new_id("j")
     known = draft.nodes[node]
-    draft.nodes = draft.nodes.set(node, replace(known, cordon="it has to pass its acceptance test", test=job))
+    draft.nodes = draft.nodes.set(node, replace(known, cordon=reason, test=job, test_due=False))
     spec = JobSpec(
         "command",
         "",
@@ -108,12 +118,13 @@ def cordoned(draft: Draft, event: NodeCordoned) -> None:
     reason = event.reason or "a person does not trust it"
     draft.nodes = draft.nodes.set(event.node, replace(known, cordon=reason))
     draft.reindex()
-    _move_away(draft, event.node, event.at_us, "preempted", f"node {event.node} was cordoned: {reason}")
+    move_away(draft, event.node, event.at_us, "preempted", f"node {event.node} was cordoned: {reason}")
 
 
 def trusted(draft: Draft, event: NodeTrusted) -> None:
-    """It takes work again, whatever a test of it says later."""
-    draft.nodes = draft.nodes.set(event.node, replace(draft.nodes[event.node], cordon="", test=""))
+    """It takes work again, whatever a test of it says later; that it was slow is forgotten."""
+    known = draft.nodes[event.node]
+    draft.nodes = draft.nodes.set(event.node, NodeState(known.node, known.joined_us, known.lost))
     draft.reindex()
 
 
@@ -126,10 +137,11 @@ def lost(draft: Draft, event: NodeLost) -> None:
     _count(draft, -1, event.at_us)
     draft.reindex()
     reason = f"node {event.node} was lost" + (f": {event.reason}" if event.reason else "")
-    _move_away(draft, event.node, event.at_us, "node_lost", reason)
+    move_away(draft, event.node, event.at_us, "node_lost", reason)
 
 
-def _move_away(draft: Draft, node: str, now_us: int, kind: str, reason: str) -> None:
+def move_away(draft: Draft, node: str, now_us: int, kind: str, reason: str) -> None:
+    """Stop the jobs and retire the replicas of a node, so that they go on elsewhere."""
     owners = sorted({lease.owner for lease in draft.leases.values() if lease.node == node})
     for owner in owners:
         replica = draft.replicas.get(owner)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tokenmill.control.draft import Draft
 from tokenmill.control.index import HELD_US
 from tokenmill.control.jobs import is_pace_fixed
 from tokenmill.control.releases import fits
+from tokenmill.control.slow import spare_reason
 from tokenmill.control.state import State
 from tokenmill.control.table import reason_of
 from tokenmill.control.why_waiting import candidates, kept, power, shape, turn
@@ -244,7 +246,12 @@ def _named(state: State, name: str, now_us: int) -> Explanation:
         owners = sorted({lease.owner for lease in state.leases.values() if lease.node == name})
         rule = "A lost node takes nothing new; what it held stays held until its end is known."
         status = "lost" if node.lost else "cordoned" if node.cordon else "alive"
-        reasons = (*((node.cordon,) if node.cordon else ()), *(f"{owner} is on it" for owner in owners))
+        slow = (
+            f"it is slow: {node.slow}; it stays, since {spare_reason(Draft(state), name)}"
+            if node.slow
+            else ""
+        )
+        reasons = (*filter(None, (node.cordon, slow)), *(f"{owner} is on it" for owner in owners))
         back = f"`tokenmill cordon {name} --undo`"
         changes = (f"job {node.test} ends well",) if node.test else (back,) if node.cordon else ()
         return Explanation(name, "node", status, rule, reasons, (), changes)

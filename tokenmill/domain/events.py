@@ -126,6 +126,17 @@ class JobSaved:
 
 
 @value
+class StepsTimed:
+    """How long the workers of a gang need for the same work, before they wait for each other."""
+
+    at_us: int
+    job: str
+    attempt: int
+    median_us: int
+    slow: tuple[tuple[int, int], ...] = ()  # rank and its time, of those clearly above the median
+
+
+@value
 class JobExited:
     """All workers of this attempt are gone. ``result`` is set only when it succeeded."""
 
@@ -313,6 +324,7 @@ Event = (
     | JobSubmitted
     | JobStarted
     | JobSaved
+    | StepsTimed
     | JobExited
     | JobCancelled
     | RunSubmitted

@@ -70,6 +70,10 @@ class NodeState:
     lost: bool = False
     cordon: str = ""  # why it takes no work, though it is there
     test: str = ""  # the job that is its acceptance test
+    strikes: int = 0  # reports in a row that found it slow
+    slow: str = ""  # what they found, once they are enough
+    slow_us: int = 0  # when it was last taken out for it
+    test_due: bool = False  # it is tested once nothing is left on it
 
 
 @value

@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 
 from tokenmill.domain.errors import EngineError
 from tokenmill.engine.gang import Gang
+from tokenmill.engine.own_time import OwnTime
 from tokenmill.engine.tuning import Progress, TrainOutcome, TrainRequest
 
 MARK = "tokenmill.json"
@@ -87,6 +88,7 @@ class Watch:
         self._saved_s = 0.0
         self._saving = False
         self._end_s = 0.0
+        self.own_time = OwnTime(gang)
         self.every_s = request.save_every_s  # the same on every rank
         self.save_from_s = 0.0  # since when training stands still for a checkpoint
         self._saved_us = self._save_us = 0
@@ -276,7 +278,7 @@ class Watch:
         rate = tokens / max(spent, 1e-9)
         used = self.utilisation()
         done = Progress(self.step, self.total, "steps", self._message, loss, tokens, rate, eta, used)
-        self.report(replace(done, saved_us=self._saved_us, save_us=self._save_us))
+        self.report(replace(done, saved_us=self._saved_us, save_us=self._save_us, ranks=self.own_time.last))
 
 
 class _Callback(TrainerCallback):  # type: ignore[misc]
@@ -291,6 +293,7 @@ class _Callback(TrainerCallback):  # type: ignore[misc]
         watch = self.watch
         now_s = time.monotonic()
         loss, now_s, watch.every_s = watch.gang.agree([float(logs["loss"]), now_s, watch.pace_s(now_s)])
+        watch.own_time.stepped(now_s)
         watch.save_from_s = time.monotonic()
         save, stop = watch.stepped(state.global_step, loss, now_s)
         control.should_save = control.should_save or save

@@ -40,6 +40,19 @@ class Gang:
         distributed.broadcast(agreed, src=0)
         return [float(value) for value in agreed.tolist()]
 
+    def gather(self, value: float) -> list[float]:
+        """Every rank's ``value`` on every rank, by rank; must be called by all."""
+        if self.world == 1:
+            return [value]
+        import torch
+        from torch import distributed
+
+        device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+        mine = torch.tensor([value], dtype=torch.float64, device=device)
+        every = [torch.zeros_like(mine) for _ in range(self.world)]
+        distributed.all_gather(every, mine)
+        return [float(one.item()) for one in every]
+
 
 def gang_of(environ: Mapping[str, str] = os.environ) -> Gang:
     """The gang that the environment describes; one process without one. Raises ``UsageError``."""

@@ -25,6 +25,7 @@ from tokenmill.engine.checkpoints import Watch
 from tokenmill.engine.embedded import usable_cores
 from tokenmill.engine.gang import Gang, gang_of
 from tokenmill.engine.meter import Meter
+from tokenmill.engine.own_time import OwnTime
 from tokenmill.engine.tuning import Progress, TrainOutcome, TrainRequest
 
 VALIDATION_ROWS = 64
@@ -286,6 +287,8 @@ def _measure(watch: Watch, trainer: Any, meter: Meter, setting: Setting) -> None
             weights.Best(watch.request.work_dir).keep(trainer.accelerator.unwrap_model(trainer.model))
 
     watch.mfu_of = utilisation
+    watch.own_time = OwnTime(watch.gang, torch.cuda.synchronize if setting.device == "cuda" else lambda: None)
+    watch.own_time.watch(trainer.model)
     watch.improve = improve
 
 

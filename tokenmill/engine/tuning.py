@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tokenmill.engine.own_time import Window
+
 
 @dataclass(frozen=True, slots=True)
 class TrainRequest:
@@ -58,6 +60,7 @@ class Progress:
     mfu: float = 0.0
     saved_us: int = 0  # since the epoch: when the last checkpoint of this attempt was made
     save_us: int = 0  # how long training stood still for it
+    ranks: Window | None = None  # of a gang: whose own work takes long
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from tokenmill.floor.line_watch import LineWatch
 from tokenmill.floor.load import LoadWatch, OutcomeWatch
 from tokenmill.floor.openlineage import LineageSink
 from tokenmill.floor.ports import Clock, Floor
-from tokenmill.floor.saves import SaveWatch
+from tokenmill.floor.trainers import TrainerWatch
 from tokenmill.store.opening import Store
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Runtime:
         self._lineage = LineageSink(options.openlineage)
         self._line_watch = line_watch
         self._outcome_watch = OutcomeWatch(load_watch.folder)
-        self._save_watch = SaveWatch()
+        self._trainer_watch = TrainerWatch()
         self._now_us = now_us
         self._options = options
         self._queue: asyncio.Queue[Item] = asyncio.Queue(options.queue_events)
@@ -349,7 +349,7 @@ class Runtime:
             now_us = self._now_us()
             found: list[Event] = [*await asyncio.to_thread(self._outcome_watch.look, now_us)]
             found += await asyncio.to_thread(self._load_watch.look, now_us)
-            found += self._save_watch.look(self.progress, self.state.jobs, now_us)
+            found += self._trainer_watch.look(self.progress, self.state.jobs, now_us)
             if self._line_watch is not None:
                 lines = self.state.factory.lines
                 found += await asyncio.to_thread(self._line_watch.look, lines, now_us, self._opinions)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from tokenmill.domain.errors import DataError
 from tokenmill.domain.stations import TuneParams
@@ -81,9 +82,17 @@ def request_of(job: StationJob, params: TuneParams, base_dir: Path) -> TrainRequ
 
 
 def _report(job: StationJob, p: Progress) -> None:
-    metrics = {"loss": p.loss, "tokens": p.tokens, "tokens_per_s": p.tokens_per_s, "eta_s": p.eta_s}
+    metrics: dict[str, Any] = {
+        "loss": p.loss,
+        "tokens": p.tokens,
+        "tokens_per_s": p.tokens_per_s,
+        "eta_s": p.eta_s,
+    }
     if p.saved_us:
         metrics |= {"saved_us": p.saved_us, "save_us": p.save_us}
+    if p.ranks is not None:
+        slow = [list(one) for one in p.ranks.slow]
+        metrics["ranks"] = {"at_us": p.ranks.at_us, "median_us": p.ranks.median_us, "slow": slow}
     job.report(p.done, p.total, p.unit, p.message, metrics | ({"mfu": p.mfu} if p.mfu else {}))
 
 

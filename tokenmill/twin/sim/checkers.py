@@ -14,6 +14,7 @@ from tokenmill.control.why import why
 from tokenmill.domain import effects as fx
 from tokenmill.domain import events as ev
 from tokenmill.domain.work import Alias, JobStatus, ReplicaStatus, RunStatus
+from tokenmill.policy.place import Demand, place
 from tokenmill.policy.power import caps_of
 from tokenmill.twin.sim.floor import Floor
 
@@ -45,6 +46,7 @@ class Checkers:
         self.nothing_held_twice(after)
         self.gangs_whole(after)
         self.power_within_caps(before, after)
+        self.slow_nodes_spared(before, event, after)
         self.leases_match_processes(after)
         self.plan_fresh(before, event, after)
         self.only_passed_serve(after)
@@ -129,6 +131,29 @@ class Checkers:
             if now[name] > was[name]:
                 assert now[name] * cap.factor_milli // 1000 <= cap.limit_mw, f"{name} is above its cap"
                 self.reached.add("within a cap")
+
+    def slow_nodes_spared(self, before: State, event: ev.Event, after: State) -> None:
+        """Slowness takes a node out only while few are out, and only what has room elsewhere at once."""
+        if not isinstance(event, ev.StepsTimed):
+            return
+        gone = [n for n, known in after.nodes.items() if known.cordon and not before.nodes[n].cordon]
+        if any(known.slow for known in after.nodes.values()):
+            self.reached.add("slow, but needed")
+        for name in gone:
+            out = [n for n, known in after.nodes.items() if known.cordon and known.slow_us]
+            assert len(out) <= max(1, len(after.nodes) // 20), f"{out} are out for slowness"
+            moved = [owner for owner, ids in before.index.leases_of.items() if self._is_on(before, ids, name)]
+            assert all(owner in after.jobs or owner in after.replicas for owner in moved)
+            fleet = Draft(after).fleet_if(lambda lease, moved=moved: lease.owner not in moved)  # type: ignore[misc]
+            for owner in [owner for owner in moved if owner in after.jobs]:
+                spec = after.jobs[owner].spec
+                law = after.index.tenants[spec.tenant].jurisdictions if spec.tenant else ()
+                assert place(fleet, Demand(spec.resources, spec.workers, law)), f"{owner} has no room"
+            self.reached.add("slow node out")
+
+    @staticmethod
+    def _is_on(state: State, leases: tuple[str, ...], node: str) -> bool:
+        return any(state.leases[name].node == node for name in leases)
 
     def gangs_whole(self, state: State) -> None:
         for job in state.jobs.values():

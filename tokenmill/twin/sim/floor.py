@@ -57,6 +57,7 @@ class Floor:
     world: Host
     processes: dict[tuple[str, int], Process] = field(default_factory=dict)
     down: set[str] = field(default_factory=set)
+    slow: set[str] = field(default_factory=set)
     nodes: dict[str, Node] = field(default_factory=dict)
     started_twice: int = 0
 
@@ -107,6 +108,8 @@ class Floor:
         self.world.later(seconds, lambda: self.exit(process, code, "" if not code else "it crashed", result))
         if rng.random() < 0.3:
             self.world.later(rng.uniform(1, 30), lambda: self._save(process))
+        if len(set(process.nodes)) > 1:
+            self.world.later(rng.uniform(1, 5), lambda: self._step(process))
 
     def _save(self, process: Process) -> None:
         """A trainer keeps a checkpoint, and goes on to the next one."""
@@ -114,6 +117,14 @@ class Floor:
             save_us = round(self.world.rng.uniform(0.01, 20) * SECOND)
             self.world.post(ev.JobSaved(0, process.id, process.attempt, save_us), 0.1)
             self.world.later(self.world.rng.uniform(5, 40), lambda: self._save(process))
+
+    def _step(self, process: Process) -> None:
+        """A gang tells how long its workers take, now and then."""
+        if process.alive and not any(node in self.down for node in process.nodes):
+            found = [(rank, 150) for rank, node in enumerate(process.nodes) if node in self.slow]
+            if 2 * len(found) < len(process.nodes) + 1:
+                self.world.post(ev.StepsTimed(0, process.id, process.attempt, 100, tuple(found)), 0.1)
+            self.world.later(self.world.rng.uniform(2, 12), lambda: self._step(process))
 
     def do_pace_job(self, effect: fx.PaceJob) -> None:
         assert LEAST_US <= effect.checkpoint_us <= MOST_US

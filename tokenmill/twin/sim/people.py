@@ -199,6 +199,10 @@ class People(Wishes):
             self.floor.down.add(node)
             self.tell(ev.NodeLost(self.now, node, "no heartbeat"))
 
+    def slow_node(self) -> None:
+        """A node's GPUs throttle, or are well again."""
+        self.floor.slow ^= {self.rng.choice(sorted(self.floor.nodes))}
+
     def mistake(self) -> None:
         """Somebody asks for what is not there, twice, or out of bounds. Nothing of it may change anything."""
         state, rng, now = self.state, self.rng, self.now
@@ -333,7 +337,7 @@ def raised_at(error: BaseException) -> tuple[str, int]:
     return found
 
 
-WEATHER = ("lose_node", "lose_rack", "kill_engine", "step_clock", "lie")
+WEATHER = ("lose_node", "lose_rack", "kill_engine", "step_clock", "slow_node", "lie")
 """Actions that are faults: a world has the ones of its swarm only."""
 
 POST = ("late", "double", "lost")
@@ -364,6 +368,7 @@ ACTIONS = (
     *("return_node",) * 2,
     "lose_rack",
     "step_clock",
+    "slow_node",
     "kill_engine",
     "lie",
 )
