@@ -116,7 +116,7 @@ def test_the_table_says_what_it_rests_on(folder):
     result = call("--traffic", "noon.yaml")
     assert result.exit_code == 0, result.output
     assert "rows that the fit had not seen" in result.stdout
-    assert "Power is uncalibrated" in result.stdout
+    assert "Power follows work by a fit" in result.stdout
     assert "OEE" in result.stdout
 
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from tokenmill.domain.errors import DataError
 from tokenmill.twin.capacity import need_fit
 from tokenmill.twin.configuration import Configuration
-from tokenmill.twin.iteration import Efficiency, Work, parts, work_of
+from tokenmill.twin.iteration import Efficiency, Work, parts, touched_experts, work_of
+from tokenmill.twin.power_model import COMPUTE_SHARE, MEMORY_SHARE, RUNNING_SHARE, SERVER_LOSS
 from tokenmill.twin.profiles import Profile, names_of, profile
 from tokenmill.twin.step_table import EngineRules, StepTable
-
-COMPUTE_SHARE, MEMORY_SHARE, WAITING_SHARE = 0.95, 0.7, 0.2
-"""Of the power between idle and maximum, while an accelerator computes, reads memory, or waits for host and
-network. Assumed; ``docs/planning.md`` says how they compare with measured servers."""
 
 CLOCKS = (1.0, 0.9, 0.8, 0.7)
 """Steps to which a power cap lowers clocks. Dynamic power goes with the cube of the clock, compute time with
@@ -92,7 +90,7 @@ def _table(asked: Configuration, clock: float, prefix_cache: bool) -> StepTable:
         joules=tuple(joules.tolist()),
         cached_token_j=slope[2] / copies,
         pair_j=slope[3] / copies,
-        idle_w=asked.overhead_w + layout.accelerators * asked.accelerator.idle_w,
+        idle_w=_idle_w(asked),
     )
     if fit.cache_tokens * layout.data < engine.block:
         raise DataError(f"{asked}: no room for a block of cache", expected=f"{engine.block} tokens")
@@ -104,17 +102,22 @@ def _clocked(work: Work, clock: float) -> Work:
 
 
 def _iteration(
-    asked: Configuration, work: Work, eff: Efficiency, clock: float, tokens: object, sampled: object
+    asked: Configuration, work: Work, eff: Efficiency, clock: float, tokens: Any, sampled: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """Seconds and joules above idle of all accelerators, by tokens of one copy."""
-    found = parts(work, eff, tokens, 0.0, 0.0, sampled)
-    seconds = np.asarray(found.total, np.float64)
-    compute = (tokens * work.dense_flops) / (work.flops_s * eff.compute)
-    busy = COMPUTE_SHARE * np.minimum(compute, found.dense)
-    busy = busy + MEMORY_SHARE * np.maximum(0.0, found.dense - compute)
-    busy = busy + MEMORY_SHARE * (found.experts + found.head)
-    busy = busy + WAITING_SHARE * (found.fixed + found.network)
-    return seconds, np.asarray(_dynamic_w(asked, clock) * found.scale * busy, np.float64)
+    seconds = np.asarray(parts(work, eff, tokens, 0.0, 0.0, sampled).total, np.float64)
+    share = work.data / work.expert_parallel
+    flops = tokens * (work.dense_flops + work.expert_flops * work.chosen * share) / work.flops_s
+    flops = flops + sampled * work.head_flops / work.flops16_s
+    moved = work.dense_bytes + tokens * work.activation_bytes + work.head_bytes
+    moved = moved + work.expert_bytes * touched_experts(work, tokens) * (work.chosen > 0)
+    return seconds, _dynamic_w(asked, clock) * _busy_s(seconds, moved / work.bytes_s, flops)
+
+
+def _busy_s(seconds: Any, memory_s: Any, compute_s: Any) -> Any:
+    """Seconds at full power that draw as much: ``memory_s`` and ``compute_s`` are at data-sheet rates."""
+    busy = RUNNING_SHARE * seconds + MEMORY_SHARE * memory_s + COMPUTE_SHARE * compute_s
+    return np.minimum(seconds, busy)
 
 
 def _slopes(
@@ -125,9 +128,19 @@ def _slopes(
     cached = float(parts(work, eff, 1.0, 1e6, 0.0, 0.0).total - none) / 1e6
     pair = float(parts(work, eff, 1.0, 0.0, 1e9, 0.0).total - none) / 1e9
     watts = _dynamic_w(asked, clock)
-    return cached, pair, watts * MEMORY_SHARE * cached, watts * COMPUTE_SHARE * pair
+    read = _busy_s(cached, work.cache_bytes / work.bytes_s, work.cache_flops / work.flops16_s)
+    looked = _busy_s(pair, 0.0, work.pair_flops / work.flops16_s)
+    return cached, pair, watts * float(read), watts * float(looked)
+
+
+def _idle_w(asked: Configuration) -> float:
+    """Of accelerators and their share of the node. The catalogue's overhead is that at full load."""
+    count, kind = asked.layout.accelerators, asked.accelerator
+    follows = SERVER_LOSS * count * (kind.max_w - kind.idle_w)
+    return max(0.0, asked.overhead_w - follows) + count * kind.idle_w
 
 
 def _dynamic_w(asked: Configuration, clock: float) -> float:
+    """Between idle and maximum, with what power supplies and fans add (``power_model``)."""
     one = asked.accelerator.max_w - asked.accelerator.idle_w
-    return asked.layout.accelerators * one * clock**3
+    return asked.layout.accelerators * (1 + SERVER_LOSS) * one * clock**3

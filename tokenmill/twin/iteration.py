@@ -207,10 +207,16 @@ def parts(
     )
 
 
+def touched_experts(work: Work, tokens: Number) -> Number:
+    """Experts of one accelerator that at least one of the ``tokens`` of each copy chose."""
+    missed = (1 - work.chosen / work.experts) ** (tokens * work.data)
+    return work.experts / work.expert_parallel * (1 - missed)
+
+
 def _experts_s(work: Work, eff: Efficiency, tokens: Number) -> Number:
     """Experts of the busiest accelerator: those chosen are read, ``imbalance`` more rows computed."""
     everyone = tokens * work.data
-    touched = work.experts / work.expert_parallel * (1 - (1 - work.chosen / work.experts) ** everyone)
+    touched = touched_experts(work, tokens)
     rows = everyone * work.chosen / work.expert_parallel * eff.imbalance
     compute = work.expert_flops * (rows + eff.half_rate_expert_tokens * touched)
     return combined(

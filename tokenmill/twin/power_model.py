@@ -18,6 +18,26 @@ CPU_ACTIVE_W_PER_CORE = 10.0
 """Used where a node has no accelerator: the same assumption as the settings of these names."""
 
 
+RUNNING_SHARE, MEMORY_SHARE, COMPUTE_SHARE = 0.54, 0.20, 1.04
+"""Of the power between idle and maximum: what an accelerator draws for running kernels at all, and on top of
+that at the full rate of its memory and of its matrix units (data sheet, the precision in use). Fitted by
+``bench/accuracy.py`` to GPU power of 639 vLLM deployments on H100 and B200 (ML.ENERGY, 2026-02)."""
+
+SERVER_BASE_W, SERVER_LOSS = 1400.0, 0.165
+"""Of a server with eight B200: watts beside its accelerators, and what supplies and fans add to each watt of
+those. Fitted by ``bench/accuracy.py`` to wall power (MLPerf Inference v5.1, Lenovo, Yokogawa WT500)."""
+
+
+def busy_share(memory: float, compute: float) -> float:
+    """Of the power between idle and maximum, at these shares of an accelerator's data-sheet rates."""
+    return min(1.0, RUNNING_SHARE + MEMORY_SHARE * memory + COMPUTE_SHARE * compute)
+
+
+def server_w(accelerators_w: float) -> float:
+    """Wall power of a server with eight B200 whose accelerators draw this much together."""
+    return SERVER_BASE_W + (1 + SERVER_LOSS) * accelerators_w
+
+
 @dataclass(frozen=True, slots=True)
 class PowerModel:
     """``cpu_*`` are watts of a machine without a known type; see ``spec.settings``."""
