@@ -48,7 +48,9 @@ class Mill:
         self.state, self.asked = step(self.state, kind(self.now, *args, **named))
         self.log += self.asked
         s = self.state
-        assert s.index == index_state(s.factory, s.nodes, s.leases, s.replicas, s.jobs, s.runs, s.tunings)
+        assert s.index == index_state(
+            s.factory, s.nodes, s.leases, s.replicas, s.jobs, s.runs, s.tunings, s.draws
+        )
         assert s.table == table_of(s)
         return s
 

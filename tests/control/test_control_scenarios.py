@@ -204,6 +204,70 @@ def test_a_cap_of_power_is_never_exceeded(mill: Mill) -> None:
     assert "its cap is 6.0 kW" in " ".join(why(mill.state, "d", mill.now).reasons)
 
 
+def powered(mill: Mill, *sites: Site, **bounds: tuple[Rack, ...]) -> None:
+    """Two racks of two nodes, each of which may rise by 4 kW."""
+    for number in range(4):
+        name = f"r{number // 2}/n{number % 2}"
+        cards = tuple(Accelerator(f"{name}/{i}", "gb300", 0) for i in range(4))
+        watts = {"idle_mw": 1_000_000, "power_mw": 5_000_000}
+        mill.tell(ev.NodeJoined, Node(name, "here", f"r{number // 2}", "", 64_000, 900 * GB, cards, **watts))
+    mill.apply(factory(sites=sites or (Site("here", "EU"),), **bounds))
+
+
+def test_a_ramp_of_power_lets_work_start_in_stages(mill: Mill) -> None:
+    minute = 60_000_000
+    powered(mill, Site("here", "EU", pue_milli=1250, ramp_mw=10_000_000, ramp_us=minute))
+    for name in ("a", "b", "c"):
+        mill.tell(ev.JobSubmitted, name, SPEC)
+    assert [effect.job for effect in mill.started_jobs()] == ["a", "b"], "4 kW each, by 1.25 of the site"
+    text = " ".join(why(mill.state, "c", mill.now).reasons)
+    assert "site here would rise by 15.0 kW within 60 s, 5.0 kW of it by this; it may by 10.0 kW" in text
+    mill.wait(59.9)
+    assert started(mill) == []
+    mill.wait(0.1)
+    assert started(mill) == ["c"], "the draw of a minute ago is forgotten"
+    mill.wait(61)
+    for name in ("a", "b", "c"):
+        mill.tell(ev.JobExited, name, 1, 0)
+    for name in ("d", "e", "f"):
+        mill.tell(ev.JobSubmitted, name, SPEC)
+    assert started(mill) == [], "what falls and rises again has risen"
+    assert [effect.job for effect in mill.started_jobs()][3:] == ["d", "e"]
+    mill.wait(60)
+    assert started(mill) == ["f"]
+    mill.wait(61)
+    assert len(mill.state.draws["site here"]) == 1
+    mill.apply(factory())
+    assert not mill.state.draws
+
+
+def test_a_rack_s_ramp_sends_work_to_the_next_one(mill: Mill) -> None:
+    powered(mill, racks=(Rack("r0", "here", ramp_mw=4_000_000, ramp_us=1_000_000),))
+    for name in ("a", "b", "c"):
+        mill.tell(ev.JobSubmitted, name, SPEC)
+    places = sorted(effect.nodes[0].split("/")[0] for effect in mill.started_jobs())
+    assert places == ["r0", "r1", "r1"]
+    mill.tell(ev.JobSubmitted, "d", SPEC)
+    assert started(mill) == []
+    mill.wait(1)
+    assert started(mill) == ["d"]
+
+
+def test_nobody_is_evicted_for_a_gang_that_is_too_steep(mill: Mill) -> None:
+    powered(mill, Site("here", "EU", ramp_mw=7_000_000, ramp_us=1_000_000))
+    for name in ("a", "b", "c", "d"):
+        mill.tell(ev.JobSubmitted, name, SPEC)
+        mill.wait(2)
+    assert len(mill.started_jobs()) == 4
+    mill.tell(ev.JobSubmitted, "gang", replace(SPEC, workers=2, priority=9))
+    mill.wait(1200)
+    assert [effect for effect in mill.log if isinstance(effect, StopJob)] == []
+    for name in ("a", "b"):
+        mill.tell(ev.JobExited, name, 1, 0)
+    mill.wait(2)
+    assert "it cannot start while this limit stands" in " ".join(why(mill.state, "gang", mill.now).reasons)
+
+
 def test_a_repaired_node_returns_through_its_acceptance_test(mill: Mill) -> None:
     mill.join("n0", gpus=4)
     mill.join("n1", gpus=4)

@@ -31,6 +31,8 @@ SITUATIONS = {
     "slow node out",
     "slow, but needed",
     "within a cap",
+    "within a ramp",
+    "held by a ramp",
     "given up",
     "rolled back",
     "scaled up",

@@ -22,6 +22,8 @@ AMOUNTS = st.integers(min_value=0, max_value=2**60)
         (units.parse_duration, "250ms", 250_000),
         (units.parse_power, "16 MW", 16 * 10**9),
         (units.parse_power, "700W", 700_000),
+        (units.parse_ramp, "50kW/s", (50 * 10**6, 10**6)),
+        (units.parse_ramp, "2 MW / min", (2 * 10**9, 60 * 10**6)),
         (units.parse_bit_rate, "800Gbit/s", 800 * 10**9),
         (units.parse_bit_rate, "800Gb/s", 800 * 10**9),
         (units.parse_bit_rate, "100 GB/s", 800 * 10**9),

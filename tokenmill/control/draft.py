@@ -23,6 +23,7 @@ from tokenmill.control.index import (
     lease_timer,
     priority_of,
     queue_key,
+    ramp_timer,
     replica_timer,
     room_of,
     schedulable,
@@ -32,6 +33,7 @@ from tokenmill.control.state import State
 from tokenmill.domain.effects import Effect
 from tokenmill.domain.work import Alias, Job, Lease, Replica, ReplicaStatus, Run
 from tokenmill.policy.fleet import Fleet, Room, fleet_of
+from tokenmill.policy.power import History
 from tokenmill.policy.share import NO_USAGE, NOTHING, Holding, dominant_ppm, used
 
 
@@ -43,6 +45,7 @@ class Draft:
         "base",
         "changed",
         "done",
+        "draws",
         "effects",
         "epoch",
         "factory",
@@ -111,6 +114,7 @@ class Draft:
         self.reservations = state.reservations
         self.usage = state.usage
         self.uptime = state.uptime
+        self.draws = state.draws
         self._take_index(state.index)
 
     def _take_index(self, index: Index) -> None:
@@ -134,7 +138,14 @@ class Draft:
         self.shown = True
         self._take_index(
             index_state(
-                self.factory, self.nodes, self.leases, self.replicas, self.jobs, self.runs, self.tunings
+                self.factory,
+                self.nodes,
+                self.leases,
+                self.replicas,
+                self.jobs,
+                self.runs,
+                self.tunings,
+                self.draws,
             )
         )
 
@@ -148,6 +159,7 @@ class Draft:
             old.lines,
             old.tenants,
             old.bounded,
+            old.ramps,
             self.rooms,
             self.fleet,
             old.idle,
@@ -184,6 +196,7 @@ class Draft:
             self.reservations,
             self.usage,
             self.uptime,
+            self.draws,
             index,
             self.base.table,
         )
@@ -221,6 +234,16 @@ class Draft:
             count = self.ranks.get(rank, 0) + (1 if holds else -1)
             self.ranks = self.ranks.set(rank, count) if count else self.ranks.delete(rank)
         self._move_timer(job_timer(old) if old is not None else None, job_timer(job))
+
+    def put_draw(self, place: str, history: History) -> None:
+        """Remember what a place drew lately; an empty history forgets it."""
+        old = self.draws.get(place, ())
+        if history == old:
+            return
+        self.changed = True
+        self.draws = self.draws.set(place, history) if history else self.draws.delete(place)
+        ramps = self.index.ramps
+        self._move_timer(ramp_timer(place, old, ramps), ramp_timer(place, history, ramps))
 
     def put_replica(self, replica: Replica) -> None:
         """Keep a replica's next value; its deployment will be reconciled."""

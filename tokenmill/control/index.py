@@ -25,9 +25,10 @@ from tokenmill.domain.work import (
     Tuning,
 )
 from tokenmill.policy.fleet import Block, Fleet, Room, fleet_of
+from tokenmill.policy.power import History, Ramp, ramps_of
 from tokenmill.policy.share import NOTHING, Holding, bounded
 
-Timer = tuple[int, str, str]  # (at_us, "job" | "lease" | "replica", id)
+Timer = tuple[int, str, str]  # (at_us, "job" | "lease" | "replica" | "ramp", id)
 Waiting = tuple[int, str]  # (submitted_us, job)
 QueueKey = tuple[int, str, Resources, int]  # (priority, tenant, resources, workers)
 
@@ -40,6 +41,7 @@ class Index:
     lines: Map[str, Line] = Map()
     tenants: Map[str, Tenant] = Map()
     bounded: bool = False  # whether any tenant has a reserve or a limit
+    ramps: Map[str, Ramp] = Map()  # by place
     rooms: Map[str, Room] = Map()  # by node
     fleet: Fleet = Fleet()  # the same rooms, by block
     idle: Fleet = Fleet()  # as it would be with nothing held and no node lost
@@ -98,6 +100,13 @@ def replica_timer(replica: Replica) -> Timer | None:
 def lease_timer(lease: Lease) -> Timer | None:
     """When a tenant's lease ends."""
     return (lease.until_us, "lease", lease.id) if lease.until_us > 0 else None
+
+
+def ramp_timer(place: str, history: History, ramps: Mapping[str, Ramp]) -> Timer | None:
+    """When the least draw of a place leaves its window, so that it may rise further."""
+    if len(history) < 2 or place not in ramps:
+        return None
+    return history[1][0] + ramps[place].window_us, "ramp", place
 
 
 def queued(job: Job) -> bool:
@@ -189,6 +198,7 @@ def given_back(room: Room, lease: Lease, node: Node) -> Room:
 
 
 _NO_TUNINGS: Map[str, Tuning] = Map()
+_NO_DRAWS: Map[str, History] = Map()
 
 
 def index_state(
@@ -199,12 +209,14 @@ def index_state(
     jobs: Mapping[str, Job],
     runs: Mapping[str, Run],
     tunings: Mapping[str, Tuning] = _NO_TUNINGS,
+    draws: Mapping[str, History] = _NO_DRAWS,
 ) -> Index:
     """Derive the index from scratch. Lines and deployments are the factory file's and the tenants' own."""
     own = [tuning for _, tuning in sorted(tunings.items())]
     deployments = (*factory.deployments, *(t.deployment for t in own if not t.dropped))
     tenants = Map({tenant.name: tenant for tenant in factory.tenants})
     rooms, idle, total = _rooms(factory, nodes)
+    ramps = Map(ramps_of(factory))
     limits = schedulable(factory)
     idle_fleet = fleet_of(idle, limits)
     leases_of: dict[str, tuple[str, ...]] = {}
@@ -224,33 +236,42 @@ def index_state(
             replicas_of[name] = (*replicas_of.get(name, ()), replica.id)
             if replica.status is ReplicaStatus.PENDING:
                 unplaced[name] = unplaced.get(name, 0) + 1
-    queues: dict[QueueKey, list[Waiting]] = {}
-    ranks: dict[int, int] = {}
-    for job in jobs.values():
-        if holding(job):
-            rank = priority_of(job.spec, tenants)
-            ranks[rank] = ranks.get(rank, 0) + 1
-        if queued(job):
-            queues.setdefault(queue_key(job, tenants), []).append((job.submitted_us, job.id))
+    queues, ranks = _queues(jobs.values(), tenants)
     return Index(
         deployments=Map({deployment.name: deployment for deployment in deployments}),
         lines=Map({line.name: line for line in (*factory.lines, *(tuning.line for tuning in own))}),
         tenants=tenants,
         bounded=bounded(tenants),
+        ramps=ramps,
         rooms=Map(rooms),
         fleet=fleet_of(rooms.values(), limits),
         idle=idle_fleet,
         shapes=_shapes(idle_fleet),
-        ranks=Map(ranks),
+        ranks=ranks,
         total=total,
         held=Map({name: holding for name, holding in held.items() if holding != NOTHING}),
         leases_of=Map(leases_of),
         replicas_of=Map(replicas_of),
         unplaced=Map(unplaced),
-        queues=Map({key: tuple(sorted(waiting)) for key, waiting in queues.items()}),
-        timers=_timers(leases.values(), replicas.values(), jobs.values()),
+        queues=queues,
+        timers=_timers(leases.values(), replicas.values(), jobs.values(), draws, ramps),
         open_runs=tuple(sorted(run.id for run in runs.values() if not run.status.ended)),
     )
+
+
+def _queues(
+    jobs: Iterable[Job], tenants: Map[str, Tenant]
+) -> tuple[Map[QueueKey, tuple[Waiting, ...]], Map[int, int]]:
+    """Who waits, and how many of each priority hold something."""
+    queues: dict[QueueKey, list[Waiting]] = {}
+    ranks: dict[int, int] = {}
+    for job in jobs:
+        if holding(job):
+            rank = priority_of(job.spec, tenants)
+            ranks[rank] = ranks.get(rank, 0) + 1
+        if queued(job):
+            queues.setdefault(queue_key(job, tenants), []).append((job.submitted_us, job.id))
+    return Map({key: tuple(sorted(waiting)) for key, waiting in queues.items()}), Map(ranks)
 
 
 def schedulable(factory: Factory) -> dict[str, int]:
@@ -289,8 +310,15 @@ def _kind(room: Room) -> tuple[object, ...]:
     return room.jurisdiction, room.cpu_millis, room.memory_bytes, kinds
 
 
-def _timers(leases: Iterable[Lease], replicas: Iterable[Replica], jobs: Iterable[Job]) -> tuple[Timer, ...]:
+def _timers(
+    leases: Iterable[Lease],
+    replicas: Iterable[Replica],
+    jobs: Iterable[Job],
+    draws: Mapping[str, History],
+    ramps: Mapping[str, Ramp],
+) -> tuple[Timer, ...]:
     timers = [lease_timer(lease) for lease in leases]
     timers += [replica_timer(replica) for replica in replicas]
     timers += [job_timer(job) for job in jobs]
+    timers += [ramp_timer(place, history, ramps) for place, history in draws.items()]
     return tuple(sorted(timer for timer in timers if timer is not None))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tokenmill.control.draft import Draft
 from tokenmill.control.reservations import open_fleet
 from tokenmill.domain.factory import Node
 from tokenmill.policy.place import Demand, Memo, Placement, place
-from tokenmill.policy.power import Cap, caps_of, exceeded, places_of, work_mw
+from tokenmill.policy.power import caps_of, exceeded, places_of, steeper, work_mw
 
 TRIES_MOST = 8
 """Racks that are left out one after the other because their power does not suffice."""
@@ -17,16 +19,17 @@ def find(
 ) -> Placement | None:
     """A placement that may begin now, or ``None``. Ends by ``until_us``, by what it says."""
     fleet = open_fleet(draft, owner, until_us)
-    caps = caps_of(draft.factory)
-    if not caps:
+    caps, ramps = caps_of(draft.factory), draft.index.ramps
+    if not caps and not ramps:
         return place(fleet, demand, memo)
-    drawn = drawn_mw(draft, caps)
+    drawn = drawn_mw(draft, (*caps, *ramps))
     for _ in range(TRIES_MOST):
         placement = place(fleet, demand, memo)
         if placement is None:
             return None
         nodes = [draft.nodes[name].node for name in placement.nodes]
-        where, _ = exceeded(caps, drawn, [(node, _of_worker(node, demand)) for node in nodes])
+        more = [(node, _of_worker(node, demand)) for node in nodes]
+        where = exceeded(caps, drawn, more)[0] or steeper(ramps, drawn, _least(draft), more)[0]
         if not where.startswith("rack "):
             return placement if not where else None
         fleet = fleet.without([node.node for node in draft.rooms.values() if f"rack {node.rack}" == where])
@@ -34,23 +37,36 @@ def find(
 
 
 def power_reason(draft: Draft, owner: str, demand: Demand) -> str:
-    """Which cap keeps something waiting that would fit otherwise; empty when none does."""
-    caps = caps_of(draft.factory)
-    placement = place(draft.fleet, demand) if caps else None
+    """Which cap or ramp keeps something waiting that would fit otherwise; empty when none does."""
+    caps, ramps = caps_of(draft.factory), draft.index.ramps
+    placement = place(draft.fleet, demand) if caps or ramps else None
     if placement is None:
         return ""
     nodes = [draft.nodes[name].node for name in placement.nodes]
     more = [(node, _of_worker(node, demand)) for node in nodes]
-    return exceeded(caps, drawn_mw(draft, caps), more)[1]
+    drawn = drawn_mw(draft, (*caps, *ramps))
+    return exceeded(caps, drawn, more)[1] or steeper(ramps, drawn, _least(draft), more)[1]
+
+
+def is_too_steep(draft: Draft, placement: Placement, demand: Demand) -> bool:
+    """Whether a ramp forbids it even when nothing else rises, so that it can never start there."""
+    ramps = draft.index.ramps
+    nodes = [draft.nodes[name].node for name in placement.nodes] if ramps else []
+    return bool(steeper(ramps, {}, {}, [(node, _of_worker(node, demand)) for node in nodes])[0])
+
+
+def _least(draft: Draft) -> dict[str, int]:
+    """The least that each place with a ramp drew within its window."""
+    return {place_name: history[0][1] for place_name, history in draft.draws.items()}
 
 
 def _of_worker(node: Node, demand: Demand) -> int:
     return work_mw(node, demand.resources.cpu_millis, demand.resources.accelerators)
 
 
-def drawn_mw(draft: Draft, caps: dict[str, Cap]) -> dict[str, int]:
-    """What each capped place may draw now: nodes that are there, and all that is held."""
-    drawn = dict.fromkeys(sorted(caps), 0)
+def drawn_mw(draft: Draft, places: Iterable[str]) -> dict[str, int]:
+    """What each of these places may draw now: nodes that are there, and all that is held."""
+    drawn = dict.fromkeys(sorted(places), 0)
     for state in draft.nodes.values():
         if not state.lost:
             for place_name in places_of(state.node):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tokenmill.control import deployments, jobs, leases, replicas, retention, runs
+from tokenmill.control import deployments, jobs, leases, ramps, replicas, retention, runs
 from tokenmill.control.draft import Draft
 from tokenmill.control.schedule import schedule
 from tokenmill.domain.errors import invariant
@@ -18,6 +18,7 @@ PASSES_MOST = 1000
 
 def reconcile(draft: Draft, now_us: int) -> None:
     """Repeat until nothing is touched any more: runs, then deployments, then jobs."""
+    ramps.note(draft, now_us)  # what ended, before anything starts
     if draft.freed:  # Leases end in life cycles alone, so looking once is enough.
         draft.touched_deployments.update(draft.unplaced)
     for _ in range(PASSES_MOST):
@@ -34,6 +35,7 @@ def reconcile(draft: Draft, now_us: int) -> None:
             break
     else:
         invariant(False, "reconcile does not settle")
+    ramps.note(draft, now_us)
     retention.prune(draft)
 
 
@@ -41,6 +43,7 @@ DUE: dict[str, Callable[[Draft, str, int], None]] = {
     "job": lambda draft, name, now_us: jobs.due(draft, name),
     "lease": leases.expire,
     "replica": replicas.due,
+    "ramp": ramps.due,
 }
 
 

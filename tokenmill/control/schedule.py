@@ -15,7 +15,7 @@ from tokenmill.control import jobs, replicas
 from tokenmill.control.draft import Draft
 from tokenmill.control.index import QueueKey, priority_of, queue_key
 from tokenmill.control.leases import grant_all
-from tokenmill.control.placing import find
+from tokenmill.control.placing import find, is_too_steep
 from tokenmill.control.reservations import (
     FAR_US,
     RESERVATIONS_MOST,
@@ -195,7 +195,7 @@ def _wait(draft: Draft, job: Job, key: QueueKey, demand: Demand, now_us: int) ->
 def preempt(draft: Draft, owner: str, demand: Demand, victims: list[Victim], now_us: int) -> bool:
     """Tell the cheapest sufficient victims to go and keep their nodes for ``owner``. Nobody goes in vain."""
     found = evict(open_fleet(draft, owner, FAR_US), demand, victims) if victims else None
-    if found is None:
+    if found is None or is_too_steep(draft, found.placement, demand):
         return False
     names = tuple(sorted(v.id for v in found.victims))
     nodes = tuple(sorted(dict.fromkeys(found.placement.nodes)))
@@ -267,7 +267,7 @@ def _keep(draft: Draft, job: Job, key: QueueKey, demand: Demand, now_us: int) ->
     if any(priority_of(draft.jobs[owner].spec, draft.index.tenants) >= key[0] for owner in others):
         return 0
     found = foresee(open_fleet(draft, job.id, FAR_US), demand, endings(draft))
-    if found is not None:
+    if found is not None and not is_too_steep(draft, found[1], demand):
         at_us, placement = found
         for owner in others:
             drop(draft, owner)

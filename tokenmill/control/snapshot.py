@@ -62,6 +62,7 @@ def dump(state: State) -> dict[str, Any]:
     """Plain values in a fixed order: equal states give equal dumps."""
     body: dict[str, Any] = {"format": FORMAT, "factory": to_plain(state.factory)}
     body["uptime"] = to_plain(state.uptime)
+    body["draws"] = {name: to_plain(state.draws[name]) for name in sorted(state.draws)}
     for name in NUMBERS:
         body[name] = getattr(state, name)
     for name in MAPS:
@@ -80,6 +81,8 @@ def load(body: Mapping[str, Any]) -> State:
         )
     known = {field.name for field in fields(State)} - set(DERIVED)
     values: dict[str, Any] = {"factory": from_plain(body["factory"], Factory)}
+    draws = body.get("draws", {})
+    values["draws"] = Map({name: tuple((at, mw) for at, mw in draws[name]) for name in sorted(draws)})
     values["uptime"] = from_plain(body.get("uptime", {}), Uptime)
     for name in NUMBERS:
         values[name] = body[name]
@@ -88,7 +91,14 @@ def load(body: Mapping[str, Any]) -> State:
     bare = {name: values[name] for name in known}
     state = State(**bare)
     index = index_state(
-        state.factory, state.nodes, state.leases, state.replicas, state.jobs, state.runs, state.tunings
+        state.factory,
+        state.nodes,
+        state.leases,
+        state.replicas,
+        state.jobs,
+        state.runs,
+        state.tunings,
+        state.draws,
     )
     indexed = State(**bare, index=index)
     return State(**bare, index=index, table=table_of(indexed))

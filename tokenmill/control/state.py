@@ -30,6 +30,7 @@ from tokenmill.domain.work import (
     Uptime,
     Usage,
 )
+from tokenmill.policy.power import History
 from tokenmill.policy.scale import ScaleMemory
 
 
@@ -61,6 +62,7 @@ class State:
     reservations: Map[str, Reservation] = Map()  # by owner
     usage: Map[str, Usage] = Map()  # by tenant
     uptime: Uptime = NO_UPTIME
+    draws: Map[str, History] = Map()  # what places whose rise is bounded drew lately
     index: Index = NO_INDEX
     table: Table = Table(version=0, factory="")
 
@@ -92,6 +94,7 @@ def with_jobs(state: State, jobs: Map[str, Job]) -> State:
         state.reservations,
         state.usage,
         state.uptime,
+        state.draws,
         state.index,
         state.table,
     )

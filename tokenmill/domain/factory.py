@@ -50,6 +50,8 @@ class Site:
     power_cap_mw: int = 0  # milliwatts; 0 is no stated cap
     pue_milli: int = 1000  # power usage effectiveness in thousandths
     acceptance: tuple[str, ...] = ()  # command that a node which was lost must pass before it takes work
+    ramp_mw: int = 0  # by how much its draw may rise within ``ramp_us``; 0 is no stated limit
+    ramp_us: int = 0
 
 
 @value
@@ -60,6 +62,8 @@ class Rack:
     site: str
     power_cap_mw: int = 0  # 0 is no stated cap
     schedulable_nodes: int = 0  # how many of its nodes may hold work, the rest are spares; 0 is all
+    ramp_mw: int = 0  # by how much its draw may rise within ``ramp_us``; 0 is no stated limit
+    ramp_us: int = 0
 
 
 @value

@@ -74,6 +74,19 @@ def parse_power(value: object) -> int:
     return _parse(value, POWERS, "a power", "700W, 142kW, 16MW")
 
 
+def parse_ramp(value: object) -> tuple[int, int]:
+    """Milliwatts of rise and the microseconds that they may come in, of "50kW/s" or "2MW/min"."""
+    power, _, period = str(value).partition("/")
+    seconds = PERIODS.get(period.strip())
+    if seconds is None:
+        raise UsageError(
+            f"{value!r} is not a rise of power",
+            expected="a power per period, for example 50kW/s or 2MW/min",
+            fix=f"Use one of the periods {', '.join(PERIODS)}.",
+        )
+    return parse_power(power), int(seconds * 1_000_000)
+
+
 def parse_bit_rate(value: object) -> int:
     """Bits per second of "800Gbit/s"; "100 GB/s" is eight times as many bits."""
     if isinstance(value, str):

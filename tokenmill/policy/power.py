@@ -2,7 +2,11 @@
 
 A node draws its idle power always and, for what is held of it, a share of the rest: by accelerators where
 it has any, else by CPU. That is an upper bound for work that keeps to what it asked for, so what is
-admitted never exceeds a cap. Nodes whose power is not known count as nothing. Ramps are not limited here.
+admitted never exceeds a cap. Nodes whose power is not known count as nothing.
+
+A ramp bounds by how much the draw may rise over any time no longer than its window. What was drawn lately is
+kept as a history whose values rise: the first is the least of the window, the last is the draw now. Falls are
+not limited: work ends when it ends.
 """
 
 from __future__ import annotations
@@ -44,6 +48,68 @@ def caps_of(factory: Factory) -> dict[str, Cap]:
 def places_of(node: Node) -> tuple[str, str]:
     """The places whose caps hold for a node."""
     return f"site {node.site}", f"rack {node.rack}"
+
+
+@value
+class Ramp:
+    """By how much the draw of a place may rise within ``window_us``."""
+
+    name: str
+    limit_mw: int
+    window_us: int
+    factor_milli: int = 1000
+
+
+History = tuple[tuple[int, int], ...]
+"""(since_us, milliwatts), both rising: the least that was drawn from then on until now."""
+
+
+def ramps_of(factory: Factory) -> dict[str, Ramp]:
+    """Ramps by place, as ``caps_of`` has caps."""
+    found = {
+        f"site {site.name}": Ramp(f"site {site.name}", site.ramp_mw, site.ramp_us, site.pue_milli)
+        for site in factory.sites
+        if site.ramp_mw
+    }
+    racks = [rack for rack in factory.racks if rack.ramp_mw]
+    return found | {f"rack {r.name}": Ramp(f"rack {r.name}", r.ramp_mw, r.ramp_us) for r in racks}
+
+
+def remembered(history: History, now_us: int, draw_mw: int, window_us: int) -> History:
+    """The history with what is drawn now, without what is older than the window. A clock that was set back
+    makes what it has seen look as recent as it can be.
+    """
+    kept = [(min(at_us, now_us), mw) for at_us, mw in history if mw < draw_mw]
+    since_us = history[len(kept)][0] if len(kept) < len(history) else now_us  # nothing less since then
+    kept.append((min(since_us, now_us), draw_mw))
+    first = 0
+    while first + 1 < len(kept) and kept[first + 1][0] + window_us <= now_us:
+        first += 1
+    return tuple(kept[first:])
+
+
+def steeper(
+    ramps: Mapping[str, Ramp],
+    drawn_mw: Mapping[str, int],
+    least_mw: Mapping[str, int],
+    more: Iterable[tuple[Node, int]],
+) -> tuple[str, str]:
+    """The first place whose ramp ``more`` would exceed over the least draw of its window, and why."""
+    added: dict[str, int] = {}
+    for node, extra in more:
+        for place in places_of(node):
+            added[place] = added.get(place, 0) + extra
+    for place, ramp in sorted(ramps.items()):
+        extra, drawn = added.get(place, 0), drawn_mw.get(place, 0)
+        rise = (drawn + extra - min(drawn, least_mw.get(place, drawn))) * ramp.factor_milli // 1000
+        if extra and rise > ramp.limit_mw:
+            alone = extra * ramp.factor_milli // 1000
+            never = ", so it cannot start while this limit stands" if alone > ramp.limit_mw else ""
+            return place, (
+                f"{place} would rise by {rise / 1e6:.1f} kW within {ramp.window_us / 1e6:g} s, "
+                f"{alone / 1e6:.1f} kW of it by this; it may by {ramp.limit_mw / 1e6:.1f} kW{never}"
+            )
+    return "", ""
 
 
 def exceeded(

@@ -225,6 +225,8 @@ def site(document: docs.SiteDocument) -> nouns.Site:
         power_cap_mw=document.power_cap or 0,
         pue_milli=document.pue,
         acceptance=tuple(document.acceptance),
+        ramp_mw=document.power_ramp[0] if document.power_ramp else 0,
+        ramp_us=document.power_ramp[1] if document.power_ramp else 0,
     )
 
 
@@ -248,10 +250,14 @@ def racks(document: docs.SiteDocument) -> tuple[nouns.Rack, ...]:
     """The bounds of those racks that have any."""
     return tuple(
         nouns.Rack(
-            rack_name(document, stated, number), document.name, stated.power_cap or 0, stated.schedulable or 0
+            rack_name(document, stated, number),
+            document.name,
+            stated.power_cap or 0,
+            stated.schedulable or 0,
+            *(stated.power_ramp or (0, 0)),
         )
         for stated in document.racks
-        if (stated.schedulable or stated.power_cap) and stated.type in catalogue().racks
+        if (stated.schedulable or stated.power_cap or stated.power_ramp) and stated.type in catalogue().racks
         for number in range(stated.count)
     )
 

@@ -182,7 +182,18 @@ def _money(value: object) -> tuple[int, str]:
     return micros, currency
 
 
+def _ramp(value: object) -> tuple[int, int]:
+    try:
+        found = units.parse_ramp(value)
+    except UsageError as error:
+        fail(error.problem.message, error.problem.expected, error.problem.fix)
+    if not found[0]:
+        fail("must be more than zero", "for example 2MW/min")
+    return found
+
+
 _MONEY_SCHEMA = {"type": ["string", "number"], "examples": ["0.15 USD"]}
+_RAMP_SCHEMA = {"type": "string", "examples": ["2MW/min"]}
 _SHARE_SCHEMA = {"type": "string", "pattern": r"^\d{1,3}(\.\d)?\s*%$", "examples": ["5%"]}
 Share = Annotated[int, BeforeValidator(_share), WithJsonSchema(_SHARE_SCHEMA)]
 _RATIO_SCHEMA = {"type": "number", "minimum": 1, "maximum": 100}
@@ -192,4 +203,5 @@ Index = Annotated[
     int, BeforeValidator(_index), WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "maximum": 10})
 ]
 Pue = Annotated[int, BeforeValidator(_pue), WithJsonSchema({"type": "number", "minimum": 1, "maximum": 5})]
+Ramp = Annotated[tuple[int, int], BeforeValidator(_ramp), WithJsonSchema(_RAMP_SCHEMA)]
 Money = Annotated[tuple[int, str], BeforeValidator(_money), WithJsonSchema(_MONEY_SCHEMA)]

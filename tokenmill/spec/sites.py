@@ -15,6 +15,7 @@ from tokenmill.spec.fields import (
     Positive,
     Power,
     Pue,
+    Ramp,
     Size,
     Small,
     Text,
@@ -33,6 +34,9 @@ class RackFields(Strict):
         default=None, description="How many nodes of each may hold work; the others are spares."
     )
     power_cap: Power | None = Field(default=None, description="Most power that each rack may draw.")
+    power_ramp: Ramp | None = Field(
+        default=None, description="By how much the draw of each may rise within a second, minute or hour."
+    )
     leaf: Name | None = Field(default=None, description="Leaf switch, or scalable unit, that they hang on.")
     rail: Name | None = Field(default=None, description="Group of leaves that their rails join.")
     row: Name | None = Field(default=None, description="Row that they stand in.")
@@ -87,6 +91,9 @@ class SiteDocument(Strict):
         default=None, description="Law that applies there, for example de."
     )
     power_cap: Power | None = Field(default=None, description="Most power that the site may draw.")
+    power_ramp: Ramp | None = Field(
+        default=None, description="By how much its draw may rise within a second, minute or hour."
+    )
     pue: Pue = Field(default=1000, description="Power of the whole site per power of its computers.")
     acceptance: list[Text] = Field(
         default=[],

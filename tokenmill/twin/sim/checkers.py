@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from immutables import Map
+
+from tokenmill.control import jobs
 from tokenmill.control.draft import Draft
 from tokenmill.control.index import index_state
-from tokenmill.control.placing import drawn_mw
+from tokenmill.control.placing import drawn_mw, power_reason
 from tokenmill.control.snapshot import dump, load
 from tokenmill.control.state import State
 from tokenmill.control.table import table_of
@@ -15,7 +18,7 @@ from tokenmill.domain import effects as fx
 from tokenmill.domain import events as ev
 from tokenmill.domain.work import Alias, JobStatus, ReplicaStatus, RunStatus
 from tokenmill.policy.place import Demand, place
-from tokenmill.policy.power import caps_of
+from tokenmill.policy.power import Ramp, caps_of, ramps_of
 from tokenmill.twin.sim.floor import Floor
 
 HOLDING = (ReplicaStatus.STARTING, ReplicaStatus.READY, ReplicaStatus.DRAINING)
@@ -39,6 +42,7 @@ class Checkers:
         self.groups: dict[str, str] = {}  # first lease of an owner's group -> owner
         self.count = 0
         self.reached: set[str] = set()
+        self.draws: dict[Ramp, list[tuple[int, int]]] = {}  # what places with a ramp drew, and since when
 
     def after(self, before: State, event: ev.Event, after: State, effects: tuple[fx.Effect, ...]) -> None:
         self.count += 1
@@ -46,6 +50,7 @@ class Checkers:
         self.nothing_held_twice(after)
         self.gangs_whole(after)
         self.power_within_caps(before, after)
+        self.power_within_ramps(before, event, after)
         self.slow_nodes_spared(before, event, after)
         self.leases_match_processes(after)
         self.plan_fresh(before, event, after)
@@ -55,7 +60,14 @@ class Checkers:
         self.drained_after_flip(before, after)
         self.charged_on_end(before, after, effects)
         assert after.index == index_state(
-            after.factory, after.nodes, after.leases, after.replicas, after.jobs, after.runs, after.tunings
+            after.factory,
+            after.nodes,
+            after.leases,
+            after.replicas,
+            after.jobs,
+            after.runs,
+            after.tunings,
+            after.draws,
         ), "the index is what it would be from scratch"
         assert after.table == table_of(after), "the table published is the table due"
         if self.count % 25 == 0:
@@ -124,13 +136,49 @@ class Checkers:
     def power_within_caps(self, before: State, after: State) -> None:
         """What is started never takes a place above its cap. A lowered cap only stops further starts."""
         caps = caps_of(after.factory)
-        if not caps or len(after.leases) <= len(before.leases):
+        if not caps or after.leases is before.leases:
             return
+        fresh = [lease for name, lease in after.leases.items() if name not in before.leases]
+        if not any(lease.cpu_millis or lease.accelerators for lease in fresh):
+            return  # a node that comes back brings its idle draw, and its test holds nothing
         was, now = drawn_mw(Draft(before), caps), drawn_mw(Draft(after), caps)
         for name, cap in caps.items():
             if now[name] > was[name]:
                 assert now[name] * cap.factor_milli // 1000 <= cap.limit_mw, f"{name} is above its cap"
                 self.reached.add("within a cap")
+
+    def power_within_ramps(self, before: State, event: ev.Event, after: State) -> None:
+        """Over no time up to the window does a start make a place rise further than its ramp.
+
+        The draws are kept whole here; when the clock is set back, what was seen counts as seen now.
+        """
+        ramps = ramps_of(after.factory)
+        self.draws = {key: seen for key, seen in self.draws.items() if ramps.get(key.name) == key}
+        if not ramps:
+            return
+        ended = Draft(after)  # the moment at which what ended has ended, and nothing has started yet
+        ended.leases = Map({n: lease for n, lease in after.leases.items() if n in before.leases})
+        low, now = drawn_mw(ended, ramps), drawn_mw(Draft(after), ramps)
+        for name, ramp in ramps.items():
+            old = [(min(at_us, event.at_us), mw) for at_us, mw in self.draws.get(ramp, [])]
+            seen = [*old, (event.at_us, low[name])]
+            ends = [at_us for at_us, _ in seen[1:]] + [event.at_us + 1]
+            within = [
+                mw for (_, mw), end in zip(seen, ends, strict=True) if end > event.at_us - ramp.window_us
+            ]
+            if now[name] > low[name]:
+                rise = (now[name] - min(within)) * ramp.factor_milli // 1000
+                assert rise <= ramp.limit_mw, f"{name} rises by {rise} mW"
+                self.reached.add("within a ramp")
+                self.reached |= {"held by a ramp" for text in self.held_by(after) if "would rise" in text}
+            self.draws[ramp] = [*seen, (event.at_us, now[name])]
+
+    @staticmethod
+    def held_by(state: State) -> list[str]:
+        """What power keeps the first of each queue waiting for."""
+        heads = [state.jobs[waiting[0][1]] for waiting in state.index.queues.values()]
+        draft = Draft(state)
+        return [power_reason(draft, job.id, jobs.demand_of(draft, job.spec)) for job in heads]
 
     def slow_nodes_spared(self, before: State, event: ev.Event, after: State) -> None:
         """Slowness takes a node out only while few are out, and only what has room elsewhere at once."""

@@ -66,6 +66,10 @@ class Wishes:
             Station("pack", "pack", ("gate",), {}, small),
         )
         here = Site("here", "EU", rng.choice((0, 0, 3_000_000)), 1200, rng.choice(((), ("dcgmi", "diag"))))
+        if rng.random() < 0.3:
+            here = replace(
+                here, ramp_mw=rng.choice((800_000, 2_000_000)), ramp_us=rng.choice((1, 60)) * SECOND
+            )
         return Factory(
             name="sim",
             sites=(here, Site("there", "US")),
