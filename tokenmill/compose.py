@@ -97,7 +97,7 @@ def build_controller(paths: Paths, settings: Settings, factory_file: Path) -> Co
             openlineage=settings.openlineage,
             sign=signatures_of(paths).sign,
         ),
-        LineWatch(factory_file.parent),
+        LineWatch(factory_file.parent, paths.captures),
     )
     started_us = now_us()
     context = ApiContext(

@@ -18,6 +18,7 @@ from tokenmill.cli.options import locate
 from tokenmill.cli.verbs.bench import Bench, percentiles, summary
 from tokenmill.cli.verbs.status import nodes
 from tokenmill.domain.errors import EngineError, GateRejectedError, RunFailedError
+from tokenmill.spec.capture_files import CaptureFiles, user_digest
 
 
 def test_init_writes_once(shell: Any) -> None:
@@ -322,3 +323,21 @@ def test_ends_become_errors() -> None:
         raise_for_end({"id": "r", "status": "rejected", "reason": ""})
     with pytest.raises(RunFailedError):
         raise_for_end({"id": "r", "status": "cancelled", "reason": "cancelled by operator"})
+
+
+def test_captures_are_listed_and_erased(shell: Any, tmp_path: Path) -> None:
+    assert "nothing is captured" in shell("captures").stdout
+    files = CaptureFiles(tmp_path / ".tokenmill" / "captures", "bank", "support")
+    files.agree(0, "the works council, 1 November 2026", 86_400_000_000, ("desk",))
+    for number, user in enumerate(("ada", "bob", "ada")):
+        row = {"request": f"r{number}", "alias": "desk", "user": user_digest(user), "at_us": number + 1}
+        files.keep(number, 0, row)
+    files.rate("r0", True)
+    shown = shell.json("captures")["captures"]
+    assert [(one["aliases"], one["good"], one["oldest_us"]) for one in shown] == [({"desk": 3}, 1, 1)]
+    assert "works council" in shell("captures").stdout
+    assert shell("captures", "erase", "bank/support", code=2)
+    assert "bank/support" in shell("captures", "erase", "bank/other", "--all", "-y", code=4).stderr
+    assert "2 rows" in shell("captures", "erase", "bank/support", "--user", "ada", "-y").stdout
+    assert [row["request"] for row in files.rows()] == ["r1"]
+    assert files.opinions() == {}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from console_bed import Bed, now_us
 from test_console_files import secret_of
 
+from tokenmill.domain.factory import Capture
 from tokenmill.domain.ledger import Outcome, Settlement
+from tokenmill.spec.capture_files import CaptureFiles
 from tokenmill.store.artifacts import Artifacts
 
 
@@ -71,6 +74,30 @@ def test_feedback_is_of_ones_own_answers_and_counts_once(served: Bed) -> None:
     assert say({"id": "req-1", "rating": "great"})[0] == 400
     assert say({"id": 5, "rating": "good"})[0] == 400
     assert say({"id": "req-1", "rating": "good", "mood": 1})[1]["error"]["param"] == "mood"
+
+
+def test_feedback_on_captured_traffic_is_kept_beside_it(served: Bed) -> None:
+    tenant = served.factory.tenants[0]
+    mine = settled("req-1", "import-smollm2", tenant.name, tenant.projects[0].name)
+    served.store.ledger.settle([mine], [], "", 0)
+    files = CaptureFiles(served.paths.captures, tenant.name, tenant.projects[0].name)
+    served.client.post("/v1/feedback", json={"id": "req-1", "rating": "bad"}, headers=secret_of(served))
+    assert files.opinions() == {}
+    capture = Capture(("desk",), "agreed in writing", 86_400_000_000)
+    projects = (replace(tenant.projects[0], capture=capture), *tenant.projects[1:])
+    served.runtime.state = replace(
+        served.runtime.state,
+        factory=replace(
+            served.runtime.state.factory,
+            tenants=(replace(tenant, projects=projects), *served.runtime.state.factory.tenants[1:]),
+        ),
+    )
+    mine = settled("req-2", "import-smollm2", tenant.name, tenant.projects[0].name)
+    served.store.ledger.settle([mine], [], "", 0)
+    for rating in ("bad", "good"):
+        said = {"id": "req-2", "rating": rating}
+        served.client.post("/v1/feedback", json=said, headers=secret_of(served))
+    assert files.opinions() == {"req-2": False}
 
 
 def test_pause_resume_and_rerun(served: Bed) -> None:

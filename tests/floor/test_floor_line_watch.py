@@ -23,7 +23,7 @@ def test_rows_of_a_folder_are_counted_as_they_come(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     (folder / "a.jsonl").write_text("{}\n\n{}\n{half")
-    watch = LineWatch(tmp_path)
+    watch = LineWatch(tmp_path, tmp_path / "captures")
 
     def rows(turn: int) -> int:
         (event,) = watch.look([line("in"), line("in", None)], turn * EVERY_US)
@@ -43,7 +43,7 @@ def test_rows_of_a_folder_are_counted_as_they_come(tmp_path: Path) -> None:
 
 def test_what_is_not_there_or_elsewhere_has_no_rows(tmp_path: Path) -> None:
     for path in ("absent.jsonl", "s3://bucket/x.jsonl"):
-        (event,) = LineWatch(tmp_path).look([line(path)], EVERY_US)
+        (event,) = LineWatch(tmp_path, tmp_path / "captures").look([line(path)], EVERY_US)
         assert sum(event.profile) == 0
 
 
@@ -62,7 +62,7 @@ def test_packed_files_and_parquet_are_counted_by_rows_as_intake_counts_them(tmp_
     with gzip.open(folder / "b.jsonl.gz", "wt") as file:
         file.write(text)
     pq.write_table(pa.Table.from_pylist(rows), folder / "c.parquet")
-    watch = LineWatch(tmp_path)
+    watch = LineWatch(tmp_path, tmp_path / "captures")
     (event,) = watch.look([line("in")], EVERY_US)
     assert sum(event.profile) == 210
     lengths, words = [0] * len(event.profile), [0] * len(event.words)

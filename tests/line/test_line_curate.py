@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenmill.domain.errors import DataError
+from tokenmill.domain.redact import redacted
 from tokenmill.domain.stations import CurateParams, SplitParams, station_params
 from tokenmill.line.curate import curate, split_for
 from tokenmill.line.curated import Curated
 from tokenmill.line.duplicates import HASHES, RECALL, bands_for, near_pairs
 from tokenmill.line.job import StationJob
 from tokenmill.line.process import run_station
-from tokenmill.line.redact import redacted
 from tokenmill.line.rows import Row, RowFile, normalised, read_rows, row_of, write_jsonl
 
 ALL_TRAIN = SplitParams(1.0, 0.0, 0.0)

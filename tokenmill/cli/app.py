@@ -50,6 +50,7 @@ VERBS: dict[str, Verb] = {
     "cancel": Verb("Stop a run or a job.", MAKE),
     "jobs": Verb("List, submit, show or cancel jobs.", MAKE),
     "models": Verb("List weights, releases and aliases, or verify them.", MAKE),
+    "captures": Verb("List traffic that is kept for lines, or erase from it.", MAKE),
     "bench": Verb("Measure TTFT, TPOT and tokens per second through the gateway.", MAKE),
     "plan": Verb("Show what a factory file would change, rehearsed on the twin.", CHANGE),
     "calibrate": Verb("Fit the twin to measured serving rows, and say what it misses.", CHANGE),

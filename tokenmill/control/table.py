@@ -36,6 +36,7 @@ def table_of(state: State) -> Table:
                 tuple(bound for bound in state.factory.quotas if bound.tenant == t.name),
                 t.priority,
                 t.share,
+                tuple((p.name, p.capture) for p in t.projects if p.capture is not None),
             )
             for t in state.factory.tenants
         ),

@@ -101,9 +101,21 @@ class Quota:
 
 
 @value
+class Capture:
+    """Which answers of a project may be kept to learn from, on whose word, how long, and how much of them."""
+
+    aliases: tuple[str, ...]
+    consent: str
+    keep_us: int
+    share_milli: int = 1000
+    bytes_most: int = 1 << 30
+
+
+@value
 class Project:
     name: str
     quota: Quota = Quota()
+    capture: Capture | None = None
 
 
 @value

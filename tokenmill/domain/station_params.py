@@ -28,7 +28,14 @@ class IntakeParams:
     """Reads data files into normalised rows. Templates use the file's columns: ``"{subject}: {text}"``."""
 
     path: str = _param(
-        doc="Data file, folder or glob beside the factory file; or `s3://`, `hf://`, `artifact:DIGEST`."
+        doc="Data file, folder or glob beside the factory file; `s3://`, `hf://`, `artifact:DIGEST`; or "
+        "`capture:ALIAS`, the project's own captured traffic."
+    )
+    opinion: str = _param(
+        "not_bad",
+        doc="Which captured answers are read, by what clients said of them: with a good opinion only, all "
+        "without a bad one, or any.",
+        choices=("good", "not_bad", "any"),
     )
     format: str = _param(
         "auto", doc="File format; auto goes by the name.", choices=("auto", "jsonl", "csv", "parquet")

@@ -6,7 +6,7 @@ one when the controller is away. It holds digests of keys, never keys.
 
 from __future__ import annotations
 
-from tokenmill.domain.factory import ModelQuota, Price, Quota
+from tokenmill.domain.factory import Capture, ModelQuota, Price, Quota
 from tokenmill.domain.value import value
 
 
@@ -29,6 +29,7 @@ class TenantEntry:
     models: tuple[ModelQuota, ...] = ()
     priority: int = 0
     share: int = 1
+    captures: tuple[tuple[str, Capture], ...] = ()  # (project, what of its traffic is kept)
 
 
 @value

@@ -1,8 +1,9 @@
 """Looks at the data of lines that start by themselves: how many rows there are, and what they are like.
 
 Counts physical lines, or the rows of Parquet, as the intake station's profile does. Of plain files only what
-was added since the last look is read; packed ones and Parquet are read again when they changed. Remote stores
-are not looked at; such lines start by hand or by cron. Decides nothing.
+was added since the last look is read; packed ones and Parquet are read again when they changed. Of captured
+traffic the rows of all aliases count. Remote stores are not looked at; such lines start by hand or by cron.
+Decides nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tokenmill.domain.errors import TokenmillError
 from tokenmill.domain.events import LineObserved
 from tokenmill.domain.factory import Line
 from tokenmill.domain.profile import Profile
+from tokenmill.spec.capture_files import CaptureFiles
 from tokenmill.store.parquet import parquet_lines
 
 LINE_BYTES = 1 << 20  # of one line, held at a time
@@ -40,8 +42,9 @@ class _Counted:
 class LineWatch:
     """Observes every line with a trigger, at most each ``EVERY_US``."""
 
-    def __init__(self, factory_dir: Path) -> None:
+    def __init__(self, factory_dir: Path, captures: Path) -> None:
         self._factory_dir = factory_dir
+        self._captures = captures
         self._files: dict[Path, _Counted] = {}
         self._looked_us = 0
 
@@ -66,6 +69,8 @@ class LineWatch:
 
     def _paths(self, line: Line) -> list[Path]:
         text = next((str(s.params.get("path", "")) for s in line.stations if s.kind == "intake"), "")
+        if text.startswith("capture:"):
+            return CaptureFiles(self._captures, line.tenant, line.project).days
         if not text or ":" in text:
             return []
         path = self._factory_dir / text

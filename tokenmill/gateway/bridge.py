@@ -1,4 +1,5 @@
-"""Stands between an exchange and its client: translates the answer, or keeps it to be given again, or both.
+"""Stands between an exchange and its client: translates the answer, keeps it to be given again, or lets it be
+captured.
 
 The exchange works for an inner request whose body has no framing; the client's framing is added here. A
 client with an ``Idempotency-Key`` that goes away is not the end of its request: the answer is completed and
@@ -12,6 +13,7 @@ from typing import Protocol
 
 from tokenmill.control.requests import TokenUsage
 from tokenmill.domain.ledger import Settlement
+from tokenmill.gateway.capturing import Keeper, Served
 from tokenmill.gateway.client import ClientConnection, Responder
 from tokenmill.gateway.errors import ApiError
 from tokenmill.gateway.idempotency import Entry, Replays
@@ -43,7 +45,7 @@ class Dialect(Surface, Protocol):
         """What still belongs to the stream when the engine's has ended."""
 
 
-class Work(Responder, Protocol):
+class Work(Responder, Served, Protocol):
     """The exchange behind a bridge."""
 
     settlement: Settlement | None
@@ -63,6 +65,7 @@ class Bridge:
         *,
         dialect: Dialect | None = None,
         entry: Entry | None = None,
+        keeper: Keeper | None = None,
         headers: bytes = b"",
     ) -> None:
         self.inner = replace(http, keep_alive=True, chunked_ok=False)
@@ -71,6 +74,7 @@ class Bridge:
         self._replays = replays
         self._dialect = dialect
         self._entry = entry
+        self._keeper = keeper
         self._headers = headers
         self._work: Work | None = None
         self._status = 0
@@ -114,6 +118,9 @@ class Bridge:
         headers: bytes = b"",
         content_type: bytes = b"application/json",
     ) -> None:
+        if self._keeper is not None and self._work is not None and status == 200:
+            self._keeper.hear(body)
+            self._keeper.end(self._work)
         if self._dialect is not None:
             self._tell_bill()
             if status < 400:
@@ -145,6 +152,8 @@ class Bridge:
     def write(self, data: bytes) -> None:
         if not data:
             return
+        if self._streams and self._keeper is not None:
+            self._keeper.hear(data)
         if not self._streams:
             self._size += len(data)
             if self._size <= COLLECTED_BYTES:
@@ -171,6 +180,8 @@ class Bridge:
                 return
             self.respond(self.inner, self._status, body, headers=headers)
             return
+        if self._keeper is not None and self._work is not None and keep_alive:
+            self._keeper.end(self._work)
         if self._dialect is not None:
             self._tell_bill()
             self._put(self._dialect.end())

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from tokenmill.control.requests import EdgeMemory, refresh
 from tokenmill.federation.secrets import Secrets
 from tokenmill.gateway.caller import PROOF_FILE, Caller, Proof, caller_of
+from tokenmill.gateway.capturing import Captures
 from tokenmill.gateway.client import ClientConnection, Responder
 from tokenmill.gateway.idempotency import Replays
 from tokenmill.gateway.message import HttpRequest
@@ -27,6 +28,9 @@ from tokenmill.gateway.shared import OwnEndpoints, SharedEndpoints, SharedFile, 
 from tokenmill.gateway.spool import Spool
 from tokenmill.gateway.table import Serving, TableFile
 from tokenmill.gateway.upstream import Pool, address_of
+
+FORGET_S = 3600.0
+"""How often captured days that are too old are looked for."""
 
 
 def clock() -> int:
@@ -86,6 +90,9 @@ class Gateway:
         self.port = options.port
         self.outcomes = OutcomeCounts()
         self.shadows = Shadows(options.spool.parent.parent / "shadow" / options.spool.name)
+        self.captures = Captures(options.spool.parent.parent / "captures", options.index, loop)
+        self.metrics.captures = self.captures.counts
+        self._forgot_s = loop.time()
         self.refused_full: dict[str, int] = {}
         self.asleep: dict[str, int] = {}  # requests for a model of which no replica runs
         self._random = random.Random()
@@ -159,6 +166,9 @@ class Gateway:
         for exchange in list(self.exchanges):
             exchange.sweep(now)
         self.spool.check()
+        if now - self._forgot_s > FORGET_S:
+            self._forgot_s = now
+            self.captures.forget(self.clock())
         live = set()
         for endpoint in self.serving.endpoints.values():
             try:

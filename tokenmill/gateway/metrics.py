@@ -58,6 +58,7 @@ class Metrics:
         self.retries = 0
         self.engine_failures: dict[Labels, int] = {}  # model
         self.responses: dict[Labels, int] = {}  # status
+        self.captures: dict[Labels, int] = {}  # what became of an answer that might be kept
 
     def model(self, name: str) -> ModelMetrics:
         found = self.models.get(name)
@@ -134,6 +135,7 @@ class Metrics:
                 ("model",),
                 self.engine_failures,
             ),
+            ("tokenmill_captures_total", "counter", "Answers to capture.", ("result",), self.captures),
             ("tokenmill_http_responses_total", "counter", "Responses sent.", ("status",), self.responses),
             ("vllm:num_requests_running", "gauge", "Requests open now.", ("model_name",), running),
             ("vllm:prompt_tokens_total", "counter", "Input tokens.", ("model_name",), by_model["input"]),

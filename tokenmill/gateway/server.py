@@ -129,6 +129,7 @@ class Server:
         if self._ticker is not None:
             self._ticker.cancel()
         await self._hang_up(gateway)
+        gateway.captures.close()
         gateway.spool.close()
         write_state(gateway, self.options.state)
         gateway.shared.close()

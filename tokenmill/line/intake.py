@@ -17,6 +17,7 @@ from tokenmill.domain.errors import DataError
 from tokenmill.domain.profile import Profile
 from tokenmill.domain.stations import IntakeParams
 from tokenmill.domain.work import JobResult
+from tokenmill.line.captured import CAPTURE, captured_file
 from tokenmill.line.conversation import BrokenRowError, chat, conversation
 from tokenmill.line.files import RAW_CHARACTERS, Record, Source
 from tokenmill.line.job import StationJob
@@ -32,14 +33,7 @@ def run(job: StationJob) -> JobResult:
     """Read what ``path`` names. Raises ``DataError`` when too much of it is broken."""
     params = job.params
     assert isinstance(params, IntakeParams)
-    paths = local_files(
-        params.path,
-        job.factory_dir,
-        job.artifacts,
-        job.work / "fetched",
-        params.max_bytes,
-        lambda message: job.report(0, 1, "files", message),
-    )
+    paths = _paths(job, params)
     sources = [Source(path, params) for path in paths]
     first: list[Refused] = []
     rows_path, quarantine_path = job.work / "rows.jsonl", job.work / "quarantine.jsonl"
@@ -83,6 +77,21 @@ def run(job: StationJob) -> JobResult:
             "first_reasons": [f"line {r.line}: {r.reason}" for r in first],
         },
         evidence={"source": {"name": Path(params.path).name, "sha": sha}},
+    )
+
+
+def _paths(job: StationJob, params: IntakeParams) -> list[Path]:
+    """The files to read, here."""
+    fetched = job.work / "fetched"
+    if params.path.startswith(CAPTURE):
+        return [captured_file(job.captures, params, fetched)]
+    return local_files(
+        params.path,
+        job.factory_dir,
+        job.artifacts,
+        fetched,
+        params.max_bytes,
+        lambda message: job.report(0, 1, "files", message),
     )
 
 

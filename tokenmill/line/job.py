@@ -18,6 +18,7 @@ from tokenmill.domain.codec import from_plain, to_plain
 from tokenmill.domain.errors import DataError
 from tokenmill.domain.stations import StationParams, station_params
 from tokenmill.domain.work import JobResult
+from tokenmill.spec.capture_files import CaptureFiles
 from tokenmill.store.artifacts import Artifacts
 
 REPORT_SECONDS = 0.25  # between two lines of progress, unless the last one
@@ -42,6 +43,8 @@ class StationJob:
     directory: Path
     factory_dir: Path
     artifacts: Artifacts
+    tenant: str = ""
+    project: str = ""
     rank: int = 0  # of this process in the job's gang; only the first one reports
     _last_report: float = 0.0
     _lines: int = 0
@@ -53,6 +56,11 @@ class StationJob:
         path = self.directory / "work"
         path.mkdir(parents=True, exist_ok=True)
         return path
+
+    @property
+    def captures(self) -> CaptureFiles:
+        """Traffic that the line's own project agreed to have kept."""
+        return CaptureFiles(self.artifacts.root.parent / "captures", self.tenant, self.project)
 
     @property
     def cache(self) -> Path:
@@ -147,6 +155,8 @@ def read_job(directory: Path) -> StationJob:
             directory=directory,
             factory_dir=Path(params.get("factory_dir") or directory),
             artifacts=Artifacts(Path(body["artifacts"])),
+            tenant=spec.get("tenant", ""),
+            project=spec.get("project", ""),
             rank=int(os.environ.get("RANK") or 0),
         )
     except FileNotFoundError as error:

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tokenmill.domain.redact import redacted
 from tokenmill.domain.stations import CurateParams
-from tokenmill.line.redact import redacted_row
-from tokenmill.line.rows import Row, normalised
+from tokenmill.line.rows import Row, normalised, with_messages
 
 
 @dataclass(slots=True)
@@ -71,3 +71,16 @@ class Prompts(Sequence[str]):
 def key_of(text: str) -> bytes:
     """Eight bytes that tell texts apart: among ten million, two differ with the same key with p = 3e-6."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
+def redacted_row(row: Row) -> tuple[Row, Counter[str]]:
+    """``row`` with every message redacted; the same object when there was nothing to redact."""
+    counts: Counter[str] = Counter()
+    messages = []
+    for message in row.messages:
+        text, found = redacted(message["content"])
+        counts += found
+        messages.append({**message, "content": text})
+    rejected, found = redacted(row.rejected)
+    counts += found
+    return (with_messages(row, messages, rejected), counts) if counts else (row, counts)

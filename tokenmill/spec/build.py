@@ -57,7 +57,7 @@ def resources(
 def tenant(document: docs.TenantDocument) -> nouns.Tenant:
     return nouns.Tenant(
         name=document.name,
-        projects=tuple(nouns.Project(p.name, quota(p.quota)) for p in document.projects),
+        projects=tuple(nouns.Project(p.name, quota(p.quota), capture(p.capture)) for p in document.projects),
         quota=quota(document.quota),
         jurisdictions=tuple(document.jurisdictions),
         priority=document.priority,
@@ -67,6 +67,13 @@ def tenant(document: docs.TenantDocument) -> nouns.Tenant:
         reserve=document.reserve,
         limit=document.limit,
     )
+
+
+def capture(fields: docs.CaptureFields | None) -> nouns.Capture | None:
+    if fields is None:
+        return None
+    aliases = tuple(fields.aliases)
+    return nouns.Capture(aliases, fields.consent, fields.keep, fields.share, fields.max_size)
 
 
 def currencies(document: docs.PriceDocument) -> tuple[str, ...]:

@@ -55,12 +55,29 @@ class ResourceFields(Strict):
     accelerator: Text | None = Field(default=None, description="Type of accelerator, from the catalogue.")
 
 
+class CaptureFields(Strict):
+    """What of a project's traffic is kept, redacted, as data for its lines. Nothing is kept without this."""
+
+    aliases: Annotated[list[AliasName], BeforeValidator(listed)] = Field(
+        min_length=1, description="Deployments whose answers are kept."
+    )
+    consent: Text = Field(
+        min_length=8, description="Who agreed to it, where and when; recorded with what is kept."
+    )
+    keep: Duration = Field(default=30 * 86_400_000_000, description="Older days are deleted, such as 30d.")
+    share: Share = Field(default=1000, description="Share of the answers that is kept, chosen by chance.")
+    max_size: Size = Field(default=1 << 30, description="Nothing more is kept beyond it, for example 1GB.")
+
+
 class ProjectFields(Strict):
     """A part of a tenant with its own quota and keys."""
 
     name: Name = Field(description="Name, unique in the tenant.")
     quota: QuotaFields = Field(
         default=QuotaFields(), description="Bounds of the project, within the tenant's."
+    )
+    capture: CaptureFields | None = Field(
+        default=None, description="Keep its traffic as data for its lines; nothing is kept if not written."
     )
 
 

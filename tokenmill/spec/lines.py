@@ -19,7 +19,41 @@ def line_problems(line: docs.LineDocument, entry: Entry, index: Index) -> list[F
     if base is not None and isinstance(base.model, docs.ModelDocument) and base.model.type != "chat":
         found.append(entry.found(("base",), f"{line.base} is an {base.model.type} model", "a chat model"))
     found += resource_kind(line.resources, entry, ("resources",))
+    found += _capture_problems(line, entry, index)
     return found + (_long_line(line, entry) if line.stations else _short_line(line, entry))
+
+
+def _capture_problems(line: docs.LineDocument, entry: Entry, index: Index) -> list[Found]:
+    """What a line reads of captured traffic, its own project must have agreed to keep."""
+    places: list[tuple[FieldPath, object]] = [
+        (("stations", number, "params", "path"), station.params.get("path"))
+        for number, station in enumerate(line.stations)
+        if station.kind == "intake"
+    ]
+    if isinstance(line.data, dict):
+        places.append((("data", "path"), line.data.get("path")))
+    elif line.data is not None:
+        places.append((("data",), line.data))
+    owner = index.of("tenant").get(line.tenant)
+    if owner is None or not isinstance(owner.model, docs.TenantDocument):
+        return []  # the tenant has problems of its own
+    kept = [
+        alias
+        for project in owner.model.projects
+        if project.name == line.project and project.capture is not None
+        for alias in project.capture.aliases
+    ]
+    found = []
+    for path, text in places:
+        if not isinstance(text, str) or not text.startswith("capture:"):
+            continue
+        alias = text.removeprefix("capture:")
+        if alias not in kept:
+            message = f"the project {line.tenant}/{line.project} does not capture {alias!r}"
+            expected = f"one of {', '.join(kept)}" if kept else "a project with `capture`"
+            fix = did_you_mean(alias, kept) or "Add `capture: {aliases, consent}` to the project."
+            found.append(entry.found(path, message, expected, fix))
+    return found
 
 
 def _short_line(line: docs.LineDocument, entry: Entry) -> list[Found]:

@@ -96,6 +96,11 @@ class Paths:
         return self.spool / f"gateway{gateway or ''}-{number}.jsonl"
 
     @property
+    def captures(self) -> Path:
+        """Traffic that projects agreed to have kept: a folder per tenant and project."""
+        return self.root / "captures"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 

@@ -97,6 +97,9 @@ def _tenant(tenant: docs.TenantDocument, entry: Entry, index: Index) -> list[Fou
             path: FieldPath = ("projects", number, "name")
             found.append(entry.found(path, f"two projects are named {project.name!r}", "each name once"))
         seen.add(project.name)
+        for place, alias in enumerate(project.capture.aliases if project.capture else ()):
+            where: FieldPath = ("projects", number, "capture", "aliases", place)
+            found += index.missing(entry, where, "deployment", alias)
     return found + (
         [] if tenant.parent is None else index.missing(entry, ("parent",), "tenant", tenant.parent)
     )

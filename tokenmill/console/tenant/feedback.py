@@ -1,6 +1,7 @@
 """``POST /v1/feedback``: what a client says of an answer, good or bad. The first word on each answer counts.
 
-It is evidence about the release that gave the answer, which a canary weighs. The answer is named by its
+It is evidence about the release that gave the answer, which a canary weighs, and, where the project has
+its traffic captured, about the answer as a row to learn from. The answer is named by its
 ``x-request-id`` or by the id in its body, and must be one of the caller's own project.
 """
 
@@ -17,6 +18,7 @@ from tokenmill.console.tenant.caller import owner_of
 from tokenmill.domain.events import OutcomesReported
 from tokenmill.domain.ledger import Settlement
 from tokenmill.domain.outcomes import Outcomes
+from tokenmill.spec.capture_files import CaptureFiles
 
 RATINGS = {"good": True, "bad": False}
 LOOKS, LOOK_S = 8, 0.25
@@ -46,6 +48,10 @@ class Feedback:
         context, now_us = self._context, self._context.now_us()
         good = RATINGS[rating]
         new = await asyncio.to_thread(context.store.ledger.give_feedback, found, good, now_us)
+        if new and _captures(context, found):
+            await asyncio.to_thread(
+                CaptureFiles(context.paths.captures, found.tenant, found.project).rate, found.request, good
+            )
         if new and found.release:
             seen = Outcomes(good=int(good), bad=int(not good))
             await context.runtime.submit(OutcomesReported(now_us, found.alias, found.release, seen))
@@ -58,3 +64,11 @@ class Feedback:
                 return found
             await asyncio.sleep(LOOK_S)
         return None
+
+
+def _captures(context: ApiContext, answer: Settlement) -> bool:
+    """Whether the project of ``answer`` has traffic kept."""
+    for tenant in context.runtime.state.factory.tenants:
+        if tenant.name == answer.tenant:
+            return any(p.name == answer.project and p.capture is not None for p in tenant.projects)
+    return False

@@ -9,8 +9,8 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections import Counter
-
-from tokenmill.line.rows import Row, with_messages
+from collections.abc import Mapping
+from typing import Any
 
 _EMAIL = re.compile(r"[A-Za-z0-9._%+\-]{1,64}@[A-Za-z0-9\-]{1,63}(?:\.[A-Za-z0-9\-]{1,63})*\.[A-Za-z]{2,24}")
 _CARD = re.compile(r"(?<![\d.])(?:\d[ \-]?){12,18}\d(?!\d)")
@@ -60,17 +60,25 @@ def redacted(text: str) -> tuple[str, Counter[str]]:
     return _PHONE.sub(phone, text), counts
 
 
-def redacted_row(row: Row) -> tuple[Row, Counter[str]]:
-    """``row`` with every message redacted; the same object when there was nothing to redact."""
+def redacted_values(value: Any) -> tuple[Any, Counter[str]]:
+    """Plain data with every text inside it redacted; names of fields stay as they are."""
+    if isinstance(value, str):
+        return redacted(value)
     counts: Counter[str] = Counter()
-    messages = []
-    for message in row.messages:
-        text, found = redacted(message["content"])
-        counts += found
-        messages.append({**message, "content": text})
-    rejected, found = redacted(row.rejected)
-    counts += found
-    return (with_messages(row, messages, rejected), counts) if counts else (row, counts)
+    if isinstance(value, Mapping):
+        made: dict[Any, Any] = {}
+        for name, inner in value.items():
+            made[name], found = redacted_values(inner)
+            counts += found
+        return made, counts
+    if isinstance(value, list | tuple):
+        items = []
+        for inner in value:
+            item, found = redacted_values(inner)
+            items.append(item)
+            counts += found
+        return items, counts
+    return value, counts
 
 
 def _mod97(text: str) -> bool:

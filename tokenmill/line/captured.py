@@ -1,0 +1,53 @@
+"""Captured traffic as a data file: the rows of one alias, filtered by what clients said of the answers.
+
+Reads what gateways of this factory wrote for the line's own project, at one moment. Redaction and consent
+were the gateway's business; a person's erasure is seen by the next run.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tokenmill.domain.errors import DataError, ResourceError
+from tokenmill.domain.stations import IntakeParams
+from tokenmill.spec.capture_files import CaptureFiles
+
+CAPTURE = "capture:"
+
+
+def captured_file(files: CaptureFiles, params: IntakeParams, into: Path) -> Path:
+    """Write ``into/captured.jsonl``. Raises ``DataError`` when there is nothing to learn from."""
+    alias = params.path.removeprefix(CAPTURE)
+    said = files.opinions()
+    seen = kept = size = 0
+    into.mkdir(parents=True, exist_ok=True)
+    target = into / "captured.jsonl"
+    with target.open("wb") as file:
+        for row in files.rows():
+            if row.get("alias") != alias:
+                continue
+            seen += 1
+            good = said.get(str(row.get("request")))
+            if (good is False and params.opinion != "any") or (good is None and params.opinion == "good"):
+                continue
+            line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+            size += len(line)
+            if size > params.max_bytes:
+                raise ResourceError(
+                    "the captured traffic has more bytes than max_bytes allows",
+                    where=params.path,
+                    fix="Raise max_bytes of the intake station, or lower keep of the project's capture.",
+                )
+            file.write(line)
+            kept += 1
+    if not kept:
+        raise DataError(
+            f"{seen:,} answers of {alias} are kept, and none of them has the opinion {params.opinion!r}"
+            if seen
+            else f"no answer of {alias} has been kept for {files.tenant}/{files.project} yet",
+            where=params.path,
+            expected="answers that the gateway captured for this project",
+            fix="Send traffic to it with a key of this project; `tokenmill captures` shows what is kept.",
+        )
+    return target
