@@ -230,6 +230,8 @@ def events(asked: dict[str, Any], script: dict[str, Any]) -> list[bytes]:
     found = [chunk(choice({"role": "assistant", "content": ""}))]
     if script.get("error_first"):
         found = []
+    if "calls" in script:  # parts of tool calls, as an engine would send them
+        found += [chunk(choice({"tool_calls": [part]})) for part in script["calls"]]
     running = bool(asked.get("timings_per_token"))
     found += [chunk(choice({"content": f"t{n} "}), **so_far(n + 1, running)) for n in range(tokens)]
     if "error_after" in script:

@@ -13,7 +13,7 @@ import orjson
 
 from tokenmill.domain.table import AliasEntry
 from tokenmill.domain.value import value
-from tokenmill.gateway.errors import bad_request
+from tokenmill.gateway.errors import ApiError, bad_request
 from tokenmill.policy.route import PEER_PREFIX
 
 CHAT = "chat.completions"
@@ -29,6 +29,9 @@ DEFAULT_OUTPUT = 512
 
 CHARS_PER_TOKEN = 4
 """Rule of thumb for English text in byte-pair vocabularies; for reservations and marked estimates."""
+
+NESTED = 200
+"""A body with no more brackets than this is not nested too deep for orjson to write, which is at 254."""
 
 PREFIX_BLOCK = 512  # characters of serialised prompt per affinity block
 PREFIX_BLOCKS = 8
@@ -49,13 +52,24 @@ class Asked:
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """The body as a JSON object. Raises ``ApiError`` 400."""
+    """The body as a JSON object. Raises ``ApiError`` 400, and 415 for what is compressed."""
+    if body[:2] == b"\x1f\x8b":
+        raise ApiError(
+            415, "unsupported_encoding", "Send the body as plain JSON: compressed ones are not read."
+        )
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise bad_request(f"We could not parse the JSON body of your request: {error}.", code=None) from None
     if not isinstance(document, dict):
         raise bad_request("The body must be a JSON object.", code=None)
+    if body.count(b"[") + body.count(b"{") > NESTED:
+        try:
+            orjson.dumps(
+                [[[[[[document]]]]]]
+            )  # what is deeper than that could be read and not be written again
+        except TypeError:
+            raise bad_request("The body is nested too deep.", code=None) from None
     return document
 
 

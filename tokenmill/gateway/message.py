@@ -24,6 +24,7 @@ PHRASES = {
     408: b"Request Timeout",
     409: b"Conflict",
     413: b"Content Too Large",
+    415: b"Unsupported Media Type",
     422: b"Unprocessable Content",
     429: b"Too Many Requests",
     431: b"Request Header Fields Too Large",

@@ -15,13 +15,17 @@ import orjson
 
 from tokenmill.control.requests import TokenUsage
 from tokenmill.domain.errors import TokenmillError
+from tokenmill.gateway.calls import Calls
 from tokenmill.gateway.pattern import Pattern
 
 EVENT_BYTES = 1024 * 1024
 EDGE_BYTES = 64 * 1024
 
 _USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
-_DELTA = re.compile(rb'"(?:content|text|reasoning_content|reasoning|arguments)" ?: ?"[^"]')
+_DELTA = re.compile(
+    rb'"(?:(?:content|text|reasoning_content|reasoning|arguments)" ?: ?"[^"]|tool_calls"\s*:\s*\[\s*\{)'
+)
+_BRACE, _QUOTE = b'{"'
 _PREDICTED = re.compile(rb'"predicted_n" ?: ?(\d+)')
 _PROMPT = re.compile(rb'"prompt_n" ?: ?(\d+)')
 _CACHED = re.compile(rb'"cache_n" ?: ?(\d+)')
@@ -142,8 +146,8 @@ class EventStream:
     """
 
     __slots__ = (
-        "_carry", "_last", "deltas", "done", "error", "finished", "hide_running", "hide_usage", "pattern",
-        "usage",
+        "_calls", "_carry", "_last", "deltas", "done", "error", "finished", "hide_running", "hide_usage",
+        "pattern", "usage",
     )  # fmt: skip
 
     def __init__(self, hide_usage: bool, hide_running: bool = False) -> None:
@@ -155,6 +159,7 @@ class EventStream:
         self.done = False
         self.finished = False  # a finish_reason was seen
         self.error: Any = None
+        self._calls: Calls | None = None
         self._carry = bytearray()
         self._last = b""
 
@@ -166,6 +171,9 @@ class EventStream:
                 return b""
         found = [match.end() for match in _DELTA.finditer(payload)]
         self._last = payload
+        plain = True
+        if len(found) != 1 or payload[found[0] - 1] == _BRACE:
+            found, payload, plain = self._calls_in(found, payload)
         self.deltas += len(found)
         if not self.finished and payload.count(b'"finish_reason":null') < payload.count(b'"finish_reason"'):
             self.finished = _FINISH.search(payload) is not None
@@ -174,7 +182,7 @@ class EventStream:
             return self._look(payload, special)
         if self.hide_running and (b'"usage"' in payload or b'"timings"' in payload):
             return _SO_FAR.sub(b"", payload)
-        if len(found) == 1 and self.pattern is not None and not self.finished:
+        if plain and len(found) == 1 and self.pattern is not None and not self.finished:
             self.pattern.learn(payload, found[0] - 1)
         return payload
 
@@ -214,6 +222,22 @@ class EventStream:
         given = (int(prompt[1]) if prompt else 0) + hits
         return TokenUsage(given, hits, int(predicted[1]), 0, "engine")
 
+    def _calls_in(self, found: list[int], payload: bytes) -> tuple[list[int], bytes, bool]:
+        """The pieces of output only; ``payload`` with its calls as clients expect them; if more may go on.
+
+        ``_DELTA`` finds both at once, since a search of its own would cost every event more.
+        """
+        output = [at for at in found if payload[at - 1] != _BRACE or payload[at - 2] == _QUOTE]
+        if len(output) == len(found):
+            return found, payload, True
+        if self._calls is None:
+            self._calls = Calls()
+        mended = self._calls.mend(payload)
+        plain = mended == payload and not self._calls.first
+        if not plain and self.pattern is not None:
+            self.pattern.forget()
+        return output, mended, plain
+
     def _whole_events(self, payload: bytes) -> bytes:
         carry = self._carry
         start = max(0, len(carry) - 3)
@@ -234,8 +258,9 @@ class EventStream:
         for match in _EVENTS.finditer(payload, position):
             event = payload[position : match.end()]
             position = match.end()
-            if self._pass(event.strip()):
-                kept.append(self._shown(event))
+            shown = self._pass(event)
+            if shown:
+                kept.append(self._shown(shown))
             if self.error is not None:
                 return b"".join(kept)
         kept.append(payload[position:])
@@ -245,30 +270,39 @@ class EventStream:
         """``event`` without counts beside its output, unless the client asked for those."""
         return _SO_FAR.sub(b"", event) if self.hide_running and _OUTPUT.search(event) else event
 
-    def _pass(self, event: bytes) -> bool:
-        """Note what one event says; False when the client shall not see it."""
-        if not event.startswith(b"data:"):
-            return True
-        body = event[5:].strip()
+    def _pass(self, event: bytes) -> bytes:
+        """Note what one event says; return what the client shall see of it."""
+        body = event.strip()
+        if not body.startswith(b"data:"):
+            return event
+        body = body[5:].strip()
         if body == b"[DONE]":
             self.done = True
-            return True
+            return event
         if _FINISH.search(body):
             self.finished = True
         if b'"usage"' not in body and b'"error"' not in body:
-            return True
+            return event
         try:
             chunk = orjson.loads(body)
         except orjson.JSONDecodeError:
-            return True
+            return event
         if not isinstance(chunk, dict):
-            return True
+            return event
         if chunk.get("error"):
             self.error = chunk
             self.pattern = None
-            return False
+            return b""
+        return self._usage_event(event, chunk)
+
+    def _usage_event(self, event: bytes, chunk: dict[str, Any]) -> bytes:
         usage = usage_of(chunk.get("usage"))
         if usage is None:
-            return True
+            return event
         self.usage = usage
-        return not (self.hide_usage and chunk.get("choices") == [])
+        if chunk.get("choices"):
+            return event
+        if self.hide_usage:
+            return b""
+        # Clients read ``choices`` of every event; some engines leave it out of this one.
+        return event if "choices" in chunk else b"data: " + orjson.dumps({**chunk, "choices": []}) + b"\n\n"

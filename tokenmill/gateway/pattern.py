@@ -38,6 +38,11 @@ class Pattern:
         if self._learned <= RELEARNED and ends and event.endswith(b"\n\n") and event.count(b"\n") == 2:
             self._front, self._back = event[:text], event[ends.end() - 1 :] + b"\r\n"
 
+    def forget(self) -> None:
+        """Nothing is alike any more, until ``learn``."""
+        self._heads = {}
+        self._front = b""
+
     def is_one(self, data: bytes) -> bool:
         """Whether ``data``, raw bytes from a chunk's start on, is exactly one chunk that is alike."""
         head = self._heads.get(len(data)) or self._head(len(data))

@@ -2,7 +2,7 @@
 
 Nothing goes to the client before the engine's first event or, for an answer that is no stream, before all
 of it up to ``WHOLE_BYTES``; until then a dying engine can be replaced. Before the last bytes go out the owner
-has settled. Bytes inside events are never touched.
+has settled. Bytes inside events are never touched, but for tool calls that clients cannot read (``calls``).
 """
 
 from __future__ import annotations

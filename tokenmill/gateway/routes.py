@@ -58,6 +58,7 @@ TOKENIZERS: dict[str, Answer] = {
     "/detokenize": detokenize,
     "/messages/count_tokens": count_tokens,
 }
+ENDPOINTS = frozenset((*SURFACES, *DIALECTS, *TOKENIZERS))
 ANTHROPIC = "/messages"
 DESCRIPTION = openapi.document()
 CONSOLE = frozenset(("/", "/login", "/logout", "/console", "/static", "/api", "/favicon.ico"))
@@ -92,6 +93,9 @@ def dispatch(gateway: Gateway, connection: ClientConnection, request: HttpReques
         forwarding = Forwarding(gateway, connection, request)
         forwarding.begin()
         return forwarding
+    elif short.endswith("/") and short[:-1] in ENDPOINTS:
+        request.path = path[:-1]  # some clients join their base and path so
+        return dispatch(gateway, connection, request)
     else:
         return _own(gateway, connection, request)
     return None
