@@ -302,6 +302,18 @@ def test_more_personal_data_of_fixed_form(text: str, expected: str | None) -> No
     assert found == expected if expected else "[IBAN]" not in found
 
 
+@pytest.mark.parametrize(
+    "text", ["+49 170 1234567", "+491701234567", "0170 1234567", "030/12345678", "+1 (415) 555-0134"]
+)
+def test_telephone_numbers_as_people_write_them(text: str) -> None:
+    assert redacted(f"Call {text}.")[0] == "Call [PHONE]."
+
+
+@pytest.mark.parametrize("text", ["0.123456789", "order 10002000300", "0x00001234567", "port 08400"])
+def test_other_numbers_stay(text: str) -> None:
+    assert redacted(f"See {text}.")[0] == f"See {text}."
+
+
 def test_a_file_of_rows_is_read_lazily(tmp_path: Path) -> None:
     rows = [row(n, f"prompt number {n}") for n in range(1, 200)]
     write_jsonl(tmp_path / "rows.jsonl", rows)
