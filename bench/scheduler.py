@@ -267,8 +267,8 @@ def cards(node: str, count: int) -> tuple[Accelerator, ...]:
 LOAD = 0.9
 
 
-def scaled(work: list[Work], machines: list[Machine]) -> list[Work]:
-    """Arrivals drawn together or apart so that the scarcest resource is asked for ``LOAD`` of the time."""
+def scaled(work: list[Work], machines: list[Machine], load: float = LOAD) -> list[Work]:
+    """Arrivals drawn together or apart so that the scarcest resource is asked for ``load`` of the time."""
     first = work[0].at_s
     span = max(1.0, work[-1].at_s - first)
     offered = [
@@ -276,19 +276,15 @@ def scaled(work: list[Work], machines: list[Machine]) -> list[Work]:
         (sum(w.cpu_millis * w.workers * w.run_s for w in work), sum(m.cpu_millis for m in machines)),
         (sum(w.memory_bytes * w.workers * w.run_s for w in work), sum(m.memory_bytes for m in machines)),
     ]
-    factor = max(asked / span / there for asked, there in offered) / LOAD
+    factor = max(asked / span / there for asked, there in offered) / load
     return [replace(w, at_s=first + (w.at_s - first) * factor) for w in work]
 
 
-def measure(trace: str, policy: str, most: int) -> str:
-    """One row of the table."""
-    work, machines = TRACES[trace]()
-    holds = [w for w in work if sum(1 for m in machines if fits(m, w)) >= w.workers]
-    work = scaled(sorted(holds, key=lambda w: w.at_s)[:most], machines)
+def play(work: list[Work], machines: list[Machine], policy: str) -> Meter:
+    """Live ``work`` through on ``machines``, which end as they began."""
     counts = Counter((w.gpus, w.cpu_millis, w.memory_bytes) for w in work if w.gpus)
     weight = sum(counts.values())
-    total = sum(m.gpus for m in machines)
-    meter = Meter(total, [(kind, n / weight) for kind, n in counts.most_common(60)])
+    meter = Meter(sum(m.gpus for m in machines), [(kind, n / weight) for kind, n in counts.most_common(60)])
     meter.broken = sum(meter.fragment(m.gpus, m.cpu_millis, m.memory_bytes) for m in machines)
     meter.last_s = work[0].at_s
     if policy == "tokenmill":
@@ -297,11 +293,20 @@ def measure(trace: str, policy: str, most: int) -> str:
         rules = {"fifo": (first_fit, True), "best-fit": (best_fit, False), "fgd": (least_fragments, False)}
         in_order(work, machines, meter, *rules[policy])
     assert len(meter.waits) == len(work), (len(meter.waits), len(work))
+    return meter
+
+
+def measure(trace: str, policy: str, most: int) -> str:
+    """One row of the table."""
+    work, machines = TRACES[trace]()
+    holds = [w for w in work if sum(1 for m in machines if fits(m, w)) >= w.workers]
+    work = scaled(sorted(holds, key=lambda w: w.at_s)[:most], machines)
+    meter = play(work, machines, policy)
     waits = sorted(meter.waits)
-    span = max(1.0, work[-1].at_s - work[0].at_s) * total
+    span = max(1.0, work[-1].at_s - work[0].at_s) * meter.total
     p95 = waits[int(len(waits) * 0.95)]
     return (
-        f"| {trace} | {policy} | {len(work)} | {total} | {sum(waits) / len(waits):,.0f} | {p95:,.0f} | "
+        f"| {trace} | {policy} | {len(work)} | {meter.total} | {sum(waits) / len(waits):,.0f} | {p95:,.0f} | "
         f"{meter.busy_s / span:.1%} | {meter.broken_s / span:.2%} |"
     )
 
