@@ -144,6 +144,11 @@ def fits(m: Machine, w: Work) -> bool:
     return m.gpus >= w.gpus and m.cpu_millis >= w.cpu_millis and m.memory_bytes >= w.memory_bytes
 
 
+def holds(machines: list[Machine], w: Work) -> bool:
+    """Whether empty ``machines`` have room for all workers of a job, each on one of its own."""
+    return sum(1 for m in machines if fits(m, w)) >= w.workers
+
+
 def first_fit(free: list[Machine], w: Work, meter: Meter) -> Machine | None:
     return next((m for m in free if fits(m, w)), None)
 
@@ -299,8 +304,8 @@ def play(work: list[Work], machines: list[Machine], policy: str) -> Meter:
 def measure(trace: str, policy: str, most: int) -> str:
     """One row of the table."""
     work, machines = TRACES[trace]()
-    holds = [w for w in work if sum(1 for m in machines if fits(m, w)) >= w.workers]
-    work = scaled(sorted(holds, key=lambda w: w.at_s)[:most], machines)
+    able = [w for w in work if holds(machines, w)]
+    work = scaled(sorted(able, key=lambda w: w.at_s)[:most], machines)
     meter = play(work, machines, policy)
     waits = sorted(meter.waits)
     span = max(1.0, work[-1].at_s - work[0].at_s) * meter.total

@@ -16,7 +16,7 @@ import random
 from dataclasses import dataclass, replace
 
 from ortools.sat.python import cp_model
-from scheduler import TRACES, Machine, Work, fits, play, scaled
+from scheduler import TRACES, Machine, Work, fits, holds, play, scaled
 
 POLICIES = ("fifo", "best-fit", "fgd", "tokenmill")
 LOAD = 1.5
@@ -34,14 +34,16 @@ class Bound:
 def pieces(trace: str, count: int, jobs: int, seed: int) -> list[tuple[list[Work], list[Machine]]]:
     """Seeded pieces in which somebody has to wait under FIFO."""
     work, machines = TRACES[trace]()
-    holds = [w for w in work if w.gpus and w.run_s >= 1 and sum(fits(m, w) for m in machines) >= w.workers]
-    work = sorted(holds, key=lambda w: w.at_s)
+    able = [w for w in work if w.gpus and w.run_s >= 1 and holds(machines, w)]
+    work = sorted(able, key=lambda w: w.at_s)
     draw = random.Random(seed)
     found: list[tuple[list[Work], list[Machine]]] = []
     for _ in range(200 * count):
+        if len(found) == count:
+            break
         start = draw.randrange(len(work) - jobs)
         floor = floor_for(work[start : start + jobs], machines)
-        if len(found) == count or not floor:
+        if not floor:
             continue
         piece = scaled(work[start : start + jobs], floor, LOAD)
         first = piece[0].at_s
@@ -55,7 +57,7 @@ def floor_for(work: list[Work], machines: list[Machine]) -> list[Machine]:
     """The first nodes of a floor that hold each job alone; empty when a dozen are too few."""
     for count in range(1, 13):
         floor = [replace(m) for m in machines[:count]]
-        if all(sum(1 for m in floor if fits(m, w)) >= w.workers for w in work):
+        if all(holds(floor, w) for w in work):
             return floor
     return []
 
