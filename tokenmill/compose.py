@@ -44,8 +44,8 @@ from tokenmill.floor.lock import (
 from tokenmill.floor.log_lines import log_to
 from tokenmill.floor.node import signatures_of
 from tokenmill.floor.ports import Floor
-from tokenmill.floor.records import write_atomically
 from tokenmill.floor.runtime import Runtime
+from tokenmill.spec.files import write_atomically
 from tokenmill.spec.paths import Paths
 from tokenmill.spec.settings import Settings, load_settings
 from tokenmill.store.opening import Store, open_store

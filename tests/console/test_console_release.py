@@ -85,13 +85,9 @@ def test_feedback_on_captured_traffic_is_kept_beside_it(served: Bed) -> None:
     assert files.opinions() == {}
     capture = Capture(("desk",), "agreed in writing", 86_400_000_000)
     projects = (replace(tenant.projects[0], capture=capture), *tenant.projects[1:])
-    served.runtime.state = replace(
-        served.runtime.state,
-        factory=replace(
-            served.runtime.state.factory,
-            tenants=(replace(tenant, projects=projects), *served.runtime.state.factory.tenants[1:]),
-        ),
-    )
+    state = served.runtime.state
+    tenants = state.index.tenants.set(tenant.name, replace(tenant, projects=projects))
+    served.runtime.state = replace(state, index=replace(state.index, tenants=tenants))
     mine = settled("req-2", "import-smollm2", tenant.name, tenant.projects[0].name)
     served.store.ledger.settle([mine], [], "", 0)
     for rating in ("bad", "good"):

@@ -10,8 +10,9 @@ from typing import Any
 
 from gateway_rig import OTHER, SECRET, Rig, chat, post, raw, rig, run
 
+from tokenmill.domain.calendar import DAY_US
 from tokenmill.domain.factory import Capture
-from tokenmill.spec.capture_files import DAY_US, CaptureFiles, user_digest
+from tokenmill.spec.capture_files import CaptureFiles, user_digest
 
 AGREED = Capture(("m",), "signed by the bank, 1 November 2026", 30 * DAY_US)
 

@@ -35,7 +35,7 @@ from tokenmill.control.why import why
 from tokenmill.domain.codec import to_plain
 from tokenmill.domain.errors import NotFoundError, RefusedError, TokenmillError, UsageError
 from tokenmill.floor.engine_counts import counting
-from tokenmill.floor.records import write_atomically
+from tokenmill.spec.files import write_atomically
 
 COUNTERS_LAG_S = 1.0
 USAGE_BY = ("tenant", "project", "key", "model", "day")

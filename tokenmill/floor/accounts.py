@@ -18,7 +18,7 @@ from tokenmill.domain.codec import from_plain, to_plain
 from tokenmill.domain.errors import DataError, invariant
 from tokenmill.floor.energy import EnergyMeter, Reading
 from tokenmill.floor.ports import Clock
-from tokenmill.floor.records import write_atomically
+from tokenmill.spec.files import write_atomically
 
 SAVE_EVERY_US = 10_000_000
 

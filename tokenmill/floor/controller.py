@@ -24,7 +24,8 @@ from tokenmill.domain.factory import Factory
 from tokenmill.floor import logs, procfs
 from tokenmill.floor.lock import ControllerFile, already_running, held, read_controller
 from tokenmill.floor.node import factory_mark
-from tokenmill.floor.records import Records, write_atomically
+from tokenmill.floor.records import Records
+from tokenmill.spec.files import write_atomically
 from tokenmill.spec.node_paths import NodePaths, node_names
 from tokenmill.spec.paths import Paths
 from tokenmill.spec.settings import Settings

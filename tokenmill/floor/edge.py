@@ -17,8 +17,9 @@ from tokenmill.domain.errors import TokenmillError
 from tokenmill.floor import logs
 from tokenmill.floor.process import Order, Process
 from tokenmill.floor.processes import Supervisor
-from tokenmill.floor.records import Record, write_atomically
+from tokenmill.floor.records import Record
 from tokenmill.floor.workers import free_port
+from tokenmill.spec.files import write_atomically
 from tokenmill.spec.paths import Paths
 from tokenmill.spec.settings import GATEWAYS_MOST, Settings
 

@@ -23,8 +23,8 @@ from tokenmill.floor.imports import Imports
 from tokenmill.floor.node import PROGRESS_EVERY_S
 from tokenmill.floor.ports import Clock, Report
 from tokenmill.floor.processes import Supervisor
-from tokenmill.floor.records import write_atomically
 from tokenmill.floor.workers import write_pace
+from tokenmill.spec.files import write_atomically
 from tokenmill.spec.paths import Paths
 from tokenmill.spec.settings import Settings
 

@@ -22,7 +22,7 @@ from tokenmill.domain.factory import Model
 from tokenmill.domain.work import Imported
 from tokenmill.engine.convert import bert_to_gguf
 from tokenmill.engine.sources import FetchedModel, fetch
-from tokenmill.floor.records import write_atomically
+from tokenmill.spec.files import write_atomically
 from tokenmill.store.artifacts import Artifacts
 
 PROGRESS_EVERY_S = 0.5

@@ -25,8 +25,8 @@ from tokenmill.floor.gangs import last_line
 from tokenmill.floor.ports import Clock, Report
 from tokenmill.floor.process import Order
 from tokenmill.floor.processes import Supervisor
-from tokenmill.floor.records import write_atomically
 from tokenmill.floor.workers import NICE
+from tokenmill.spec.files import write_atomically
 from tokenmill.spec.paths import Paths
 from tokenmill.store.artifacts import Artifacts
 from tokenmill.store.signing import Signatures

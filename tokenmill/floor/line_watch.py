@@ -19,7 +19,7 @@ from tokenmill.domain.errors import TokenmillError
 from tokenmill.domain.events import LineObserved
 from tokenmill.domain.factory import Line
 from tokenmill.domain.profile import Profile
-from tokenmill.spec.capture_files import CaptureFiles
+from tokenmill.spec.capture_files import CAPTURE, CaptureFiles
 from tokenmill.store.parquet import parquet_lines
 
 LINE_BYTES = 1 << 20  # of one line, held at a time
@@ -69,7 +69,7 @@ class LineWatch:
 
     def _paths(self, line: Line) -> list[Path]:
         text = next((str(s.params.get("path", "")) for s in line.stations if s.kind == "intake"), "")
-        if text.startswith("capture:"):
+        if text.startswith(CAPTURE):
             return CaptureFiles(self._captures, line.tenant, line.project).days
         if not text or ":" in text:
             return []

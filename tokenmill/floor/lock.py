@@ -12,7 +12,7 @@ import msgspec
 from tokenmill.domain.codec import from_plain, to_plain
 from tokenmill.domain.errors import ConflictError, DataError, ResourceError
 from tokenmill.floor import procfs
-from tokenmill.floor.records import write_atomically
+from tokenmill.spec.files import write_atomically
 from tokenmill.spec.paths import Paths
 
 

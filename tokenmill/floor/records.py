@@ -6,7 +6,6 @@ that one is found by its mark and killed (see ``procfs.marked``).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import msgspec
 from tokenmill.domain.codec import from_plain, to_plain
 from tokenmill.domain.errors import DataError
 from tokenmill.floor import procfs
+from tokenmill.spec.files import write_atomically
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +43,6 @@ class Record:
     def lives(self) -> bool:
         found = procfs.stat(self.pid)
         return found is not None and found.alive and self.is_of(found) and self.boot == procfs.boot_id()
-
-
-def write_atomically(path: Path, body: bytes, *, private: bool = False) -> None:
-    """Replace a file so that a reader, or a crash, sees the old one or the new one. Durable on return.
-
-    A ``private`` file can be read by this user only, from its first byte on.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        if private:
-            os.fchmod(file.fileno(), 0o600)
-        file.write(body)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 class Records:

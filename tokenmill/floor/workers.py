@@ -22,7 +22,8 @@ from tokenmill.domain.errors import DataError
 from tokenmill.domain.work import WorkUsage
 from tokenmill.floor.machine import device_index
 from tokenmill.floor.process import UNKNOWN_CODE, Order
-from tokenmill.floor.records import Record, write_atomically
+from tokenmill.floor.records import Record
+from tokenmill.spec.files import write_atomically
 from tokenmill.spec.paths import Paths
 
 # ``trap :`` lets the shell outlive a SIGTERM to the group, so that it can still write the worker's code.

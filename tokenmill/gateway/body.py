@@ -64,10 +64,8 @@ def parse_object(body: bytes) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise bad_request("The body must be a JSON object.", code=None)
     if body.count(b"[") + body.count(b"{") > NESTED:
-        try:
-            orjson.dumps(
-                [[[[[[document]]]]]]
-            )  # what is deeper than that could be read and not be written again
+        try:  # what is deeper than this could be read and not be written again
+            orjson.dumps([[[[[[document]]]]]])
         except TypeError:
             raise bad_request("The body is nested too deep.", code=None) from None
     return document

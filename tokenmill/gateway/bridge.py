@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Protocol
 
 from tokenmill.control.requests import TokenUsage
-from tokenmill.domain.ledger import Settlement
 from tokenmill.gateway.capturing import Keeper, Served
 from tokenmill.gateway.client import ClientConnection, Responder
 from tokenmill.gateway.errors import ApiError
@@ -47,8 +46,6 @@ class Dialect(Surface, Protocol):
 
 class Work(Responder, Served, Protocol):
     """The exchange behind a bridge."""
-
-    settlement: Settlement | None
 
     def begin(self) -> bool:
         """False when the client has its answer already."""

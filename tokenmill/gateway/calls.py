@@ -13,8 +13,8 @@ from typing import Any
 
 import orjson
 
-_EVENTS = re.compile(rb"\r?\n\r?\n")
-HOLDS = re.compile(rb'"tool_calls"\s*:\s*\[\s*\{')
+EVENTS = re.compile(rb"\r?\n\r?\n")
+_HOLDS = re.compile(rb'"tool_calls"\s*:\s*\[\s*\{')
 
 
 class Calls:
@@ -32,14 +32,14 @@ class Calls:
         """Whole events; those with a part that is wrong are written anew."""
         self.first = False
         out, position = [], 0
-        for match in _EVENTS.finditer(payload):
+        for match in EVENTS.finditer(payload):
             out.append(self._event(payload[position : match.end()]))
             position = match.end()
         out.append(payload[position:])
         return b"".join(out)
 
     def _event(self, event: bytes) -> bytes:
-        if HOLDS.search(event) is None or not event.startswith(b"data:"):
+        if _HOLDS.search(event) is None or not event.startswith(b"data:"):
             return event
         try:
             chunk = orjson.loads(event[5:])

@@ -9,7 +9,7 @@ client. Kept rows name no person: ``user`` is a digest.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,8 @@ from tokenmill.domain.ledger import Outcome, Settlement
 from tokenmill.domain.redact import redacted, redacted_values
 from tokenmill.domain.table import KeyEntry
 from tokenmill.gateway.body import CHAT, EMBEDDINGS, Asked
+from tokenmill.gateway.dialects.events import ChunkParser
+from tokenmill.gateway.metrics import Labels, Metrics
 from tokenmill.spec.capture_files import ROW_BYTES, CaptureFiles, consent_digest, user_digest
 
 WAITING_MOST = 256
@@ -42,25 +44,27 @@ class Served(Protocol):
 class Captures:
     """What one gateway process keeps. ``counts`` says what became of answers that might have been kept."""
 
-    def __init__(self, root: Path, writer: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, root: Path, writer: int, loop: asyncio.AbstractEventLoop, counts: dict[Labels, int]
+    ) -> None:
         self.root = root
-        self.counts: dict[tuple[str, ...], int] = {}  # (what became of it,)
+        self.counts = counts
         self.problem = ""
         self._writer = writer
         self._loop = loop
         self._thread = ThreadPoolExecutor(1, "captures")
         self._waiting = 0
 
-    def keeper(self, index: Index, key: KeyEntry, draw: int) -> Keeper | None:
+    def keeper(self, index: Index, key: KeyEntry, draw: Callable[[], int]) -> Keeper | None:
         """Who listens to the answer to a request of this key; ``None`` for all who agreed to nothing."""
         tenant = index.tenants.get(key.tenant)
         if tenant is None or not tenant.captures:
             return None
         found = next((capture for project, capture in tenant.captures if project == key.project), None)
-        return None if found is None else Keeper(self, found, draw)
+        return None if found is None else Keeper(self, found, draw())
 
     def count(self, result: str) -> None:
-        self.counts[(result,)] = self.counts.get((result,), 0) + 1
+        Metrics.add(self.counts, (result,))
 
     def write(self, capture: Capture, settlement: Settlement, asked: Asked, answer: list[bytes]) -> None:
         """Turn an answer into a row and append it, in a thread of our own."""
@@ -216,11 +220,13 @@ def _streamed(answer: bytes) -> tuple[dict[str, Any], str]:
 
 
 def _choices(answer: bytes) -> Iterable[dict[str, Any]]:
-    for line in answer.splitlines():
-        data = line[5:].strip() if line.startswith(b"data:") else b""
-        if data[:1] != b"{":
-            continue
-        for choice in orjson.loads(data).get("choices") or []:
+    """The first choice of each chunk. Raises ``ValueError`` when a chunk cannot be read."""
+    parser = ChunkParser()
+    chunks = parser.feed(answer + b"\n")
+    if parser.broken:
+        raise ValueError(f"{parser.broken} chunks of the stream cannot be read")
+    for chunk in chunks:
+        for choice in chunk.get("choices") or []:
             if choice.get("index", 0) == 0:
                 yield choice
 

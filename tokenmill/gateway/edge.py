@@ -28,6 +28,7 @@ from tokenmill.gateway.shared import OwnEndpoints, SharedEndpoints, SharedFile, 
 from tokenmill.gateway.spool import Spool
 from tokenmill.gateway.table import Serving, TableFile
 from tokenmill.gateway.upstream import Pool, address_of
+from tokenmill.spec.paths import Paths
 
 FORGET_S = 3600.0
 """How often captured days that are too old are looked for."""
@@ -90,8 +91,8 @@ class Gateway:
         self.port = options.port
         self.outcomes = OutcomeCounts()
         self.shadows = Shadows(options.spool.parent.parent / "shadow" / options.spool.name)
-        self.captures = Captures(options.spool.parent.parent / "captures", options.index, loop)
-        self.metrics.captures = self.captures.counts
+        captures = Paths(options.spool.parent.parent).captures
+        self.captures = Captures(captures, options.index, loop, self.metrics.captures)
         self._forgot_s = loop.time()
         self.refused_full: dict[str, int] = {}
         self.asleep: dict[str, int] = {}  # requests for a model of which no replica runs

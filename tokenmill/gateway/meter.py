@@ -15,7 +15,7 @@ import orjson
 
 from tokenmill.control.requests import TokenUsage
 from tokenmill.domain.errors import TokenmillError
-from tokenmill.gateway.calls import Calls
+from tokenmill.gateway.calls import EVENTS, Calls
 from tokenmill.gateway.pattern import Pattern
 
 EVENT_BYTES = 1024 * 1024
@@ -33,7 +33,6 @@ _FINISH = re.compile(rb'"finish_reason" ?: ?"')
 _ID = re.compile(rb'"id"\s*:\s*"((?:chatcmpl|cmpl|embd|resp|msg)[-_][A-Za-z0-9_.-]{1,100})"')
 _SAYS_USAGE = re.compile(rb'"usage"(?! ?: ?null)')
 _OUTPUT = re.compile(rb'"choices"\s*:\s*\[\s*\{')
-_EVENTS = re.compile(rb"\r?\n\r?\n")
 # The engine's counts so far, which the gateway asked for: an object of numbers and of at most one level more.
 _SO_FAR = re.compile(rb',\s?"(?:usage|timings)"\s?:\s?\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}')
 _decoder = JSONDecoder()
@@ -255,7 +254,7 @@ class EventStream:
         """The slow path: one by one, from the first event on that carries usage, an error or the end."""
         position = _boundary(payload, 0, special)
         kept = [self._shown(payload[:position])]
-        for match in _EVENTS.finditer(payload, position):
+        for match in EVENTS.finditer(payload, position):
             event = payload[position : match.end()]
             position = match.end()
             shown = self._pass(event)

@@ -123,13 +123,13 @@ def _model_request(
     except ApiError as error:
         _error(connection, request, error, request_id, dialect)
         return None
-    keeper = gateway.captures.keeper(gateway.serving.index, caller.key, gateway.draw())
-    if entry is None and dialect is None and keeper is None:
-        exchange = Exchange(gateway, connection, request, surface, caller.key, request_id)
-        return exchange if exchange.begin() else None
     if entry is not None and not entry.open:
         replay(connection, request, entry)
         return None
+    keeper = gateway.captures.keeper(gateway.serving.index, caller.key, gateway.draw)
+    if entry is None and dialect is None and keeper is None:
+        exchange = Exchange(gateway, connection, request, surface, caller.key, request_id)
+        return exchange if exchange.begin() else None
     more = b"request-id: %b\r\n" % request_id.encode() if isinstance(dialect, Messages) else b""
     bridge = Bridge(
         connection, request, gateway.replays, dialect=dialect, entry=entry, keeper=keeper, headers=more

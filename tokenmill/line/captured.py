@@ -11,9 +11,7 @@ from pathlib import Path
 
 from tokenmill.domain.errors import DataError, ResourceError
 from tokenmill.domain.stations import IntakeParams
-from tokenmill.spec.capture_files import CaptureFiles
-
-CAPTURE = "capture:"
+from tokenmill.spec.capture_files import CAPTURE, CaptureFiles
 
 
 def captured_file(files: CaptureFiles, params: IntakeParams, into: Path) -> Path:

@@ -21,7 +21,7 @@ from tokenmill.engine.generate import complete_all
 from tokenmill.line.answers import Judgement, macro_f1, normal_label
 from tokenmill.line.harness import Harness
 from tokenmill.line.intervals import bootstrap, percentile, wilson
-from tokenmill.line.job import StationJob, write_atomically
+from tokenmill.line.job import StationJob, write_json
 from tokenmill.line.judging import (
     Subject,
     differences,
@@ -232,7 +232,7 @@ def _predictions(
     )
     made = Predictions(answers, time.monotonic() - started)
     known.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(known, msgspec.to_builtins(made))
+    write_json(known, msgspec.to_builtins(made))
     return made, False
 
 

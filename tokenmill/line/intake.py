@@ -17,13 +17,14 @@ from tokenmill.domain.errors import DataError
 from tokenmill.domain.profile import Profile
 from tokenmill.domain.stations import IntakeParams
 from tokenmill.domain.work import JobResult
-from tokenmill.line.captured import CAPTURE, captured_file
+from tokenmill.line.captured import captured_file
 from tokenmill.line.conversation import BrokenRowError, chat, conversation
 from tokenmill.line.files import RAW_CHARACTERS, Record, Source
 from tokenmill.line.job import StationJob
 from tokenmill.line.rows import Refused, Row, row_of, write_jsonl
 from tokenmill.line.sources import local_files
 from tokenmill.line.template import columns_of, fill
+from tokenmill.spec.capture_files import CAPTURE
 
 SHOWN_REASONS = 5
 COLUMN_CHARACTERS = 1000  # of one extra column that travels with a row

@@ -19,6 +19,8 @@ from tokenmill.domain.errors import DataError
 from tokenmill.domain.stations import StationParams, station_params
 from tokenmill.domain.work import JobResult
 from tokenmill.spec.capture_files import CaptureFiles
+from tokenmill.spec.files import write_atomically
+from tokenmill.spec.paths import Paths
 from tokenmill.store.artifacts import Artifacts
 
 REPORT_SECONDS = 0.25  # between two lines of progress, unless the last one
@@ -60,7 +62,7 @@ class StationJob:
     @property
     def captures(self) -> CaptureFiles:
         """Traffic that the line's own project agreed to have kept."""
-        return CaptureFiles(self.artifacts.root.parent / "captures", self.tenant, self.project)
+        return CaptureFiles(Paths(self.artifacts.root.parent).captures, self.tenant, self.project)
 
     @property
     def cache(self) -> Path:
@@ -167,11 +169,6 @@ def read_job(directory: Path) -> StationJob:
         ) from error
 
 
-def write_atomically(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as JSON so that a reader sees all of it or nothing."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as file:
-        file.write(msgspec.json.encode(to_plain(value)))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_atomically(path, msgspec.json.encode(to_plain(value)))

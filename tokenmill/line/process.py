@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import tokenmill
 from tokenmill.domain.errors import ResourceError, TokenmillError
 from tokenmill.domain.work import JobResult
-from tokenmill.line.job import StationJob, read_job, write_atomically
+from tokenmill.line.job import StationJob, read_job, write_json
 
 STATIONS = ("intake", "curate", "tune", "evaluate", "pack", "command", "python")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -55,11 +55,11 @@ def attempt(directory: Path) -> int:
         job = read_job(directory)
         result = run_station(job)
         if job.rank == 0:
-            write_atomically(directory / "result.json", result)
+            write_json(directory / "result.json", result)
     except Stopped as stopped:
         name = signal.Signals(stopped.signal).name
         body = {"kind": "stopped", "message": f"stopped by {name}", "expected": "", "fix": "", "where": ""}
-        write_atomically(directory / "error.json", body)
+        write_json(directory / "error.json", body)
         print(f"stopped by {name}", file=sys.stderr)  # noqa: T201 - standard error is the job's log
         return 128 + stopped.signal
     except TokenmillError as error:
@@ -139,7 +139,7 @@ def _fail(directory: Path, error: TokenmillError) -> int:
     }
     print(f"error: {error}", file=sys.stderr)  # noqa: T201 - standard error is the job's log
     try:
-        write_atomically(directory / "error.json", body)
+        write_json(directory / "error.json", body)
     except OSError:
         traceback.print_exc()
     return error.exit_code

@@ -15,9 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tokenmill.domain.calendar import date_of
+from tokenmill.domain.calendar import DAY_US, format_moment
+from tokenmill.spec.files import write_atomically
 
-DAY_US = 86_400_000_000
+CAPTURE = "capture:"
+"""What a line's data path begins with when it is captured traffic; an alias follows."""
+
 ROW_BYTES = 1 << 20
 """Longer rows are not kept; intake's own limit is the same."""
 
@@ -139,13 +142,16 @@ class CaptureFiles:
 
 
 def _day(at_us: int) -> str:
-    year, month, day = date_of(max(0, at_us) // DAY_US)
-    return f"{year:04d}-{month:02d}-{day:02d}"
+    return format_moment(max(0, at_us) // DAY_US * DAY_US)
+
+
+def _encoded(line: Row) -> bytes:
+    return json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
 def _append(path: Path, line: Row) -> None:
     """One write of whole lines; what a crash left of an earlier one is closed off first."""
-    data = json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+    data = _encoded(line)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         end = os.fstat(fd).st_size
@@ -160,12 +166,7 @@ def _append(path: Path, line: Row) -> None:
 
 
 def _replace(path: Path, lines: list[Row]) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.unlink(missing_ok=True)
-    for line in lines:
-        _append(temporary, line)
-    temporary.touch(0o600)
-    temporary.replace(path)
+    write_atomically(path, b"".join(_encoded(line) for line in lines), private=True)
 
 
 def _lines(path: Path) -> Iterator[Row]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from tokenmill.domain.calendar import DAY_US
 from tokenmill.spec.fields import (
     AliasName,
     Context,
@@ -64,7 +65,7 @@ class CaptureFields(Strict):
     consent: Text = Field(
         min_length=8, description="Who agreed to it, where and when; recorded with what is kept."
     )
-    keep: Duration = Field(default=30 * 86_400_000_000, description="Older days are deleted, such as 30d.")
+    keep: Duration = Field(default=30 * DAY_US, description="Older days are deleted, such as 30d.")
     share: Share = Field(default=1000, description="Share of the answers that is kept, chosen by chance.")
     max_size: Size = Field(default=1 << 30, description="Nothing more is kept beyond it, for example 1GB.")
 

@@ -8,6 +8,7 @@ from tokenmill.domain.stations import FREE_KINDS, STATION_KINDS, station_problem
 from tokenmill.domain.units import did_you_mean
 from tokenmill.spec import build
 from tokenmill.spec import documents as docs
+from tokenmill.spec.capture_files import CAPTURE
 from tokenmill.spec.index import Index, owner_problems, resource_kind
 from tokenmill.spec.source import FieldPath, Found
 from tokenmill.spec.validate import Entry
@@ -25,35 +26,36 @@ def line_problems(line: docs.LineDocument, entry: Entry, index: Index) -> list[F
 
 def _capture_problems(line: docs.LineDocument, entry: Entry, index: Index) -> list[Found]:
     """What a line reads of captured traffic, its own project must have agreed to keep."""
-    places: list[tuple[FieldPath, object]] = [
-        (("stations", number, "params", "path"), station.params.get("path"))
-        for number, station in enumerate(line.stations)
-        if station.kind == "intake"
-    ]
-    if isinstance(line.data, dict):
-        places.append((("data", "path"), line.data.get("path")))
-    elif line.data is not None:
-        places.append((("data",), line.data))
     owner = index.of("tenant").get(line.tenant)
     if owner is None or not isinstance(owner.model, docs.TenantDocument):
         return []  # the tenant has problems of its own
-    kept = [
-        alias
-        for project in owner.model.projects
-        if project.name == line.project and project.capture is not None
-        for alias in project.capture.aliases
-    ]
+    agreed = [p.capture for p in owner.model.projects if p.name == line.project and p.capture is not None]
+    kept = [alias for capture in agreed for alias in capture.aliases]
     found = []
-    for path, text in places:
-        if not isinstance(text, str) or not text.startswith("capture:"):
+    for path, text in _data_paths(line):
+        if not isinstance(text, str) or not text.startswith(CAPTURE):
             continue
-        alias = text.removeprefix("capture:")
+        alias = text.removeprefix(CAPTURE)
         if alias not in kept:
             message = f"the project {line.tenant}/{line.project} does not capture {alias!r}"
             expected = f"one of {', '.join(kept)}" if kept else "a project with `capture`"
             fix = did_you_mean(alias, kept) or "Add `capture: {aliases, consent}` to the project."
             found.append(entry.found(path, message, expected, fix))
     return found
+
+
+def _data_paths(line: docs.LineDocument) -> list[tuple[FieldPath, Any]]:
+    """Where a line says what it reads, and what that is."""
+    if line.stations:
+        return [
+            (("stations", number, "params", "path"), station.params.get("path"))
+            for number, station in enumerate(line.stations)
+            if station.kind == "intake"
+        ]
+    if "path" in line.intake:
+        return [(("intake", "path"), line.intake["path"])]
+    place: FieldPath = ("data", "path") if isinstance(line.data, dict) else ("data",)
+    return [(place, build.short_params(line, "intake").get("path"))]
 
 
 def _short_line(line: docs.LineDocument, entry: Entry) -> list[Found]:

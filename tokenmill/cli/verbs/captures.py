@@ -6,6 +6,7 @@ Works on the files beside the factory, whether or not it runs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -78,7 +79,7 @@ def erase(
     stdout().print(f"{gone:,} {'row' if gone == 1 else 'rows'} of {escape(owner)} erased.")
 
 
-def _files(root: Any, owner: str) -> CaptureFiles:
+def _files(root: Path, owner: str) -> CaptureFiles:
     known = CaptureFiles.all_below(root)
     found = next((one for one in known if f"{one.tenant}/{one.project}" == owner), None)
     if found is None:
@@ -127,5 +128,5 @@ def _summary(files: CaptureFiles) -> dict[str, Any]:
         "consent": last.get("consent", ""),
         "since_us": last.get("since_us", 0),
         "keep_us": last.get("keep_us", 0),
-        "consents": list(agreed),
+        "consents": agreed,
     }

@@ -68,7 +68,6 @@ class Feedback:
 
 def _captures(context: ApiContext, answer: Settlement) -> bool:
     """Whether the project of ``answer`` has traffic kept."""
-    for tenant in context.runtime.state.factory.tenants:
-        if tenant.name == answer.tenant:
-            return any(p.name == answer.project and p.capture is not None for p in tenant.projects)
-    return False
+    tenant = context.runtime.state.index.tenants.get(answer.tenant)
+    projects = tenant.projects if tenant is not None else ()
+    return any(project.name == answer.project and project.capture is not None for project in projects)

@@ -32,7 +32,7 @@ from tokenmill.floor.ray.agent import Home, host_of
 from tokenmill.floor.ray.local_cluster import LocalCluster
 from tokenmill.floor.ray.member import Member
 from tokenmill.floor.ray.spread import Spread, shares, spread_of
-from tokenmill.floor.records import write_atomically
+from tokenmill.spec.files import write_atomically
 from tokenmill.spec.paths import Paths
 from tokenmill.spec.settings import Settings, public_environment
 

@@ -8,11 +8,15 @@ import orjson
 
 
 class ChunkParser:
-    """Takes bytes, gives the JSON objects of whole ``data:`` events; ``[DONE]`` and comments give nothing."""
+    """Takes bytes, gives the JSON objects of whole ``data:`` events; ``[DONE]`` and comments give nothing.
 
-    __slots__ = ("_carry",)
+    ``broken`` counts events that cannot be read.
+    """
+
+    __slots__ = ("_carry", "broken")
 
     def __init__(self) -> None:
+        self.broken = 0
         self._carry = b""
 
     def feed(self, data: bytes) -> list[dict[str, Any]]:
@@ -29,6 +33,7 @@ class ChunkParser:
             try:
                 chunk = orjson.loads(body)
             except orjson.JSONDecodeError:
+                self.broken += 1
                 continue
             if isinstance(chunk, dict):
                 found.append(chunk)

@@ -1,0 +1,22 @@
+"""Writing a file of the data directory so that nobody ever sees half of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def write_atomically(path: Path, body: bytes, *, private: bool = False) -> None:
+    """Replace a file so that a reader, or a crash, sees the old one or the new one. Durable on return.
+
+    A ``private`` file can be read by this user only, from its first byte on.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        if private:
+            os.fchmod(file.fileno(), 0o600)
+        file.write(body)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
