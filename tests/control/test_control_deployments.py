@@ -4,6 +4,7 @@ import pytest
 from control_mill import GPU, SMALL, Mill, chat, factory
 
 from tokenmill.control.core import check
+from tokenmill.control.why import why
 from tokenmill.domain import events as ev
 from tokenmill.domain.effects import (
     ChargeWork,
@@ -14,7 +15,7 @@ from tokenmill.domain.effects import (
     WakeAt,
 )
 from tokenmill.domain.errors import ConflictError, NotFoundError, RefusedError
-from tokenmill.domain.factory import Deployment, Model, Peer, Resources
+from tokenmill.domain.factory import Deployment, Model, Objective, Peer, Resources
 from tokenmill.domain.work import ReplicaStatus, WorkUsage
 
 STARTING, READY, DRAINING = ReplicaStatus.STARTING, ReplicaStatus.READY, ReplicaStatus.DRAINING
@@ -222,6 +223,31 @@ def test_scaling_follows_load(mill: Mill) -> None:
     mill.now += 121_000_000
     mill.tell(ev.LoadReported, "chat", 0)
     assert len(mill.of(StopReplica)) == 1
+
+
+def test_scaling_follows_the_objective_and_why_says_so(mill: Mill) -> None:
+    serving(mill, max_replicas=3, slo=Objective(ttft_us=500_000, attainment_milli=900))
+    late = (3, 0, 0, 0, 40, 20)
+    before = mill.state
+    mill.tell(ev.LoadReported, "chat", *late)
+    assert mill.state is before, "the answers are older than the replica"
+    mill.now += 61_000_000
+    mill.tell(ev.LoadReported, "chat", 3, 0, 0, 0, 40, 36)
+    assert mill.state is before, "nine in ten are promised"
+    mill.tell(ev.LoadReported, "chat", *late)
+    assert len(mill.of(StartReplica)) == 1
+    reasons = why(mill.state, "chat", mill.now).reasons
+    assert "2 of 1..3 replicas are wanted for the load" in reasons
+    assert "its objective is the first token within 500 ms for 90 % of the answers" in reasons
+    assert any("missed 0 min ago" in reason for reason in reasons), reasons
+    mill.now += 61_000_000
+    mill.tell(ev.LoadReported, "chat", *late)
+    assert len(mill.of(StartReplica)) == 0, "the second replica does not serve yet"
+    mill.up_all()
+    mill.now += 61_000_000
+    mill.tell(ev.LoadReported, "chat", *late)
+    assert len(mill.of(StartReplica)) == 1
+    assert mill.entry().slo == Objective(ttft_us=500_000, attainment_milli=900)
 
 
 def test_a_lost_node_keeps_its_leases_and_is_replaced(mill: Mill) -> None:

@@ -70,6 +70,31 @@ def test_a_smaller_micro_batch_computes_the_same(request_: TrainRequest, tmp_pat
     )
 
 
+def test_logits_of_prompts_are_not_needed(
+    request_: TrainRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tokenmill.engine import sft
+
+    narrow = train(request_)
+    monkeypatch.setattr(sft, "_narrows", lambda model: False)
+    wide = train(replace(request_, out_dir=tmp_path / "b", work_dir=tmp_path / "bw"))
+    assert [loss for _, loss in narrow.loss_curve] == pytest.approx(
+        [loss for _, loss in wide.loss_curve], abs=2e-4
+    )
+    assert len({round(loss, 3) for _, loss in narrow.loss_curve}) > 1  # it learnt something
+
+
+def test_the_same_seed_gives_the_same_bytes(request_: TrainRequest, tmp_path: Path) -> None:
+    again = replace(request_, out_dir=tmp_path / "b", work_dir=tmp_path / "bw")
+    other = replace(request_, out_dir=tmp_path / "c", work_dir=tmp_path / "cw", seed=request_.seed + 1)
+    first, second, third = (
+        (train(one).adapter_dir / "adapter_model.safetensors").read_bytes()
+        for one in (request_, again, other)
+    )
+    assert first == second
+    assert first != third
+
+
 def test_patience_ends_training_and_the_best_weights_are_kept(request_: TrainRequest, tmp_path: Path) -> None:
     # What is learnt is the opposite of what is asked, so the validation loss rises again.
     other = write_rows(tmp_path / "val.jsonl", 8, "no! {}")

@@ -88,6 +88,25 @@ def test_load_is_reported_when_it_changes(tmp_path: Path) -> None:
     assert watch.look(NOW_US + 60_000_000) == []
 
 
+def test_answers_against_an_objective_are_counted_over_the_last_minute(tmp_path: Path) -> None:
+    watch, second = LoadWatch(tmp_path), 1_000_000
+
+    def look(at_us: int, **processes: tuple[int, int]) -> list[tuple[int, int]]:
+        for name, (met, missed) in processes.items():
+            body = {"heartbeat_us": at_us, "deployments": {"smol": {"met": met, "missed": missed}}}
+            (tmp_path / f"gateway-{name}.json").write_bytes(msgspec.json.encode(body))
+        return [(event.measured, event.attained) for event in watch.look(at_us)]
+
+    assert look(NOW_US, a=(100, 50), b=(7, 0)) == [], "what came before the watch is not counted"
+    assert look(NOW_US + second, a=(110, 51), b=(8, 0)) == [(12, 11)]
+    assert look(NOW_US + 30 * second, a=(110, 55), b=(8, 0)) == [(16, 11)]
+    assert look(NOW_US + 61 * second, a=(110, 55), b=(8, 0)) == [(4, 0)], "the first twelve are too old"
+    assert look(NOW_US + 62 * second, a=(0, 0), b=(9, 0)) == [], (
+        "a process that began anew takes nothing away"
+    )
+    assert look(NOW_US + 63 * second, a=(2, 0), b=(9, 0)) == [(6, 2)]
+
+
 def test_this_machine_takes_the_name_that_the_file_gives_it() -> None:
     plain = machine.local_node(Factory("f", sites=(Site("here"),)))
     assert (plain.id, plain.site) == ("local", "here")

@@ -11,11 +11,15 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gateway_rig import Engine, chat, post, raw, reply, rig, run, table_of, write_table
+
+from tokenmill.domain.factory import Objective
+from tokenmill.gateway import health
 
 pytestmark = pytest.mark.live
 
@@ -86,6 +90,36 @@ def test_state_file(tmp_path: Path) -> None:
             assert state["endpoints"]["r-0"]["in_flight"] == 1
             assert state["memory_bytes"] > 0
             await task
+
+    run(work)
+
+
+def test_answers_are_counted_against_their_objective(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with rig(tmp_path) as r:
+            slo = Objective(ttft_us=300_000, tpot_us=100_000)
+            r.publish(aliases=(replace(r.table.aliases[0], slo=slo), *r.table.aliases[1:]))
+            calls = [
+                chat({"tokens": 3}, stream=True),  # in time
+                chat({"first_s": 0.5}, stream=True),  # late
+                chat({"tokens": 4, "gap_s": 0.2}, stream=True),  # slow
+                chat({"tokens": 3}),  # whole, in time
+                chat({"first_s": 0.6, "tokens": 3}),  # whole, after 0.3 + 2 * 0.1 s
+                chat({"status": 500}),  # the engine's fault
+                chat({"status": 400}),  # the client's own
+                {**chat({"first_s": 0.5}), "model": "org/m:1"},  # promises nothing
+            ]
+            await asyncio.gather(*(raw(r, post(call), read_s=3) for call in calls))
+            await r.settled(len(calls))
+            metrics = (await raw(r, get("/metrics"))).decode()
+            found = [line for line in metrics.splitlines() if line.startswith("tokenmill_slo_requests_total")]
+            assert sorted(found) == [
+                'tokenmill_slo_requests_total{model="m",result="met"} 2',
+                'tokenmill_slo_requests_total{model="m",result="missed"} 4',
+            ]
+            shown = health.state(r.gateway)["deployments"]
+            assert (shown["m"]["met"], shown["m"]["missed"]) == (2, 4)
+            assert (shown["org/m:1"]["met"], shown["org/m:1"]["missed"]) == (0, 0)
 
     run(work)
 

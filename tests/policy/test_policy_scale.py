@@ -1,8 +1,18 @@
 from __future__ import annotations
 
-from tokenmill.policy.scale import DOWN_AFTER_US, UP_AFTER_US, Bounds, Load, ScaleMemory, scale
+from tokenmill.domain.outcomes import MEASURED_US
+from tokenmill.policy.scale import (
+    DOWN_AFTER_US,
+    LIMIT_US,
+    UP_AFTER_US,
+    Bounds,
+    Load,
+    ScaleMemory,
+    scale,
+)
 
 FOUR = Bounds(1, 4, 4)
+PROMISE = Bounds(1, 4, 10, attainment_milli=900)
 SLEEPER = Bounds(0, 2, 4, idle_after_us=60_000_000)
 
 
@@ -52,3 +62,62 @@ def test_no_flapping_at_any_steady_load() -> None:
             changes += new.wanted < memory.wanted
             memory = new
         assert changes == 0, f"load {load} scales down after it scaled up"
+
+
+def test_a_missed_objective_adds_a_replica_and_is_remembered_as_the_limit_of_one() -> None:
+    missed = Load(5, measured=40, attained=35, settled_us=100)
+    now = 100 + MEASURED_US
+    kept = Load(5, measured=40, attained=36, settled_us=100)
+    assert scale(ScaleMemory(1), PROMISE, kept, now) == ScaleMemory(1)
+    up = scale(ScaleMemory(1), PROMISE, missed, now)
+    assert up == ScaleMemory(2, limit_milli=500, limit_us=now)
+    # With two replicas, half of the slots are the limit from now on, before anything is missed again.
+    busy = scale(up, PROMISE, Load(10), now + 1)
+    assert busy.busy_since_us == now + 1
+    assert scale(busy, PROMISE, Load(10), now + 1 + UP_AFTER_US).wanted == 3
+    assert scale(up, PROMISE, Load(9), now + 1).busy_since_us == 0
+    later = now + LIMIT_US
+    assert scale(up, PROMISE, Load(10), later) == ScaleMemory(2), "the limit is forgotten after an hour"
+
+
+def test_a_missed_objective_is_believed_only_of_replicas_that_it_speaks_of() -> None:
+    now = 10 * MEASURED_US
+
+    def after(load: Load, changed_us: int = 0) -> int:
+        return scale(ScaleMemory(2, limit_us=changed_us), PROMISE, load, now).wanted
+
+    assert after(Load(8, measured=40, attained=0)) == 3
+    assert after(Load(8, measured=19, attained=0)) == 2, "too few answers"
+    assert after(Load(8, measured=40, attained=0, settled_us=-1)) == 2, "one of the replicas still starts"
+    assert after(Load(8, measured=40, attained=0, settled_us=now - MEASURED_US + 1)) == 2, "it just started"
+    assert after(Load(8, measured=40, attained=0), now - 5_000_000) == 2, "the second was just added"
+    assert after(Load(2, measured=40, attained=0)) == 2, "one request on each: others are not what is slow"
+    assert scale(ScaleMemory(2), FOUR, Load(4, measured=40, attained=0), now) == ScaleMemory(2), "no promise"
+
+
+def test_no_replica_goes_while_the_objective_is_missed_or_would_be_again() -> None:
+    now = 10 * MEASURED_US
+    idle = ScaleMemory(3, idle_since_us=now - DOWN_AFTER_US)
+    assert scale(idle, PROMISE, Load(3), now).wanted == 2
+    assert scale(idle, PROMISE, Load(3, measured=40, attained=10), now) == ScaleMemory(3)
+    limited = ScaleMemory(3, idle_since_us=now - DOWN_AFTER_US, limit_milli=200, limit_us=now - 1)
+    assert scale(limited, PROMISE, Load(3), now).idle_since_us == 0
+    assert scale(limited, PROMISE, Load(2), now).wanted == 2
+
+
+def test_a_service_that_is_slow_above_three_requests_settles_at_any_load() -> None:
+    """Closed loop: answers come late while a replica has more than three requests, of ten slots."""
+    bounds = Bounds(1, 12, 10, attainment_milli=950)
+    for load in range(1, 34):
+        memory, downs, now, changed = ScaleMemory(1), 0, 1, 1
+        for _ in range(1500):  # 50 minutes, the hour in which the limit holds
+            now += 2_000_000
+            late = load > 3 * memory.wanted
+            answers = Load(load, measured=60, attained=0 if late else 60, settled_us=changed)
+            new = scale(memory, bounds, answers, now)
+            downs += new.wanted < memory.wanted
+            changed = now if new.wanted > memory.wanted else changed
+            memory = new
+        assert downs == 0, f"load {load} scales down after it scaled up"
+        assert load <= 3 * memory.wanted, f"load {load} is still late with {memory.wanted} replicas"
+        assert memory.wanted <= -(-load // 3) + 1, f"load {load} has {memory.wanted} replicas"

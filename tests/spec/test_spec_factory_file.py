@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tokenmill.domain.codec import from_plain, to_plain
 from tokenmill.domain.errors import SpecError
-from tokenmill.domain.factory import Factory, Quota
+from tokenmill.domain.factory import Factory, Objective, Quota
 from tokenmill.domain.stations import station_params
 from tokenmill.spec.documents import KINDS
 from tokenmill.spec.factory_file import load, template
@@ -129,6 +129,18 @@ def test_replica_ranges_and_engine_defaults():
     assert (a.replicas, a.max_replicas, a.resources.cpu_millis) == (1, 4, 250)
     assert (b.replicas, b.max_replicas, b.resources.accelerators) == (2, 2, 1)
     assert c.resources.cpu_millis == 0
+
+
+def test_an_objective_is_read_with_its_units():
+    factory = made(
+        "kind: factory\nname: f\n---\n{kind: model, name: m, source: 'hf://a/b'}\n---\n"
+        "{kind: deployment, name: a, model: m, slo: {ttft: 2s, tpot: 80ms, attainment: 99%}}\n---\n"
+        "{kind: deployment, name: b, model: m, slo: {ttft: 500ms}}\n"
+    )
+    assert [d.slo for d in factory.deployments] == [
+        Objective(2_000_000, 80_000, 990),
+        Objective(500_000, 0, 950),
+    ]
 
 
 def test_schema_names_every_kind():

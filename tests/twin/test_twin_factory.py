@@ -17,6 +17,7 @@ from tokenmill.domain.factory import (
     Factory,
     Model,
     Node,
+    Objective,
     Project,
     Resources,
     Site,
@@ -116,6 +117,25 @@ def test_the_autoscaler_follows_the_load():
     assert quiet.series[-1].ready == 4
     assert busy.series[-1].ready > 5
     assert busy.series[-1].ready == busy.series[-1].wanted
+
+
+def test_the_autoscaler_keeps_the_objective():
+    demand = Demand(48.0, Lengths(400, 0.8), Lengths(150, 0.8), swing=0.2)
+
+    def lived(slo: Objective | None) -> tuple[int, float]:
+        """Replicas at the end, and the share of all answers that were late."""
+        made = factory()
+        # More slots than the engine decodes together: the load by slots says nothing, only the answers do.
+        made = replace(made, deployments=(replace(made.deployments[0], slots=64, slo=slo),))
+        run = FactoryDay(made, [[table(RULES)]], [demand], targets=[(0.2, 1.0)])
+        run.run(1_800)
+        served = run.fleet.floor.served[0]
+        return run.series[-1].ready, float(served[fa.LATE] / served[fa.ENDED])
+
+    ready, late = lived(None)
+    assert (ready, late > 0.1) == (4, True)
+    ready, late = lived(Objective(200_000, 1_000_000, 900))
+    assert (ready, late < 0.05) == (5, True)
 
 
 def test_a_service_that_sleeps_is_woken_by_its_first_requests():

@@ -11,6 +11,7 @@ from tokenmill import __version__
 from tokenmill.console.commands import promotion_view
 from tokenmill.console.context import ApiContext
 from tokenmill.console.run_view import line_view, run_row
+from tokenmill.control.deployments import wanted
 from tokenmill.control.state import State
 from tokenmill.control.why import pace_reasons
 from tokenmill.domain.codec import to_plain
@@ -106,7 +107,7 @@ def _deployment(state: State, deployment: Deployment, reason: str) -> dict[str, 
         "release": alias.desired if alias else "",
         "weights": [to_plain(target) for target in alias.targets] if alias else [],
         "promotion": promotion_view(alias) if alias else None,
-        "wanted_replicas": deployment.replicas,
+        "wanted_replicas": wanted(deployment, state.scaling.get(deployment.name)),
         "ready_replicas": ready,
         "replicas": [_replica(replica) for replica in replicas],
         "reason": "" if ready else reason,

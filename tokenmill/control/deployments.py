@@ -21,7 +21,7 @@ from tokenmill.domain.events import LoadReported
 from tokenmill.domain.factory import Deployment, Factory
 from tokenmill.domain.work import Alias, Release, Replica, ReplicaStatus, Target
 from tokenmill.policy.place import place
-from tokenmill.policy.scale import Bounds, Load, ScaleMemory, scale
+from tokenmill.policy.scale import Bounds, Load, ScaleMemory, missed, scale
 
 HISTORY_MOST = 20
 STARTED = (ReplicaStatus.STARTING, ReplicaStatus.READY)
@@ -147,10 +147,25 @@ def load_reported(state: State, event: LoadReported) -> ScaleMemory | None:
         deployment.slots,
         deployment.wait_target_us,
         deployment.idle_after_us,
+        deployment.slo.attainment_milli if deployment.slo else 0,
     )
-    load = Load(event.in_flight, event.refused_full, event.asleep, event.wait_us)
+    load = Load(
+        event.in_flight, event.refused_full, event.asleep, event.wait_us, event.measured, event.attained
+    )
+    if missed(bounds, load):
+        load = replace(load, settled_us=_settled_us(state, deployment.name, old.wanted))
     new = scale(old, bounds, load, event.at_us)
     return None if new == old else new
+
+
+def _settled_us(state: State, name: str, count: int) -> int:
+    """Since when ``count`` replicas serve, or -1 while fewer do."""
+    ready = [
+        replica.since_us
+        for replica in (state.replicas[found] for found in state.index.replicas_of.get(name, ()))
+        if replica.status is ReplicaStatus.READY
+    ]
+    return max(ready, default=0) if len(ready) >= count else -1
 
 
 def scaled(draft: Draft, event: LoadReported) -> None:

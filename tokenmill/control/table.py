@@ -107,6 +107,7 @@ def _entry(
         owner=line.tenant if line else state.factory.name,
         reason="" if serves and alias.targets else reason_of(state, deployment, alias),
         shadow=_shadow(deployment, alias),
+        slo=deployment.slo,
         prices=book_of(state.factory.prices, deployment.name, deployment.model),
     )
 

@@ -18,6 +18,7 @@ from tokenmill.control.table import reason_of
 from tokenmill.control.why_waiting import candidates, kept, power, shape, turn
 from tokenmill.domain.codec import from_plain
 from tokenmill.domain.errors import NotFoundError
+from tokenmill.domain.factory import Deployment
 from tokenmill.domain.work import (
     GateVerdict,
     Job,
@@ -30,6 +31,7 @@ from tokenmill.domain.work import (
 )
 from tokenmill.policy.checkpoint import pace
 from tokenmill.policy.place import Demand
+from tokenmill.policy.scale import LIMIT_US
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +180,7 @@ def _alias(state: State, name: str, now_us: int) -> Explanation:
     if alias.desired and alias.desired not in targets:
         reasons.append(f"{alias.desired} is desired; traffic goes to {', '.join(targets) or 'nothing'}")
         changes.append(f"enough replicas of {alias.desired} are ready")
+    reasons += _scaling(state, deployment, now_us)
     waiting = [r for r in replicas if r.status is ReplicaStatus.PENDING]
     if waiting:
         first = _replica(state, waiting[0], now_us)
@@ -188,6 +191,26 @@ def _alias(state: State, name: str, now_us: int) -> Explanation:
     rule = "Traffic goes to a release when enough of its replicas are ready; only then do the others drain."
     status = "serving" if serving else "not serving"
     return Explanation(name, "deployment", status, rule, tuple(reasons), choices, tuple(changes))
+
+
+def _scaling(state: State, deployment: Deployment, now_us: int) -> list[str]:
+    """How many replicas are wanted between the bounds, and what the objective has to do with it."""
+    memory = state.scaling.get(deployment.name)
+    reasons: list[str] = []
+    if deployment.max_replicas > deployment.replicas and memory is not None:
+        span = f"{deployment.replicas}..{deployment.max_replicas}"
+        reasons.append(f"{memory.wanted} of {span} replicas are wanted for the load")
+    slo = deployment.slo
+    if slo is not None:
+        bounds = [("first token", slo.ttft_us), ("each token after it", slo.tpot_us)]
+        within = " and ".join(f"the {name} within {us / 1000:g} ms" for name, us in bounds if us)
+        reasons.append(f"its objective is {within} for {slo.attainment_milli / 10:g} % of the answers")
+        if memory is not None and memory.limit_us and now_us - memory.limit_us < LIMIT_US:
+            reasons.append(
+                f"that was missed {(now_us - memory.limit_us) // 60_000_000} min ago with "
+                f"{memory.limit_milli / 10:g} % of the slots in use, so it is kept below that"
+            )
+    return reasons
 
 
 def _run(state: State, run: Run, now_us: int) -> Explanation:

@@ -284,6 +284,8 @@ class LoadReported:
     refused_full: int = 0
     asleep: int = 0  # turned away because no replica runs
     wait_us: int = 0  # how long the oldest request without a first token waits
+    measured: int = 0  # answers of the last minute, where the deployment has an objective
+    attained: int = 0  # of those, the ones that came in time
 
 
 @value

@@ -209,6 +209,25 @@ class CanaryPlan:
 
 
 @value
+class Objective:
+    """What a deployment promises: the share of its answers that come in time. A time of 0 is no bound."""
+
+    ttft_us: int = 0  # from arrival to the first token
+    tpot_us: int = 0  # mean time of each token after the first
+    attainment_milli: int = 950
+
+    def met(self, first_us: int, duration_us: int, tokens: int) -> bool:
+        """Whether one answer came in time. ``first_us`` is 0 for one that was not streamed: where both
+        times are bounded it may take as long as a stream that just keeps them."""
+        rest_us = self.tpot_us * max(0, tokens - 1)
+        if not first_us:
+            return not (self.ttft_us and self.tpot_us) or duration_us <= self.ttft_us + rest_us
+        late = self.ttft_us and first_us > self.ttft_us
+        slow = self.tpot_us and tokens > 1 and duration_us - first_us > rest_us
+        return not (late or slow)
+
+
+@value
 class Deployment:
     """An alias that clients put in ``model``, the engine behind it and how many replicas.
 
@@ -231,6 +250,7 @@ class Deployment:
     priority: int = 100  # against jobs: those below give way to its replicas
     spread: str = "node"  # how far replicas keep apart where they can: node, rack, site or none
     wait_target_us: int = 2_000_000  # longest wait in the engine's queue that the service aims at
+    slo: Objective | None = None  # replicas are added while it is missed
     idle_after_us: int = 600_000_000  # with replicas 0..N: without a request for so long it goes to zero
 
 

@@ -7,7 +7,8 @@ buckets are a quarter of an octave wide, 1 ms to 15 min, so a quantile is right 
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 
 LATENCY_US: tuple[int, ...] = tuple(round(1000 * 2 ** (step / 4)) for step in range(80))
 """Upper bounds of the buckets; one more bucket holds what took longer."""
@@ -68,6 +69,27 @@ class Outcomes:
 
 
 NOTHING_SEEN = Outcomes()
+
+MEASURED_US = 60_000_000
+"""How far back the counts of answers against an objective reach."""
+
+
+@dataclass(slots=True)
+class Answers:
+    """How many answers of the last minute met an objective, and how many missed it."""
+
+    met: int = 0
+    missed: int = 0
+    _parts: deque[tuple[int, int, int]] = field(default_factory=deque)  # when, met, missed
+
+    def add(self, now_us: int, met: int, missed: int) -> None:
+        """Take what is new, and let go of what is older than a minute."""
+        if met or missed:
+            self._parts.append((now_us, met, missed))
+            self.met, self.missed = self.met + met, self.missed + missed
+        while self._parts and now_us - self._parts[0][0] >= MEASURED_US:
+            _, met, missed = self._parts.popleft()
+            self.met, self.missed = self.met - met, self.missed - missed
 
 
 def bucket_of(latency_us: int) -> int:

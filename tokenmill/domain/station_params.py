@@ -127,7 +127,12 @@ class TuneParams:
         32, doc="Scale of the adapter; its output is multiplied by alpha / rank.", least=1, most=1024
     )
     epochs: float = _param(1.0, doc="Passes over the training rows.", least=0.001, most=1000)
-    max_seconds: int = _param(0, doc="Stop training after this many seconds; 0 is no limit.", least=0)
+    max_seconds: int = _param(
+        0,
+        doc="Stop training after this many seconds; 0 is no limit. The learning rate falls with the clock "
+        "where that ends first, so what is learnt then depends on the machine's speed.",
+        least=0,
+    )
     batch: int = _param(16, doc="Rows per optimiser step, over all workers.", least=1, most=4096)
     micro_batch: int = _param(
         0, doc="Rows computed at a time; 0 is a worker's whole share. Halved when memory is short.", least=0

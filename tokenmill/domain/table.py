@@ -6,7 +6,7 @@ one when the controller is away. It holds digests of keys, never keys.
 
 from __future__ import annotations
 
-from tokenmill.domain.factory import Capture, ModelQuota, Price, Quota
+from tokenmill.domain.factory import Capture, ModelQuota, Objective, Price, Quota
 from tokenmill.domain.value import value
 
 
@@ -62,6 +62,7 @@ class AliasEntry:
     owner: str
     reason: str = ""
     shadow: tuple[str, int] | None = None  # (release, thousandths of the requests it gets a copy of)
+    slo: Objective | None = None  # what its answers are counted against
     prices: tuple[Price, ...] = ()  # what it costs now and from later dates on, by ``from_us``
 
 

@@ -11,6 +11,8 @@ import math
 import shutil
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +38,13 @@ def gguf_to_safetensors(gguf: Path, into: Path) -> Path:
     except ImportError as error:
         raise MissingExtraError("converting weights needs transformers and torch", fix=TUNE) from error
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent), gguf_file=gguf.name, dtype=torch.bfloat16, local_files_only=True
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            str(gguf.parent), gguf_file=gguf.name, local_files_only=True
-        )
+        with _read_once():
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                str(gguf.parent), gguf_file=gguf.name, dtype=torch.bfloat16, local_files_only=True
+            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                str(gguf.parent), gguf_file=gguf.name, local_files_only=True
+            )
     except (ValueError, OSError, KeyError, IndexError, RuntimeError, struct.error) as error:
         raise CorruptWeightsError(
             f"{gguf.name} cannot be opened for tuning: {error}",
@@ -61,6 +64,22 @@ def gguf_to_safetensors(gguf: Path, into: Path) -> Path:
     shutil.rmtree(into, ignore_errors=True)
     part.rename(into)
     return into
+
+
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """Let gguf keep what transformers asks of it again and again.
+
+    It parses the file's head three times and makes the table of tensor names once for each module, which is
+    most of the time that a conversion takes.
+    """
+    gguf, _ = _gguf_and_numpy()
+    reader, names = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = lru_cache(1)(reader), lru_cache(1)(names)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = reader, names
 
 
 def lora_to_gguf(adapter: Path, base_dir: Path, into: Path) -> Path:

@@ -8,6 +8,7 @@ how far training is are in ``engine.checkpoints``; the model and its optimizer i
 from __future__ import annotations
 
 import gc
+import inspect
 import math
 import time
 import warnings
@@ -248,7 +249,7 @@ def _trainer(
             model=model,
             args=TrainingArguments(**settings),
             train_dataset=[row.row() for row in rows],
-            data_collator=Padding(tokenizer.pad_token_id or 0),
+            data_collator=Padding(tokenizer.pad_token_id or 0, narrow=_narrows(model)),
             callbacks=[watch.callback()],
             optimizers=optimizers,
         )
@@ -256,11 +257,22 @@ def _trainer(
     return trainer
 
 
+def _narrows(model: Any) -> bool:
+    """Whether the model can be told to make logits for the last positions only."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(base.forward).parameters
+
+
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """Rows into one batch: (rows, longest) of ids, attention mask and labels, filled up on the right."""
+    """Rows into one batch: (rows, longest) of ids and attention mask, filled up on the right.
+
+    ``narrow``: the model makes logits only from the first position that any row learns to continue; labels
+    are (rows, that many). Of a small model the logits are a fifth of the work, and prompts need none.
+    """
 
     pad_id: int
+    narrow: bool = False
 
     def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
         longest = max(len(row["input_ids"]) for row in rows)
@@ -271,7 +283,12 @@ class Padding:
         lengths = torch.tensor([len(row["input_ids"]) for row in rows])
         mask = (torch.arange(longest)[None, :] < lengths[:, None]).long()
         labels = filled("labels", examples.IGNORED)
-        return {"input_ids": filled("input_ids", self.pad_id), "attention_mask": mask, "labels": labels}
+        batch = {"input_ids": filled("input_ids", self.pad_id), "attention_mask": mask, "labels": labels}
+        if self.narrow:
+            learnt = (labels != examples.IGNORED).any(dim=0).nonzero()
+            first = max(0, int(learnt[0]) - 1) if len(learnt) else 0
+            batch |= {"labels": labels[:, first:], "logits_to_keep": longest - first}
+        return batch
 
 
 def _measure(watch: Watch, trainer: Any, meter: Meter, setting: Setting) -> None:

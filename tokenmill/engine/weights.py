@@ -31,7 +31,7 @@ class MasterAdamW(torch.optim.AdamW):  # type: ignore[misc]
         self._model = model
         self._narrow = trainable(model)
         self._masters = [p.detach().float().clone() for p in self._narrow]
-        super().__init__(self._masters, lr=lr, weight_decay=0.0, fused=self._masters[0].is_cuda)
+        super().__init__(self._masters, lr=lr, weight_decay=0.0, fused=True)
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def step(self, closure: Any = None) -> None:

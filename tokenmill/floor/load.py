@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from tokenmill.domain.events import LoadReported, OutcomesReported
-from tokenmill.domain.outcomes import NOTHING_SEEN, Outcomes
+from tokenmill.domain.outcomes import NOTHING_SEEN, Answers, Outcomes
 
 STALE_US = 10_000_000
 REPEAT_US = 10_000_000
@@ -21,12 +21,15 @@ Pair = tuple[str, str]  # alias, release
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """One deployment's load; ``refused_full`` and ``asleep`` count since the gateway's start, or a report."""
+    """One deployment's load. ``refused_full`` and ``asleep``, and the answers that ``met`` and ``missed`` its
+    objective, count since the gateway's start, or a report."""
 
     in_flight: int = 0
     refused_full: int = 0
     asleep: int = 0
     wait_us: int = 0
+    met: int = 0
+    missed: int = 0
 
 
 AT_REST = Counts()
@@ -41,6 +44,7 @@ class LoadWatch:
     _last: dict[str, Counts] = field(default_factory=dict)
     _totals: dict[str, Counts] = field(default_factory=dict)
     _reported_us: dict[str, int] = field(default_factory=dict)
+    _answers: dict[str, Answers] = field(default_factory=dict)
 
     def look(self, now_us: int) -> list[LoadReported]:
         """Return what is new. Blocks for a moment; runs in a thread."""
@@ -50,13 +54,26 @@ class LoadWatch:
             self._totals[name] = total
             refused = max(0, total.refused_full - before.refused_full)
             asleep = max(0, total.asleep - before.asleep)
-            counts = Counts(total.in_flight, refused, asleep, total.wait_us)
+            answers = self._answers.setdefault(name, Answers())
+            answers.add(now_us, max(0, total.met - before.met), max(0, total.missed - before.missed))
+            counts = Counts(total.in_flight, refused, asleep, total.wait_us, answers.met, answers.missed)
             recent = now_us - self._reported_us.setdefault(name, now_us) < REPEAT_US
             if recent and self._last.get(name, AT_REST) == counts:
                 continue
             self._last[name] = counts
             self._reported_us[name] = now_us
-            events.append(LoadReported(now_us, name, counts.in_flight, refused, asleep, counts.wait_us))
+            events.append(
+                LoadReported(
+                    now_us,
+                    name,
+                    counts.in_flight,
+                    refused,
+                    asleep,
+                    counts.wait_us,
+                    answers.met + answers.missed,
+                    answers.met,
+                )
+            )
         return events
 
 
@@ -123,6 +140,8 @@ def _sum(counts: Counts, load: dict[str, Any]) -> Counts:
         counts.refused_full + int(load.get("refused_full", 0)),
         counts.asleep + int(load.get("asleep", 0)),
         max(counts.wait_us, int(load.get("wait_us", 0))),
+        counts.met + int(load.get("met", 0)),
+        counts.missed + int(load.get("missed", 0)),
     )
 
 

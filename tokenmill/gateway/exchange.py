@@ -73,7 +73,7 @@ class Exchange:
         self._sent = False  # an engine has had the request
         self._sent_s = 0.0
         self._paused = False
-        self._first_token_s = 0.0
+        self._ttft_s = 0.0  # of a stream that has begun
 
     @property
     def started(self) -> bool:
@@ -218,6 +218,7 @@ class Exchange:
         if self.model:
             gateway.metrics.model(self.model).running -= 1
             self._note_gaps()
+            gateway.metrics.promised(self._index().aliases.get(self.model), settlement, self._ttft_s)
 
     # -- to the engine
     def _send(self, endpoint: Endpoint) -> None:
@@ -280,15 +281,15 @@ class Exchange:
         self._keep(requests.first_byte(gateway.memory, self.request, gateway.clock(), self.response_id))
 
     def first_token(self) -> None:
-        now = self._first_token_s = self.gateway.loop.time()
-        self.gateway.metrics.model(self.model).ttft.observe(now - self.http.arrived_s)
+        self._ttft_s = self.gateway.loop.time() - self.http.arrived_s
+        self.gateway.metrics.model(self.model).ttft.observe(self._ttft_s)
 
     def _note_gaps(self) -> None:
         """The stream has ended: its gaps between tokens, all by their mean, which costs nothing per token."""
         stream = self._relay.stream if self._relay is not None else None
-        if stream is not None and stream.deltas > 1 and self._first_token_s:
+        if stream is not None and stream.deltas > 1 and self._ttft_s:
             gaps = stream.deltas - 1
-            mean_s = (self.gateway.loop.time() - self._first_token_s) / gaps
+            mean_s = (self.gateway.loop.time() - self.http.arrived_s - self._ttft_s) / gaps
             self.gateway.metrics.model(self.model).token_gap.observe(mean_s, gaps)
 
     def complete(self, status: int, usage: TokenUsage) -> None:

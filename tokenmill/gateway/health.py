@@ -13,6 +13,7 @@ import orjson
 
 from tokenmill import __version__
 from tokenmill.gateway.edge import Gateway
+from tokenmill.gateway.metrics import MET, MISSED
 
 LAG_S = 2.0
 SILENT_S = 10.0
@@ -109,13 +110,14 @@ def state(gateway: Gateway) -> dict[str, object]:
         if not exchange.started:
             wait_us = int((now_s - exchange.http.arrived_s) * 10) * 100_000
             waits[exchange.model] = max(waits.get(exchange.model, 0), wait_us)
-    now_us = gateway.clock()
+    now_us, metrics = gateway.clock(), gateway.metrics
     deployments = {
         name: {
             "in_flight": in_flight.get(name, 0),
             "refused_full": gateway.refused_full.get(name, 0),
             "asleep": gateway.asleep.get(name, 0),
             "wait_us": waits.get(name, 0),
+            **{key: metrics.objectives.get((name, key), 0) for key in (MET, MISSED)},
         }
         for name in sorted({*gateway.serving.index.aliases, *in_flight})
     }
@@ -129,7 +131,6 @@ def state(gateway: Gateway) -> dict[str, object]:
         for replica, seen in sorted(gateway.memory.endpoints.items())
         if replica in own or replica in gateway.serving.endpoints
     }
-    metrics = gateway.metrics
     return {
         "pid": os.getpid(),
         "version": __version__,

@@ -11,9 +11,13 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 
 from tokenmill.domain.ledger import Settlement
+from tokenmill.domain.table import AliasEntry
+from tokenmill.gateway.outcomes import answered
 
 FAST_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0)
 SLOW_S = (0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0)
+
+MET, MISSED = "met", "missed"  # an objective
 
 Labels = tuple[str, ...]
 
@@ -58,6 +62,7 @@ class Metrics:
         self.retries = 0
         self.engine_failures: dict[Labels, int] = {}  # model
         self.responses: dict[Labels, int] = {}  # status
+        self.objectives: dict[Labels, int] = {}  # model, result
         self.captures: dict[Labels, int] = {}  # what became of an answer that might be kept
 
     def model(self, name: str) -> ModelMetrics:
@@ -84,6 +89,14 @@ class Metrics:
         self.add(self.requests, (model, settlement.outcome.value))
         if code:
             self.add(self.refusals, (code,))
+
+    def promised(self, entry: AliasEntry | None, settlement: Settlement, ttft_s: float) -> None:
+        """Count whether an answer kept what its deployment promises; ``ttft_s`` is 0 for one in one piece."""
+        found = answered(settlement)
+        if entry is not None and entry.slo is not None and found is not None:
+            times = round(ttft_s * 1e6), settlement.duration_us
+            met = found and entry.slo.met(*times, settlement.output_tokens)
+            self.add(self.objectives, (entry.name, MET if met else MISSED))
 
     def total(self, kind: str) -> int:
         """Tokens of one kind over everybody."""
@@ -134,6 +147,13 @@ class Metrics:
                 "Attempts that an engine lost.",
                 ("model",),
                 self.engine_failures,
+            ),
+            (
+                "tokenmill_slo_requests_total",
+                "counter",
+                "Answers of deployments with an objective, by whether they kept it.",
+                ("model", "result"),
+                self.objectives,
             ),
             ("tokenmill_captures_total", "counter", "Answers to capture.", ("result",), self.captures),
             ("tokenmill_http_responses_total", "counter", "Responses sent.", ("status",), self.responses),

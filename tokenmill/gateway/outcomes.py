@@ -15,6 +15,14 @@ PAIRS_MOST = 1024
 """(alias, release) pairs that are counted; more than a table holds aliases and candidates."""
 
 
+def answered(settlement: Settlement) -> bool | None:
+    """Whether what served it answered or failed; ``None`` when this end says nothing about that."""
+    if settlement.outcome is Outcome.OK:
+        return True
+    failed = settlement.outcome is Outcome.ENGINE_ERROR and settlement.status >= 500
+    return False if failed or settlement.outcome is Outcome.ENGINE_FAILED else None
+
+
 class Tally:
     """One release of one alias."""
 
@@ -36,15 +44,13 @@ class OutcomeCounts:
         """Count one request's end."""
         if not settlement.release:
             return
-        outcome = settlement.outcome
-        if outcome is Outcome.OK:
+        found = answered(settlement)
+        if found:
             tally = self._tally(settlement.alias, settlement.release)
             tally.requests += 1
             bucket = bucket_of(settlement.duration_us)
             tally.latency[bucket] = tally.latency.get(bucket, 0) + 1
-        elif outcome is Outcome.ENGINE_FAILED or (
-            outcome is Outcome.ENGINE_ERROR and settlement.status >= 500
-        ):
+        elif found is False:
             self._failed(settlement.alias, settlement.release)
 
     def lost(self, alias: str, endpoint: Endpoint | None) -> None:

@@ -126,8 +126,13 @@ def deployment(document: docs.DeploymentDocument) -> nouns.Deployment:
         priority=document.priority,
         spread=document.spread,
         wait_target_us=document.wait_target,
+        slo=objective(document.slo) if document.slo is not None else None,
         idle_after_us=document.idle_after,
     )
+
+
+def objective(fields: docs.ObjectiveFields) -> nouns.Objective:
+    return nouns.Objective(fields.ttft or 0, fields.tpot or 0, fields.attainment)
 
 
 def canary(fields: docs.CanaryFields) -> nouns.CanaryPlan:

@@ -188,6 +188,22 @@ class CanaryFields(Strict):
         return self
 
 
+class ObjectiveFields(Strict):
+    """What a deployment promises its clients: the share of answers that come in time."""
+
+    ttft: Duration | None = Field(default=None, description="Longest time to the first token.")
+    tpot: Duration | None = Field(default=None, description="Longest mean time of each token after it.")
+    attainment: Share = Field(default=950, description="Share of the answers that keep both.")
+
+    @model_validator(mode="after")
+    def _bounded(self) -> ObjectiveFields:
+        if self.ttft is None and self.tpot is None:
+            fail("the objective bounds nothing", "ttft, tpot or both, such as {ttft: 2s, tpot: 80ms}")
+        if self.attainment == 0:
+            fail("an attainment of 0 promises nothing", "a share above 0, such as 95%")
+        return self
+
+
 class DeploymentDocument(Strict):
     """A name that clients put in `model`, the engine behind it and how many replicas."""
 
@@ -222,6 +238,9 @@ class DeploymentDocument(Strict):
     )
     wait_target: Duration = Field(
         default=2_000_000, description="Longest wait before the first token that scaling aims at."
+    )
+    slo: ObjectiveFields | None = Field(
+        default=None, description="What it promises: while too few answers keep it, replicas are added."
     )
     idle_after: Duration = Field(
         default=600_000_000, description="With `replicas: 0..N`: without a request for so long it goes to 0."

@@ -76,7 +76,9 @@ class StreamFields(Strict):
     output: Annotated[LengthFields | None, BeforeValidator(_lengths)] = Field(
         default=None, description="Tokens of an answer.", json_schema_extra=also({"type": "number"})
     )
-    targets: TargetFields | None = Field(default=None, description="Latency that counts as good.")
+    targets: TargetFields | None = Field(
+        default=None, description="Latency that counts as good; else the deployment's `slo`."
+    )
     swing: Swing = Field(default=0.0, description="How far the rate goes up and down over a day, of 1.")
     quiet_hour: Hour = Field(default=4.0, description="Hour at which it is lowest.")
     burstiness: Burst = Field(default=1.0, description="1 is Poisson; more comes in bursts (gamma gaps).")

@@ -19,6 +19,7 @@ from tokenmill.control.state import EMPTY
 from tokenmill.domain import events
 from tokenmill.domain.errors import DataError
 from tokenmill.domain.factory import Factory
+from tokenmill.domain.outcomes import Answers
 from tokenmill.domain.work import JobSpec, Replica, ReplicaStatus
 from tokenmill.twin import floor_arrays as fa
 from tokenmill.twin.day_series import Minute, Recorder
@@ -103,6 +104,8 @@ class FactoryDay:
     _level: Array = field(init=False)  # by replica's number, its engine at full clock
     _used: float = 0.0
     _refused: dict[int, int] = field(default_factory=dict)  # by alias, up to the last report
+    _ended: dict[int, tuple[int, int]] = field(default_factory=dict)  # answers and missed ones, likewise
+    _answers: dict[int, Answers] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Bring the factory up: its replicas are ready when the day begins."""
@@ -269,7 +272,19 @@ class FactoryDay:
             self._refused[alias] = int(refused[alias])
             full, asleep = (turned, 0) if len(pool) else (0, turned)
             wait_us = round(self.fleet.longest_wait_s(alias, end_s) * 1e6)
-            self.world.send(events.LoadReported(now_us, deployment.name, load, full, asleep, wait_us))
+            found = self._answered(alias, now_us)
+            self.world.send(events.LoadReported(now_us, deployment.name, load, full, asleep, wait_us, *found))
+
+    def _answered(self, alias: int, now_us: int) -> tuple[int, int]:
+        """Answers of the last minute, and those of them within the targets."""
+        served = self.fleet.floor.served[alias]
+        ended, missed = int(served[fa.ENDED]), int(served[fa.LATE] + served[fa.SLOW])
+        before = self._ended.get(alias, (0, 0))
+        self._ended[alias] = (ended, missed)
+        answers = self._answers.setdefault(alias, Answers())
+        more = missed - before[1]
+        answers.add(now_us, ended - before[0] - more, more)
+        return answers.met + answers.missed, answers.met
 
     def _totals(self) -> tuple[int, int, int, float, float]:
         count = self.fleet.count

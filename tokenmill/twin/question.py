@@ -62,7 +62,8 @@ def ask(factory: Factory, traffic: Traffic, seed: int) -> Question:
     aliases = {d.name: number for number, d in enumerate(factory.deployments)}
     for number, stream in enumerate(streams):
         where = traffic.where("streams", number)
-        problems += _of_stream(stream, where, traffic, number)
+        targets = _targets(stream, factory)
+        problems += _of_stream(stream, where, number, targets)
         if stream.deployment not in aliases:
             expected = f"one of {', '.join(aliases)}" if aliases else "a deployment in the factory file"
             message = f"there is no deployment {stream.deployment!r}"
@@ -76,14 +77,13 @@ def ask(factory: Factory, traffic: Traffic, seed: int) -> Question:
             for text in missing
             if f"deployment {stream.deployment} does not say its {text}" not in known
         ]
-        if asked is None or stream.targets is None or problems:
+        if asked is None or targets is None or problems:
             continue
         one = _arrivals(stream, traffic.file.parent, alias, seed, sum(len(part) for part in units))
         if isinstance(one, Replay):
             units.append(one.units)
         arrivals.append(one)
         prefixes = bool(stream.sessions) or (isinstance(one, Replay) and len(one.units) > 1)
-        targets = stream.targets.ttft / 1e6, stream.targets.tpot / 1e6
         services.setdefault(alias, Service(asked, targets, prefixes, arrival_s(asked)))
     if problems:
         raise SpecError(tuple(problems))
@@ -94,19 +94,30 @@ def ask(factory: Factory, traffic: Traffic, seed: int) -> Question:
     )  # fmt: skip
 
 
-def _of_stream(stream: StreamFields, where: str, traffic: Traffic, number: int) -> list[Problem]:
+def _targets(stream: StreamFields, factory: Factory) -> tuple[float, float] | None:
+    """Seconds of TTFT and TPOT that count as good: the stream's, else those that its deployment promises."""
+    if stream.targets is not None:
+        return stream.targets.ttft / 1e6, stream.targets.tpot / 1e6
+    slo = next((d.slo for d in factory.deployments if d.name == stream.deployment), None)
+    return (slo.ttft_us / 1e6, slo.tpot_us / 1e6) if slo and slo.ttft_us and slo.tpot_us else None
+
+
+def _of_stream(
+    stream: StreamFields, where: str, number: int, targets: tuple[float, float] | None
+) -> list[Problem]:
     """What a stream leaves open; ``where`` it stands."""
     asked = {
         "requests_per_second": stream.requests_per_second is None and stream.trace is None,
         "input": stream.input is None and stream.trace is None,
         "output": stream.output is None and stream.trace is None,
-        "targets": stream.targets is None,
+        "targets": targets is None,
     }
     hints = {
         "requests_per_second": "requests_per_second: 40, or trace: FILE",
         "input": "tokens of a prompt, for example input: {mean: 2000, sigma: 1.0}, or trace: FILE",
         "output": "tokens of an answer, for example output: {mean: 400, sigma: 0.9}, or trace: FILE",
-        "targets": "latency that counts as good, for example targets: {ttft: 2s, tpot: 80ms}",
+        "targets": "latency that counts as good, such as targets: {ttft: 2s, tpot: 80ms}, or such an slo of "
+        "the deployment",
     }
     return [
         Problem(

@@ -189,6 +189,8 @@ class People(Wishes):
                     full,
                     self.rng.choice((0, 1)),
                     self.rng.choice((0, 0, 5 * SECOND)),
+                    measured := self.rng.choice((0, 0, 40)),
+                    measured // self.rng.choice((1, 2)),
                 )
             )
             self.now += self.rng.choice((SECOND, 130 * SECOND))
