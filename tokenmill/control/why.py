@@ -202,8 +202,8 @@ def _scaling(state: State, deployment: Deployment, now_us: int) -> list[str]:
         reasons.append(f"{memory.wanted} of {span} replicas are wanted for the load")
     slo = deployment.slo
     if slo is not None:
-        bounds = [("first token", slo.ttft_us), ("each token after it", slo.tpot_us)]
-        within = " and ".join(f"the {name} within {us / 1000:g} ms" for name, us in bounds if us)
+        bounds = [("the first token", slo.ttft_us), ("each token after it", slo.tpot_us)]
+        within = " and ".join(f"{name} within {us / 1000:g} ms" for name, us in bounds if us)
         reasons.append(f"its objective is {within} for {slo.attainment_milli / 10:g} % of the answers")
         if memory is not None and memory.limit_us and now_us - memory.limit_us < LIMIT_US:
             reasons.append(
