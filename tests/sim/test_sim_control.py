@@ -57,6 +57,29 @@ def test_worlds(seeds: range) -> None:
     assert not SITUATIONS - set().union(*(one.reached for one in lived))
 
 
+def test_thorough_worlds_are_the_same_worlds() -> None:
+    for seed in range(300, 312):
+        quick, thorough = live(seed, EVENTS), live(seed, EVENTS, thorough=True)
+        assert not thorough.error, f"tokenmill sim --seed {seed} --thorough: {thorough.error}"
+        assert quick == thorough
+
+
+def test_what_a_sample_finds_is_traced_to_its_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index that goes wrong once and stays so: the sample sees it later, the second life at once."""
+    from tokenmill.twin.sim import checkers
+
+    calls = {"index": 0}
+
+    def broken(*parts: object) -> object:
+        calls["index"] += 1
+        return None
+
+    monkeypatch.setattr(checkers, "index_state", broken)
+    found = live(3, EVENTS)
+    assert "the index is what it would be from scratch" in found.error
+    assert (found.events, calls["index"]) == (1, 2), "seen after the eighth event, then after the first"
+
+
 @pytest.mark.parametrize("when", ["before_commit", "after_commit"])
 def test_every_single_write_may_fail(when: str) -> None:
     """The first write of the journal fails, then the second, until a run meets no failure any more."""

@@ -80,7 +80,7 @@ def step(state: State, event: Event) -> tuple[State, tuple[Effect, ...]]:
     after = draft.state()
     effects = draft.effects
     if draft.shown:  # 4
-        shown = publish(after)
+        shown = publish(after, state)
         if shown is not after:
             after = shown
             effects.insert(0, PublishTable(after.table))

@@ -21,36 +21,45 @@ PEER_SLOTS = 64
 SHOWN = (ReplicaStatus.READY, ReplicaStatus.DRAINING)
 
 
-def table_of(state: State) -> Table:
-    """The table as it should be published now, with the state's table version."""
+def table_of(state: State, before: State | None = None) -> Table:
+    """The table as it should be published now, with the state's table version.
+
+    What is as it was ``before`` is taken from the table of that state, which must be the one due for it: of a
+    thousand replicas of many deployments a step touches few.
+    """
+    old = before if before is not None and before.factory is state.factory else None
     return Table(
         version=state.table_version,
         factory=state.factory.name,
-        keys=_keys(state),
-        tenants=tuple(
-            TenantEntry(
-                t.name,
-                t.quota,
-                t.jurisdictions,
-                tuple((p.name, p.quota) for p in t.projects),
-                tuple(bound for bound in state.factory.quotas if bound.tenant == t.name),
-                t.priority,
-                t.share,
-                tuple((p.name, p.capture) for p in t.projects if p.capture is not None),
-            )
-            for t in state.factory.tenants
-        ),
-        aliases=_aliases(state),
+        keys=old.table.keys if old is not None and old.keys is state.keys else _keys(state),
+        tenants=_tenants(state) if old is None else old.table.tenants,
+        aliases=_aliases(state, old),
     )
 
 
-def publish(state: State) -> State:
-    """The state with a newer table if anything that it shows has changed, else the same state."""
-    table = table_of(state)
+def publish(state: State, before: State) -> State:
+    """The state with a newer table if anything that it shows has changed since ``before``, else the same."""
+    table = table_of(state, before)
     if table == state.table:
         return state
     version = state.table_version + 1
     return replace(state, table_version=version, table=replace(table, version=version))
+
+
+def _tenants(state: State) -> tuple[TenantEntry, ...]:
+    return tuple(
+        TenantEntry(
+            t.name,
+            t.quota,
+            t.jurisdictions,
+            tuple((p.name, p.quota) for p in t.projects),
+            tuple(bound for bound in state.factory.quotas if bound.tenant == t.name),
+            t.priority,
+            t.share,
+            tuple((p.name, p.capture) for p in t.projects if p.capture is not None),
+        )
+        for t in state.factory.tenants
+    )
 
 
 def _keys(state: State) -> tuple[KeyEntry, ...]:
@@ -62,7 +71,8 @@ def _keys(state: State) -> tuple[KeyEntry, ...]:
     )
 
 
-def _aliases(state: State) -> tuple[AliasEntry, ...]:
+def _aliases(state: State, old: State | None) -> tuple[AliasEntry, ...]:
+    known = {entry.name: entry for entry in old.table.aliases} if old is not None else {}
     law = {site.name: site.jurisdiction for site in state.factory.sites}
     peers: dict[str, list[Peer]] = {}
     for peer in state.factory.peers:
@@ -72,7 +82,10 @@ def _aliases(state: State) -> tuple[AliasEntry, ...]:
     own = (tuning.deployment for _, tuning in sorted(state.tunings.items()) if not tuning.dropped)
     for deployment in (*state.factory.deployments, *own):
         alias = state.aliases.get(deployment.name)
-        if alias is not None:
+        if old is not None and alias is not None and _as_it_was(state, old, deployment, known):
+            peers.pop(deployment.name, None)
+            entries.append(known[deployment.name])
+        elif alias is not None:
             away = tuple(_peer(peer, deployment.name) for peer in peers.pop(deployment.name, ()))
             entries.append(_entry(state, deployment, alias, law, away))
     for name in sorted(peers):
@@ -82,6 +95,29 @@ def _aliases(state: State) -> tuple[AliasEntry, ...]:
         owner = peers[name][0].name
         entries.append(AliasEntry(name, "chat", 0, targets, away, (), 0, owner, prices=book))
     return tuple(entries)
+
+
+def _as_it_was(state: State, old: State, deployment: Deployment, known: dict[str, AliasEntry]) -> bool:
+    """Whether all that the entry of a deployment is made of is what it was. One that serves nothing says why,
+    which depends on more, so it is made anew.
+    """
+    name = deployment.name
+    names = state.index.replicas_of.get(name, ())
+    return (
+        name in known
+        and not known[name].reason
+        and old.aliases.get(name) is state.aliases[name]
+        and old.index.deployments.get(name) is deployment
+        and old.index.replicas_of.get(name, ()) == names
+        and all(old.replicas.get(one) is state.replicas[one] for one in names)
+        and (old.nodes is state.nodes or all(_same_place(old, state, one) for one in names))
+    )
+
+
+def _same_place(old: State, state: State, replica: str) -> bool:
+    node = state.replicas[replica].node
+    was, now = old.nodes.get(node), state.nodes.get(node)
+    return was is now or (was is not None and now is not None and was.node is now.node)
 
 
 def _entry(

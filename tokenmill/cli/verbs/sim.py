@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -29,6 +30,7 @@ SEEDS_MOST = 10_000_000
         "tokenmill sim --seed 7",
         "tokenmill sim --seeds 0..300",
         "tokenmill sim --seeds 0..100000 --workers 8 --json",
+        "tokenmill sim --seed 7 --thorough",
     )
 )
 def sim(
@@ -38,6 +40,9 @@ def sim(
         int, typer.Option(help="Things that happen in each world.", min=1, max=100_000)
     ] = EVENTS,
     workers: Annotated[int, typer.Option(help="Processes.", min=1, max=256)] = 1,
+    thorough: Annotated[
+        bool, typer.Option("--thorough", help="Derive the whole index and table again after every event.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Try to break the control core: worlds with faults, invariants checked after every event.
@@ -47,7 +52,7 @@ def sim(
     chosen = range(seed, seed + 1) if seed is not None else seeds_of(seeds)
     began = time.perf_counter()
     lived: list[Lived] = []
-    for one in _each(chosen, events, workers):
+    for one in _each(chosen, partial(live, events=events, thorough=thorough), workers):
         lived.append(one)
         if sys.stderr.isatty() and len(lived) % 10 == 0:
             sys.stderr.write(f"\r{len(lived)} of {len(chosen)} worlds, {_rate(lived, began)}")
@@ -90,13 +95,12 @@ def seeds_of(text: str) -> range:
     return range(int(match[1]), int(match[2]))
 
 
-def _each(seeds: range, events: int, workers: int) -> Iterator[Lived]:
+def _each(seeds: range, lived: Callable[[int], Lived], workers: int) -> Iterator[Lived]:
     if workers == 1:
-        for seed in seeds:
-            yield live(seed, events)
+        yield from map(lived, seeds)
         return
     with ProcessPoolExecutor(workers) as pool:
-        yield from pool.map(live, seeds, [events] * len(seeds), chunksize=4)
+        yield from pool.map(lived, seeds, chunksize=4)
 
 
 def _rate(lived: list[Lived], began: float) -> str:

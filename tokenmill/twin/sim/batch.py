@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 
 from tokenmill.domain.codec import EVENT_TYPES
@@ -44,23 +44,30 @@ class Batch:
     refusals_missing: tuple[str, ...]
 
 
-def world_of(seed: int, events: int = EVENTS, fail: tuple[int, str] | None = None) -> World:
+def world_of(seed: int, events: int = EVENTS) -> World:
     """Live one world through: chaos, then quiet until all has settled. Raises what an invariant raises."""
-    world = World(seed, fail)
+    world = World(seed)
     world.run(events)
     world.settle()
     return world
 
 
-def live(seed: int, events: int = EVENTS, fail: tuple[int, str] | None = None) -> Lived:
-    """The same, with a failure as a value."""
-    world = World(seed, fail)
+def live(
+    seed: int, events: int = EVENTS, fail: tuple[int, str] | None = None, *, thorough: bool = False
+) -> Lived:
+    """The same, with a failure as a value. A world that fails is lived again thoroughly, which finds
+    the event that broke it.
+    """
+    world = World(seed, fail, thorough=thorough)
     error = ""
     try:
         world.run(events)
         world.settle()
     except Exception as found:  # noqa: BLE001 - whatever breaks is the finding
         error = f"{type(found).__name__}: {found}".splitlines()[0][:500]
+    if error and not thorough:
+        again = live(seed, events, fail, thorough=True)
+        return again if again.error else replace(again, error=f"{error} (not when lived again)")
     return Lived(
         seed,
         len(world.journal),
