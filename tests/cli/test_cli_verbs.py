@@ -18,6 +18,7 @@ from tokenmill.cli.options import locate
 from tokenmill.cli.verbs.bench import Bench, percentiles, summary
 from tokenmill.cli.verbs.status import nodes
 from tokenmill.domain.errors import EngineError, GateRejectedError, RunFailedError
+from tokenmill.domain.factory import Capture
 from tokenmill.spec.capture_files import CaptureFiles, user_digest
 
 
@@ -328,11 +329,11 @@ def test_ends_become_errors() -> None:
 def test_captures_are_listed_and_erased(shell: Any, tmp_path: Path) -> None:
     assert "nothing is captured" in shell("captures").stdout
     files = CaptureFiles(tmp_path / ".tokenmill" / "captures", "bank", "support")
-    files.agree(0, "the works council, 1 November 2026", 86_400_000_000, ("desk",))
+    files.admits(0, Capture(("desk",), "the works council, 1 November 2026", 86_400_000_000))
     for number, user in enumerate(("ada", "bob", "ada")):
         row = {"request": f"r{number}", "alias": "desk", "user": user_digest(user), "at_us": number + 1}
         files.keep(number, 0, row)
-    files.rate("r0", True)
+    files.rate(1, "r0", True)
     shown = shell.json("captures")["captures"]
     assert [(one["aliases"], one["good"], one["oldest_us"]) for one in shown] == [({"desk": 3}, 1, 1)]
     assert "works council" in shell("captures").stdout

@@ -8,6 +8,7 @@ from dataclasses import replace
 from console_bed import Bed, now_us
 from test_console_files import secret_of
 
+from tokenmill.domain.calendar import DAY_US, format_moment
 from tokenmill.domain.factory import Capture
 from tokenmill.domain.ledger import Outcome, Settlement
 from tokenmill.spec.capture_files import CaptureFiles
@@ -83,17 +84,23 @@ def test_feedback_on_captured_traffic_is_kept_beside_it(served: Bed) -> None:
     files = CaptureFiles(served.paths.captures, tenant.name, tenant.projects[0].name)
     served.client.post("/v1/feedback", json={"id": "req-1", "rating": "bad"}, headers=secret_of(served))
     assert files.opinions() == {}
-    capture = Capture(("desk",), "agreed in writing", 86_400_000_000)
+    capture = Capture(("desk",), "agreed in writing", 86_400_000_000, bytes_most=30)
     projects = (replace(tenant.projects[0], capture=capture), *tenant.projects[1:])
     state = served.runtime.state
     tenants = state.index.tenants.set(tenant.name, replace(tenant, projects=projects))
     served.runtime.state = replace(state, index=replace(state.index, tenants=tenants))
     mine = settled("req-2", "import-smollm2", tenant.name, tenant.projects[0].name)
-    served.store.ledger.settle([mine], [], "", 0)
-    for rating in ("bad", "good"):
-        said = {"id": "req-2", "rating": rating}
+    full, other = (replace(mine, request=f"req-{n}", response=f"chatcmpl-req-{n}") for n in (3, 4))
+    served.store.ledger.settle([mine, full, replace(other, alias="other")], [], "", 0)
+    for request, rating in (("req-4", "bad"), ("req-2", "bad"), ("req-2", "good"), ("req-3", "bad")):
+        said = {"id": request, "rating": rating}
         served.client.post("/v1/feedback", json=said, headers=secret_of(served))
-    assert files.opinions() == {"req-2": False}
+    assert files.opinions() == {"req-2": False}  # of another alias nothing was agreed; then it was full
+    assert [one["consent"] for one in files.consents] == ["agreed in writing"]
+    assert files.opinion_days == [
+        files.folder / f"opinions-{format_moment(mine.at_us // DAY_US * DAY_US)}.jsonl"
+    ]
+    assert served.store.ledger.feedback("req-3") is False
 
 
 def test_pause_resume_and_rerun(served: Bed) -> None:

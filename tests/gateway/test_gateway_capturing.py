@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from gateway_rig import OTHER, SECRET, Rig, chat, post, raw, rig, run
 
 from tokenmill.domain.calendar import DAY_US
 from tokenmill.domain.factory import Capture
-from tokenmill.spec.capture_files import CaptureFiles, user_digest
+from tokenmill.gateway.capturing import Keeper
+from tokenmill.spec.capture_files import LOOK_US, CaptureFiles, user_digest
 
 AGREED = Capture(("m",), "signed by the bank, 1 November 2026", 30 * DAY_US)
 
@@ -127,6 +129,69 @@ def test_other_formats_are_kept_as_chat(tmp_path: Path) -> None:
     run(work)
 
 
+def test_an_answer_that_is_not_captured_is_not_even_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[bytes] = []
+    monkeypatch.setattr(Keeper, "hear", lambda _, data: heard.append(data))
+
+    async def work() -> None:
+        async with rig(tmp_path) as found:
+            agree(found)
+            for streams in (False, True):
+                await raw(found, post(chat({"tokens": 2}, model="org/m:1", stream=streams)))
+                await raw(found, post(chat({"tokens": 2}, store=False, stream=streams)))
+            agree(found, replace(AGREED, share_milli=500))
+            found.gateway.draw = lambda: 500
+            await raw(found, post(chat({"tokens": 2}, stream=True)))
+            await found.settled(5)
+            assert heard == []
+            assert found.gateway.captures.counts == {("declined",): 2, ("not_drawn",): 1}
+            found.gateway.draw = lambda: 499
+            await raw(found, post(chat({"tokens": 2})))
+            assert heard
+
+    run(work)
+
+
+def test_a_row_costs_no_reading_of_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The consents are read and the folder is summed once in ten seconds, or when the consent changes."""
+    files = CaptureFiles(tmp_path, "acme", "p")
+    looks = 0
+
+    def looked(self: CaptureFiles) -> list[Path]:
+        nonlocal looks
+        looks += 1
+        return sorted(self.folder.glob("[0-9]*.jsonl"))
+
+    monkeypatch.setattr(CaptureFiles, "days", property(looked))
+    capture = replace(AGREED, bytes_most=3000)
+    kept = 0
+    while files.admits(kept, capture):
+        files.keep(kept, 0, {"request": f"r{kept}"})
+        kept += 1
+    assert looks == 1
+    assert 3000 <= files.size < 3040  # what it wrote itself counts at once
+    other = CaptureFiles(tmp_path, "acme", "p")
+    other.erase(lambda row: row["request"] == "r0")
+    assert not files.admits(kept, capture)
+    assert files.admits(LOOK_US, replace(capture, bytes_most=3010))  # others' doings after ten seconds
+    assert files.admits(LOOK_US, replace(capture, consent="anew", bytes_most=3010))
+    assert [one["consent"] for one in other.consents] == [AGREED.consent, "anew"]
+
+
+def test_opinions_count_as_rows_do_towards_the_limit(tmp_path: Path) -> None:
+    files = CaptureFiles(tmp_path, "acme", "p")
+    capture = replace(AGREED, bytes_most=500)
+    said = 0
+    while files.admits(0, capture) and said < 100:
+        files.rate(0, f"r{said}", True)
+        said += 1
+    assert 500 <= files.size < 550
+    assert len(files.opinions()) == said < 20
+    assert not CaptureFiles(tmp_path, "acme", "p").admits(1, capture)
+
+
 def test_a_disk_that_takes_nothing_costs_rows_and_no_answers(tmp_path: Path) -> None:
     async def work() -> None:
         async with rig(tmp_path) as found:
@@ -141,12 +206,14 @@ def test_a_disk_that_takes_nothing_costs_rows_and_no_answers(tmp_path: Path) -> 
 
 def test_files_erase_forget_and_survive_a_torn_line(tmp_path: Path) -> None:
     files = CaptureFiles(tmp_path, "acme", "p")
-    files.agree(0, "agreed", 2 * DAY_US, ("m",))
-    files.agree(5, "agreed", 2 * DAY_US, ("m",))
+    agreed = Capture(("m",), "agreed", 2 * DAY_US)
+    assert files.admits(0, agreed)
+    assert files.admits(5, agreed)
     for day in range(4):
         files.keep(day * DAY_US, 0, {"request": f"r{day}", "user": "a" if day % 2 else "b"})
-    files.rate("r1", True)
-    files.rate("r2", False)
+    files.rate(0, "r0", True)
+    files.rate(DAY_US, "r1", True)
+    files.rate(2 * DAY_US, "r2", False)
     assert [line["since_us"] for line in files.consents] == [0]
     with files.days[-1].open("ab") as file:
         file.write(b'{"request": "torn')  # what a crash left
@@ -154,7 +221,8 @@ def test_files_erase_forget_and_survive_a_torn_line(tmp_path: Path) -> None:
     assert [row["request"] for row in files.rows()] == ["r0", "r1", "r2", "r3", "r4"]
     assert files.erase(lambda row: row["user"] == "a") == 2
     assert [row["request"] for row in files.rows()] == ["r0", "r2", "r4"]
+    assert files.opinions() == {"r0": True, "r2": False}
+    assert files.forget(4 * DAY_US) == 2  # of the first day; the second day's files are gone already
     assert files.opinions() == {"r2": False}
-    assert files.forget(4 * DAY_US) == 1  # of the first day; the second day's file is gone already
     assert [row["request"] for row in files.rows()] == ["r2", "r4"]
     assert SECRET not in str(list(files.rows()))

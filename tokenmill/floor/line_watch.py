@@ -2,8 +2,8 @@
 
 Counts physical lines, or the rows of Parquet, as the intake station's profile does. Of plain files only what
 was added since the last look is read; packed ones and Parquet are read again when they changed. Of captured
-traffic the rows of all aliases count. Remote stores are not looked at; such lines start by hand or by cron.
-Decides nothing.
+traffic all rows of the line's alias count, whatever was said of them. Remote stores are not looked at; such
+lines start by hand or by cron. Decides nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tokenmill.domain.errors import TokenmillError
 from tokenmill.domain.events import LineObserved
 from tokenmill.domain.factory import Line
 from tokenmill.domain.profile import Profile
-from tokenmill.spec.capture_files import CAPTURE, CaptureFiles
+from tokenmill.spec.capture_files import CAPTURE, CaptureFiles, alias_of
 from tokenmill.store.parquet import parquet_lines
 
 LINE_BYTES = 1 << 20  # of one line, held at a time
@@ -45,7 +45,7 @@ class LineWatch:
     def __init__(self, factory_dir: Path, captures: Path) -> None:
         self._factory_dir = factory_dir
         self._captures = captures
-        self._files: dict[Path, _Counted] = {}
+        self._files: dict[tuple[Path, str], _Counted] = {}
         self._looked_us = 0
 
     def look(
@@ -63,12 +63,13 @@ class LineWatch:
 
     def _observed(self, line: Line, now_us: int) -> LineObserved:
         profile = Profile()
-        for path in self._paths(line):
-            profile.join(self._count(path))
+        text = next((str(s.params.get("path", "")) for s in line.stations if s.kind == "intake"), "")
+        alias = text.removeprefix(CAPTURE) if text.startswith(CAPTURE) else ""
+        for path in self._paths(line, text):
+            profile.join(self._count(path, alias))
         return LineObserved(now_us, line.name, tuple(profile.lengths), tuple(profile.words))
 
-    def _paths(self, line: Line) -> list[Path]:
-        text = next((str(s.params.get("path", "")) for s in line.stations if s.kind == "intake"), "")
+    def _paths(self, line: Line, text: str) -> list[Path]:
         if text.startswith(CAPTURE):
             return CaptureFiles(self._captures, line.tenant, line.project).days
         if not text or ":" in text:
@@ -80,19 +81,21 @@ class LineWatch:
             return sorted(path.parent.glob(path.name))[:MAX_FILES]
         return [path]
 
-    def _count(self, path: Path) -> Profile:
-        """Profile of a file's rows. One that shrank or was replaced is counted anew."""
+    def _count(self, path: Path, alias: str) -> Profile:
+        """Profile of a file's rows, or of ``alias``'s. One that shrank or was replaced is counted anew."""
         packed = path.name.lower().endswith((".gz", ".parquet"))
         try:
             status = path.stat()
-            known = self._files.get(path)
+            known = self._files.get((path, alias))
             if known is None or known.inode != status.st_ino or known.size > status.st_size:
-                known = self._files[path] = _Counted(status.st_ino)
+                known = self._files[path, alias] = _Counted(status.st_ino)
             if not packed:
-                _read_on(known, path)
+                _read_on(known, path, alias)
             elif (known.size, known.changed_ns) != (status.st_size, status.st_mtime_ns):
                 known = _Counted(status.st_ino, status.st_size, status.st_mtime_ns)
-                self._files[path] = known  # also when it cannot be read: it is tried again when it changed
+                self._files[path, alias] = (
+                    known  # also when it cannot be read: it is tried again when it changed
+                )
                 _read_whole(known.profile, path)
         except (OSError, EOFError, zlib.error, TokenmillError):
             return Profile()  # what cannot be read is intake's to complain of
@@ -109,13 +112,13 @@ def _read_whole(profile: Profile, path: Path) -> None:
         _count_lines(profile, cast(IO[bytes], file))
 
 
-def _read_on(known: _Counted, path: Path) -> None:
+def _read_on(known: _Counted, path: Path, alias: str) -> None:
     with path.open("rb") as file:
         file.seek(known.size)
-        known.size += _count_lines(known.profile, file)
+        known.size += _count_lines(known.profile, file, alias)
 
 
-def _count_lines(profile: Profile, file: IO[bytes]) -> int:
+def _count_lines(profile: Profile, file: IO[bytes], alias: str = "") -> int:
     """Count whole lines; returns their bytes. A line without its end is still being written."""
     read = 0
     while line := file.readline(LINE_BYTES + 1):
@@ -125,6 +128,6 @@ def _count_lines(profile: Profile, file: IO[bytes]) -> int:
         if not (line if size == len(line) else rest).endswith(b"\n"):
             break
         read += size
-        if line.strip():
+        if line.strip() and (not alias or alias_of(line) == alias):
             profile.add(line, size)
     return read

@@ -86,7 +86,11 @@ class Bridge:
     def begin(self, work: Work) -> Responder | None:
         """Start the exchange; return who answers the client, or ``None`` when that has happened."""
         self._work = work
-        return self if work.begin() else None
+        if not work.begin():
+            return None
+        if self._keeper is not None and not self._keeper.wants(work.asked):
+            self._keeper = None
+        return self
 
     # -- from the connection
     def client_gone(self) -> None:

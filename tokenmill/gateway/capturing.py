@@ -54,14 +54,22 @@ class Captures:
         self._loop = loop
         self._thread = ThreadPoolExecutor(1, "captures")
         self._waiting = 0
+        self._files: dict[tuple[str, str], CaptureFiles] = {}  # of the thread
 
     def keeper(self, index: Index, key: KeyEntry, draw: Callable[[], int]) -> Keeper | None:
-        """Who listens to the answer to a request of this key; ``None`` for all who agreed to nothing."""
+        """Who listens to the answer to a request of this key: nobody where nothing was agreed to, or chance
+        left it out.
+        """
         tenant = index.tenants.get(key.tenant)
         if tenant is None or not tenant.captures:
             return None
         found = next((capture for project, capture in tenant.captures if project == key.project), None)
-        return None if found is None else Keeper(self, found, draw())
+        if found is None:
+            return None
+        if draw() >= found.share_milli:
+            self.count("not_drawn")
+            return None
+        return Keeper(self, found)
 
     def count(self, result: str) -> None:
         Metrics.add(self.counts, (result,))
@@ -76,7 +84,6 @@ class Captures:
         work.add_done_callback(self._written)
 
     def _write(self, capture: Capture, settlement: Settlement, asked: Asked, answer: list[bytes]) -> str:
-        files = CaptureFiles(self.root, settlement.tenant, settlement.project)
         row = row_of(asked, b"".join(answer))
         if isinstance(row, str):
             return row
@@ -92,8 +99,9 @@ class Captures:
         }
         if len(orjson.dumps(row)) > ROW_BYTES:
             return "too_long"
-        files.agree(settlement.at_us, capture.consent, capture.keep_us, capture.aliases)
-        if files.size >= capture.bytes_most:
+        owner = settlement.tenant, settlement.project
+        files = self._files.setdefault(owner, CaptureFiles(self.root, *owner))
+        if not files.admits(settlement.at_us, capture):
             return "full"
         files.keep(settlement.at_us, self._writer, row)
         return "kept"
@@ -111,6 +119,7 @@ class Captures:
         self._loop.run_in_executor(self._thread, self._forget, now_us)
 
     def _forget(self, now_us: int) -> None:
+        self._files.clear()
         for files in CaptureFiles.all_below(self.root):
             files.forget(now_us)
 
@@ -122,12 +131,20 @@ class Captures:
 class Keeper:
     """Listens to one answer as the engine gave it."""
 
-    def __init__(self, captures: Captures, capture: Capture, draw: int) -> None:
+    def __init__(self, captures: Captures, capture: Capture) -> None:
         self._captures = captures
         self._capture = capture
-        self._draw = draw
         self._parts: list[bytes] = []
         self._size = 0
+
+    def wants(self, asked: Asked) -> bool:
+        """Whether the answer to this request may be kept. One that is not wanted is not to be heard."""
+        if asked.alias not in self._capture.aliases or asked.endpoint == EMBEDDINGS:
+            return False
+        if asked.document.get("store") is False:
+            self._captures.count("declined")
+            return False
+        return True
 
     def hear(self, data: bytes) -> None:
         """A piece of the answer's body, without framing."""
@@ -137,20 +154,13 @@ class Keeper:
 
     def end(self, served: Served) -> None:
         """The client has all of the answer, and it is settled."""
-        settlement, capture = served.settlement, self._capture
+        settlement = served.settlement
         if settlement is None or settlement.outcome is not Outcome.OK or settlement.status != 200:
             return
-        asked = served.asked
-        if settlement.alias not in capture.aliases or asked.endpoint == EMBEDDINGS:
-            return
-        if asked.document.get("store") is False:
-            self._captures.count("declined")
-        elif self._draw >= capture.share_milli:
-            self._captures.count("not_drawn")
-        elif self._size > ANSWER_BYTES:
+        if self._size > ANSWER_BYTES:
             self._captures.count("too_long")
         else:
-            self._captures.write(capture, settlement, asked, self._parts)
+            self._captures.write(self._capture, settlement, served.asked, self._parts)
 
 
 def row_of(asked: Asked, answer: bytes) -> dict[str, Any] | str:

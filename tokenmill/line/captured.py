@@ -1,7 +1,8 @@
 """Captured traffic as a data file: the rows of one alias, filtered by what clients said of the answers.
 
 Reads what gateways of this factory wrote for the line's own project, at one moment. Redaction and consent
-were the gateway's business; a person's erasure is seen by the next run.
+were the gateway's business; a person's erasure is seen by the next run. Opinions come later than the rows, so
+what is new since a run is told from all rows of the alias, not from those that were chosen.
 """
 
 from __future__ import annotations
@@ -10,26 +11,30 @@ import json
 from pathlib import Path
 
 from tokenmill.domain.errors import DataError, ResourceError
+from tokenmill.domain.profile import Profile
 from tokenmill.domain.stations import IntakeParams
 from tokenmill.spec.capture_files import CAPTURE, CaptureFiles
 
 
-def captured_file(files: CaptureFiles, params: IntakeParams, into: Path) -> Path:
-    """Write ``into/captured.jsonl``. Raises ``DataError`` when there is nothing to learn from."""
+def captured_file(files: CaptureFiles, params: IntakeParams, into: Path) -> tuple[Path, Profile]:
+    """Write ``into/captured.jsonl``; with it the profile of all rows of the alias. Raises ``DataError`` when
+    there is nothing to learn from.
+    """
     alias = params.path.removeprefix(CAPTURE)
     said = files.opinions()
-    seen = kept = size = 0
+    profile = Profile()
+    kept = size = 0
     into.mkdir(parents=True, exist_ok=True)
     target = into / "captured.jsonl"
     with target.open("wb") as file:
         for row in files.rows():
             if row.get("alias") != alias:
                 continue
-            seen += 1
+            line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+            profile.add(line, len(line))
             good = said.get(str(row.get("request")))
             if (good is False and params.opinion != "any") or (good is None and params.opinion == "good"):
                 continue
-            line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
             size += len(line)
             if size > params.max_bytes:
                 raise ResourceError(
@@ -39,6 +44,7 @@ def captured_file(files: CaptureFiles, params: IntakeParams, into: Path) -> Path
                 )
             file.write(line)
             kept += 1
+    seen = sum(profile.lengths)
     if not kept:
         raise DataError(
             f"{seen:,} answers of {alias} are kept, and none of them has the opinion {params.opinion!r}"
@@ -48,4 +54,4 @@ def captured_file(files: CaptureFiles, params: IntakeParams, into: Path) -> Path
             expected="answers that the gateway captured for this project",
             fix="Send traffic to it with a key of this project; `tokenmill captures` shows what is kept.",
         )
-    return target
+    return target, profile

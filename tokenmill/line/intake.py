@@ -34,7 +34,7 @@ def run(job: StationJob) -> JobResult:
     """Read what ``path`` names. Raises ``DataError`` when too much of it is broken."""
     params = job.params
     assert isinstance(params, IntakeParams)
-    paths = _paths(job, params)
+    paths, seen = _paths(job, params)
     sources = [Source(path, params) for path in paths]
     first: list[Refused] = []
     rows_path, quarantine_path = job.work / "rows.jsonl", job.work / "quarantine.jsonl"
@@ -57,8 +57,8 @@ def run(job: StationJob) -> JobResult:
     job.report(records, records, "rows", f"{kept} rows, {refused} quarantined")
     shutil.rmtree(job.work / "fetched", ignore_errors=True)
     sha = digest_of_files(sources)
-    profile = Profile()
-    for source in sources:
+    profile = seen or Profile()
+    for source in sources if seen is None else ():
         profile.join(source.profile)
     return JobResult(
         outputs={
@@ -81,12 +81,13 @@ def run(job: StationJob) -> JobResult:
     )
 
 
-def _paths(job: StationJob, params: IntakeParams) -> list[Path]:
-    """The files to read, here."""
+def _paths(job: StationJob, params: IntakeParams) -> tuple[list[Path], Profile | None]:
+    """The files to read, here; and the profile of what they were chosen from, where that is more."""
     fetched = job.work / "fetched"
     if params.path.startswith(CAPTURE):
-        return [captured_file(job.captures, params, fetched)]
-    return local_files(
+        path, seen = captured_file(job.captures, params, fetched)
+        return [path], seen
+    paths = local_files(
         params.path,
         job.factory_dir,
         job.artifacts,
@@ -94,6 +95,7 @@ def _paths(job: StationJob, params: IntakeParams) -> list[Path]:
         params.max_bytes,
         lambda message: job.report(0, 1, "files", message),
     )
+    return paths, None
 
 
 def digest_of_files(sources: Sequence[Source]) -> str:

@@ -1,4 +1,4 @@
-"""The files of one project's captured traffic: a JSONL file per day and writer, opinions, and the consents.
+"""The files of one project's captured traffic: JSONL per day of rows and of opinions, and the consents.
 
 Several gateways append, a line reads, a person erases; a lock on the folder keeps them from undoing one
 another. Only the owner of the factory's files can read them. Says nothing about what may be kept.
@@ -15,7 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from tokenmill.domain.calendar import DAY_US, format_moment
+from tokenmill.domain.factory import Capture
 from tokenmill.spec.files import write_atomically
 
 CAPTURE = "capture:"
@@ -23,6 +26,9 @@ CAPTURE = "capture:"
 
 ROW_BYTES = 1 << 20
 """Longer rows are not kept; intake's own limit is the same."""
+
+LOOK_US = 10_000_000
+"""How long a writer goes by what it saw of the folder: for so long others may write beyond ``bytes_most``."""
 
 Row = Mapping[str, Any]
 
@@ -37,6 +43,21 @@ def consent_digest(consent: str) -> str:
     return hashlib.sha256(consent.encode()).hexdigest()[:16]
 
 
+class _Alias(msgspec.Struct):
+    alias: str = ""
+
+
+_alias = msgspec.json.Decoder(_Alias)
+
+
+def alias_of(line: bytes) -> str:
+    """Which alias gave the answer in this row, without reading the rest of it; empty when none did."""
+    try:
+        return _alias.decode(line).alias
+    except msgspec.DecodeError:
+        return ""
+
+
 class CaptureFiles:
     """``root/TENANT/PROJECT``. Makes the folder when the first row comes."""
 
@@ -44,6 +65,9 @@ class CaptureFiles:
         self.tenant = tenant
         self.project = project
         self.folder = root / tenant / project
+        self._agreed: Row = {}
+        self._size = 0
+        self._looked_us = -LOOK_US
 
     @classmethod
     def all_below(cls, root: Path) -> list[CaptureFiles]:
@@ -57,42 +81,55 @@ class CaptureFiles:
         return sorted(self.folder.glob("[0-9]*.jsonl"))
 
     @property
+    def opinion_days(self) -> list[Path]:
+        """Files of opinions by the day of the answer, oldest first: ``opinions-2026-11-27.jsonl``."""
+        return sorted(self.folder.glob("opinions-*.jsonl"))
+
+    @property
     def consents(self) -> list[Row]:
         """What was agreed to, oldest first: ``since_us``, ``id``, ``consent``, ``keep_us``, ``aliases``."""
         return list(_lines(self.folder / "consents.jsonl"))
 
     @property
     def size(self) -> int:
-        """Bytes of all rows."""
-        return sum(path.stat().st_size for path in self.days)
+        """Bytes of all rows and opinions."""
+        return sum(path.stat().st_size for path in (*self.days, *self.opinion_days))
 
-    def agree(self, now_us: int, consent: str, keep_us: int, aliases: tuple[str, ...]) -> None:
-        """Record a consent, unless the last one recorded is the same."""
-        record = {
-            "id": consent_digest(consent),
-            "consent": consent,
-            "keep_us": keep_us,
-            "aliases": [*aliases],
+    def admits(self, at_us: int, capture: Capture) -> bool:
+        """Record the consent, unless the last one recorded is the same, and say whether there is room."""
+        agreed = {
+            "id": consent_digest(capture.consent),
+            "consent": capture.consent,
+            "keep_us": capture.keep_us,
+            "aliases": [*capture.aliases],
         }
+        if agreed != self._agreed or not 0 <= at_us - self._looked_us < LOOK_US:
+            self._look(at_us, agreed)
+        return self._size < capture.bytes_most
+
+    def _look(self, at_us: int, agreed: Row) -> None:
         with self._locked():
             last = dict(self.consents[-1]) if self.consents else {}
             last.pop("since_us", None)
-            if last != record:
-                _append(self.folder / "consents.jsonl", {"since_us": now_us, **record})
+            if last != agreed:
+                _append(self.folder / "consents.jsonl", {"since_us": at_us, **agreed})
+            self._agreed, self._size, self._looked_us = agreed, self.size, at_us
 
     def keep(self, at_us: int, writer: int, row: Row) -> None:
         """Append one row to the file of its day. Raises ``OSError``."""
         with self._locked():
-            _append(self.folder / f"{_day(at_us)}-g{writer}.jsonl", row)
+            self._size += _append(self.folder / f"{_day(at_us)}-g{writer}.jsonl", row)
 
-    def rate(self, request: str, good: bool) -> None:
-        """Remember an opinion on an answer, whether or not it was kept."""
+    def rate(self, at_us: int, request: str, good: bool) -> None:
+        """Remember an opinion on an answer of ``at_us``, kept or not; it is forgotten with that day."""
         with self._locked():
-            _append(self.folder / "opinions.jsonl", {"request": request, "good": good})
+            line = {"request": request, "good": good}
+            self._size += _append(self.folder / f"opinions-{_day(at_us)}.jsonl", line)
 
     def opinions(self) -> dict[str, bool]:
         """Request id to whether its answer was called good."""
-        return {line["request"]: bool(line["good"]) for line in _lines(self.folder / "opinions.jsonl")}
+        lines = (line for path in self.opinion_days for line in _lines(path))
+        return {line["request"]: bool(line["good"]) for line in lines}
 
     def rows(self) -> Iterator[Row]:
         """Every row, by day. A line that a crash cut short is left out."""
@@ -106,16 +143,9 @@ class CaptureFiles:
         gone: set[str] = set()
         with self._locked():
             for path in self.days:
-                rows = list(_lines(path))
-                kept = [row for row in rows if not which(row)]
-                gone.update(str(row.get("request")) for row in rows if which(row))
-                if not kept:
-                    path.unlink()
-                elif len(kept) < len(rows):
-                    _replace(path, kept)
-            opinions = self.folder / "opinions.jsonl"
-            if gone and opinions.exists():
-                _replace(opinions, [line for line in _lines(opinions) if line["request"] not in gone])
+                gone.update(str(row.get("request")) for row in _thin(path, which))
+            for path in self.opinion_days if gone else ():
+                _thin(path, lambda line: line["request"] in gone)
         return len(gone)
 
     def forget(self, now_us: int) -> int:
@@ -124,7 +154,8 @@ class CaptureFiles:
         if not agreed:
             return 0
         oldest = _day(now_us - int(agreed[-1]["keep_us"]))
-        old = [path for path in self.days if path.name[:10] < oldest]
+        dated = [*self.days, *self.opinion_days]
+        old = [path for path in dated if path.name.removeprefix("opinions-")[:10] < oldest]
         with self._locked():
             for path in old:
                 path.unlink(missing_ok=True)
@@ -149,8 +180,8 @@ def _encoded(line: Row) -> bytes:
     return json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
-def _append(path: Path, line: Row) -> None:
-    """One write of whole lines; what a crash left of an earlier one is closed off first."""
+def _append(path: Path, line: Row) -> int:
+    """One write of whole lines; what a crash left of an earlier one is closed off first. Returns bytes."""
     data = _encoded(line)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     try:
@@ -161,12 +192,21 @@ def _append(path: Path, line: Row) -> None:
         if done < len(data):
             os.ftruncate(fd, end)
             raise OSError(28, "No space left on device", str(path))
+        return done
     finally:
         os.close(fd)
 
 
-def _replace(path: Path, lines: list[Row]) -> None:
-    write_atomically(path, b"".join(_encoded(line) for line in lines), private=True)
+def _thin(path: Path, which: Callable[[Row], bool]) -> list[Row]:
+    """Take the lines for which ``which`` holds out of a file, which goes with its last one; returns them."""
+    lines = list(_lines(path))
+    gone = [line for line in lines if which(line)]
+    kept = [line for line in lines if not which(line)]
+    if not kept:
+        path.unlink()
+    elif gone:
+        write_atomically(path, b"".join(_encoded(line) for line in kept), private=True)
+    return gone
 
 
 def _lines(path: Path) -> Iterator[Row]:

@@ -16,6 +16,7 @@ from tokenmill.console.context import ApiContext
 from tokenmill.console.tenant.answers import answer, bad, missing, read_json
 from tokenmill.console.tenant.caller import owner_of
 from tokenmill.domain.events import OutcomesReported
+from tokenmill.domain.factory import Capture
 from tokenmill.domain.ledger import Settlement
 from tokenmill.domain.outcomes import Outcomes
 from tokenmill.spec.capture_files import CaptureFiles
@@ -48,10 +49,9 @@ class Feedback:
         context, now_us = self._context, self._context.now_us()
         good = RATINGS[rating]
         new = await asyncio.to_thread(context.store.ledger.give_feedback, found, good, now_us)
-        if new and _captures(context, found):
-            await asyncio.to_thread(
-                CaptureFiles(context.paths.captures, found.tenant, found.project).rate, found.request, good
-            )
+        capture = _capture(context, found)
+        if new and capture is not None:
+            await asyncio.to_thread(_keep, context, found, capture, good, now_us)
         if new and found.release:
             seen = Outcomes(good=int(good), bad=int(not good))
             await context.runtime.submit(OutcomesReported(now_us, found.alias, found.release, seen))
@@ -66,8 +66,16 @@ class Feedback:
         return None
 
 
-def _captures(context: ApiContext, answer: Settlement) -> bool:
-    """Whether the project of ``answer`` has traffic kept."""
+def _capture(context: ApiContext, answer: Settlement) -> Capture | None:
+    """What the project of ``answer`` agreed to have kept, where that is of such answers."""
     tenant = context.runtime.state.index.tenants.get(answer.tenant)
     projects = tenant.projects if tenant is not None else ()
-    return any(project.name == answer.project and project.capture is not None for project in projects)
+    capture = next((project.capture for project in projects if project.name == answer.project), None)
+    return capture if capture is not None and answer.alias in capture.aliases else None
+
+
+def _keep(context: ApiContext, answer: Settlement, capture: Capture, good: bool, now_us: int) -> None:
+    """An opinion that finds no room is left out like a row; the ledger has it all the same."""
+    files = CaptureFiles(context.paths.captures, answer.tenant, answer.project)
+    if files.admits(now_us, capture):
+        files.rate(answer.at_us, answer.request, good)
