@@ -39,6 +39,13 @@ def test_embedded_command_is_this_python_on_loopback() -> None:
     assert command.model == "assistant"
 
 
+@pytest.mark.parametrize("name", sorted(n for n, e in adapter.ENGINES.items() if e.command is not None))
+def test_every_engine_listens_on_loopback_unless_told_otherwise(name: str) -> None:
+    command, _ = argv_of(name)
+    assert command.argv.count("--host") == 1
+    assert command.argv[command.argv.index("--host") + 1] == "127.0.0.1"
+
+
 def test_embedded_command_with_adapter_and_own_arguments() -> None:
     _, line = argv_of("embedded", lora=Path("/w/a.gguf"), engine_args=("--threads", "1"))
     assert "--lora /w/a.gguf" in line

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from live_bed import FACTORY
 
@@ -309,6 +310,28 @@ def test_two_gateways_share_the_port_and_one_is_killed(
     until(live.answers)
     assert "gateway-1" not in live.processes()
     check_books(live, until)
+    check_ended(live)
+
+
+def test_engines_cannot_be_reached_past_the_gateway(
+    live, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the factory listens on beside the gateway's port, other machines cannot reach it."""
+    monkeypatch.setenv("TOKENMILL_HOST", "0.0.0.0")
+    monkeypatch.setenv("TOKENMILL_INSECURE_BIND", "yes")
+    live.up(FACTORY)
+    live.make_key()
+    until(live.answers)
+    port = int(live.url.rpartition(":")[2])
+    found = {
+        (connection.laddr.ip, connection.laddr.port): name
+        for pid, name in live.left().items()
+        for connection in psutil.Process(pid).net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert found.pop(("0.0.0.0", port), None), found
+    assert found, "an engine listens"
+    assert {ip for ip, _ in found} == {"127.0.0.1"}, found
     check_ended(live)
 
 

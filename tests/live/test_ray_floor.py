@@ -20,10 +20,12 @@ import httpx
 import pytest
 from live_bed import FACTORY, LiveFactory
 
+from tokenmill.domain.errors import ResourceError
 from tokenmill.domain.factory import JobTemplate, Project, Resources, Tenant
 from tokenmill.floor import procfs
 from tokenmill.floor.node import factory_mark
 from tokenmill.spec.node_paths import NodePaths
+from tokenmill.spec.settings import Settings
 
 pytestmark = pytest.mark.live
 
@@ -92,6 +94,18 @@ def replica(live: LiveFactory) -> Any:
 
 def held(live: LiveFactory) -> set[str]:
     return {r["id"] for d in status(live)["deployments"] for r in d["replicas"]}
+
+
+def test_engines_listen_on_a_network_only_where_somebody_vouches_for_it() -> None:
+    pytest.importorskip("ray")
+    from tokenmill.floor.ray.cluster import RayNode
+    from tokenmill.floor.ray.floor import check_network
+
+    far = RayNode("1", "far", "10.0.0.2", {}, {})
+    check_network(far, "127.0.0.1", Settings())
+    check_network(far, "10.0.0.2", Settings(trust_network="yes"))
+    with pytest.raises(ResourceError, match=r"far would listen on 10\.0\.0\.2 without encryption"):
+        check_network(far, "10.0.0.2", Settings())
 
 
 def test_a_node_lost_while_nobody_leads_is_replaced_and_leaves_nothing_behind(

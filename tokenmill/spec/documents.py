@@ -225,7 +225,9 @@ class DeploymentDocument(Strict):
         default=ResourceFields(), description="What one replica asks of its node."
     )
     tenants: list[Name] = Field(default=[], description="Who may call it; empty is everyone.")
-    engine_args: list[Text] = Field(default=[], description="More arguments for the engine.")
+    engine_args: list[Text] = Field(
+        default=[], description="More arguments for the engine; none that changes its address."
+    )
     url: Url | None = Field(default=None, description="Only with engine `openai`: where it answers.")
     canary: CanaryFields | None = Field(
         default=None, description="How a new release takes over; without it, all at once when it is ready."

@@ -19,6 +19,8 @@ from tokenmill.spec.source import FieldPath, Found
 from tokenmill.spec.validate import Entry
 
 MAX_NODES = 20_000
+ADDRESS_FLAGS = ("--host", "--port")
+"""Not for `engine_args`: an engine that others reach serves them without a key, a quota or a bill."""
 
 
 def check_references(entries: Sequence[Entry]) -> list[Found]:
@@ -123,7 +125,17 @@ def _deployment(deployment: docs.DeploymentDocument, entry: Entry, index: Index)
         fix = "Remove it, or write `engine: openai`."
         message = f"the engine {deployment.engine} takes no `url`: we start it"
         found.append(entry.found(("url",), message, "", fix, key=True))
+    for number, argument in enumerate(deployment.engine_args):
+        if _moves(argument):
+            message = f"{argument!r} would move the engine away from where only the gateway reaches it"
+            found.append(entry.found(("engine_args", number), message, "", "Remove it, and its value."))
     return found + resource_kind(deployment.resources, entry, ("resources",))
+
+
+def _moves(argument: str) -> bool:
+    """Whether an engine reads ``argument`` as its address, cut short too, as argparse allows."""
+    flag = argument.partition("=")[0].replace("_", "-")
+    return len(flag) > 2 and any(known.startswith(flag) for known in ADDRESS_FLAGS)
 
 
 def _job(job: docs.JobDocument, entry: Entry, index: Index) -> list[Found]:
