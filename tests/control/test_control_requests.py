@@ -67,6 +67,15 @@ def test_identify() -> None:
         assert found.status == 401
 
 
+def test_a_key_that_no_quota_would_bind_is_unknown() -> None:
+    table = index(quota=Quota(requests_per_minute=1)).table
+    assert identify(index_of(table), "d1", NOW) == KEY
+    for lost in (replace(KEY, project="q"), replace(KEY, tenant="c"), replace(KEY, tenant="b")):
+        found = identify(index_of(replace(table, keys=(lost,))), "d1", NOW)
+        assert isinstance(found, Refuse), lost
+        assert found.status == 401
+
+
 def test_answer_to_the_end() -> None:
     turn = arrive(index(), EdgeMemory(), call())
     assert turn.actions == (Forward(index().aliases["chat"].endpoints[0]),)

@@ -20,7 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway_rig import PROMPT_TOKENS, Engine, Rig, chat, post, raw, rig, run, table_of, write_table
+from gateway_rig import (
+    PROMPT_TOKENS,
+    SECRET,
+    Engine,
+    Rig,
+    chat,
+    key,
+    post,
+    raw,
+    rig,
+    run,
+    table_of,
+    write_table,
+)
 
 from tokenmill.domain.errors import StoreError
 from tokenmill.domain.factory import Deployment, Factory, Price
@@ -331,6 +344,50 @@ def test_a_store_that_is_down_for_ten_minutes_loses_and_doubles_nothing(tmp_path
             again = Books(books.store.ledger, books.spool, NoEnergy())
             assert await asyncio.to_thread(again.pass_over, FACTORY, 1) == 0
             assert (await books.balanced()).settlements == sent
+
+    run(work)
+
+
+def test_keys_are_checked_while_neither_store_nor_spool_can_be_written(tmp_path: Path) -> None:
+    async def code(r: Rig, secret: str, request: bytes) -> int:
+        asked = request.replace(SECRET.encode(), secret.encode())
+        answer = await asyncio.wait_for(raw(r, asked, read_s=2), 1)
+        return int(answer.split(b" ", 2)[1])
+
+    async def work() -> None:
+        async with bench(tmp_path) as (r, books):
+            ask = post(chat({"tokens": 1}), headers="connection: close\r\n")
+            listing = (
+                post(b"")
+                .replace(b"POST /v1/chat/completions", b"GET /v1/models")
+                .replace(b"content-length: 0", b"connection: close")
+            )
+            mine, new = r.table.keys[0], "tm-" + "c" * 40
+            other = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
+            other.execute("BEGIN EXCLUSIVE")
+            with pytest.raises(StoreError):
+                await asyncio.to_thread(books.books.pass_over, FACTORY, 1)
+            assert [await code(r, secret, ask) for secret in (SECRET, new)] == [200, 401]
+            r.publish(keys=(key(new, "key-3"),))  # one is made, one is disabled
+            assert [await code(r, secret, ask) for secret in (SECRET, new)] == [401, 200]
+            r.gateway.spool.free_bytes = 1 << 62
+            r.gateway.spool.check()
+            for _ in range(50):
+                assert [await code(r, secret, ask) for secret in (SECRET, new)] == [401, 503]
+                assert [await code(r, secret, listing) for secret in (SECRET, new)] == [401, 200]
+            r.publish(keys=(mine,))
+            assert [await code(r, secret, listing) for secret in (SECRET, new)] == [200, 401]
+            assert (r.gateway.spool.waiting, len(r.gateway.spool.opens), len(r.engines[0].requests)) == (
+                0,
+                0,
+                2,
+            )
+            r.gateway.spool.free_bytes = 0
+            r.gateway.spool.check()
+            assert await code(r, SECRET, ask) == 200
+            other.execute("ROLLBACK")
+            other.close()
+            await books.balanced()
 
     run(work)
 

@@ -213,12 +213,16 @@ class Turn:
 
 
 def index_of(table: Table) -> Index:
-    """Arrange ``table`` for look-up."""
+    """Arrange ``table`` for look-up.
+
+    A key whose tenant or project the table does not have is no key: no quota would bind it.
+    """
+    projects = {(t.name, name): quota for t in table.tenants for name, quota in t.projects}
     return Index(
         table,
-        keys={key.digest: key for key in table.keys},
+        keys={key.digest: key for key in table.keys if (key.tenant, key.project) in projects},
         tenants={tenant.name: tenant for tenant in table.tenants},
-        projects={(t.name, name): quota for t in table.tenants for name, quota in t.projects},
+        projects=projects,
         aliases={alias.name: alias for alias in table.aliases},
         limits={(t.name, name): _limits(t, name) for t in table.tenants for name, _ in t.projects},
         model_limits=_model_limits(table),

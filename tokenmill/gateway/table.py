@@ -52,7 +52,7 @@ class Serving:
         self.index: Index = index_of(table)
         self.local: Index = index_of(without_peers(table))
         self.endpoints: dict[str, Endpoint] = {e.replica: e for a in table.aliases for e in a.endpoints}
-        self.keys: dict[str, KeyEntry] = {key.id: key for key in table.keys}
+        self.keys: dict[str, KeyEntry] = {key.id: key for key in self.index.keys.values()}
         self._listings: dict[str, bytes] = {}
 
     @property
