@@ -25,7 +25,7 @@ from tokenmill.domain.effects import (
     WakeAt,
 )
 from tokenmill.domain.errors import ConflictError, DataError, NotFoundError, RefusedError
-from tokenmill.domain.factory import Project, Tenant
+from tokenmill.domain.factory import Project, Resources, Tenant
 from tokenmill.domain.work import JobSpec, Key, ReplicaStatus
 
 SPEC = JobSpec("command", "a", "p", ("true",), resources=GPU)
@@ -167,6 +167,7 @@ def test_diff_names_what_changes_and_what_follows(busy: Mill) -> None:
 
 def test_why_explains_all_there_is(busy: Mill) -> None:
     found = why(busy.state, "pending", busy.now)
+    assert "work that holds room ends: running, stopping" in found.changes
     assert (found.kind, found.status) == ("job", "pending")
     assert found.candidates[0].name == "n0"
     assert found.changes
@@ -185,4 +186,8 @@ def test_why_a_replica_waits(mill: Mill) -> None:
     (waiting,) = mill.named(ReplicaStatus.PENDING)
     found = why(mill.state, waiting, mill.now)
     assert "free accelerators" in found.candidates[0].reason
+    assert found.changes == ("a node joins that has room", "it asks for less")  # nobody has what it wants
+    mill.tell(ev.JobSubmitted, "large", JobSpec("command", "a", "p", resources=Resources(cpu_millis=4000)))
+    (other,) = set(mill.state.replicas) - {waiting}
+    assert f"work that holds room ends: {other} of small" in why(mill.state, "large", mill.now).changes
     assert why(mill.state, "chat", mill.now).status == "not serving"

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -91,6 +92,25 @@ class LiveFactory:
             answer = client.request(method, path, json=body)
         assert answer.status_code < 400, answer.text
         return answer.json()
+
+    def tokenmill(self, *words: str) -> str:
+        """What the command says, as a person types it."""
+        argv = [sys.executable, "-c", "from tokenmill.cli import main; main()", *words]
+        environ = {**os.environ, "TOKENMILL_DATA_DIR": str(self.paths.root)}
+        folder = self.file.parent
+        done = subprocess.run(argv, cwd=folder, env=environ, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def begin(self, line: str) -> str:
+        """Start a line's run."""
+        return str(self.api("POST", "/api/runs", {"line": line})["run"])
+
+    def ended(self, run: str) -> dict[str, Any]:
+        """A run once it has ended."""
+        until(lambda: self.api("GET", f"/api/runs/{run}")["status"] not in ("queued", "running"))
+        found: dict[str, Any] = self.api("GET", f"/api/runs/{run}")
+        return found
 
     def processes(self) -> dict[str, int]:
         return {row["id"]: row["pid"] for row in self.api("GET", "/api/processes")}

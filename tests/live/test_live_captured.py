@@ -7,8 +7,6 @@ project that did not agree, or of a person who is to be forgotten, gets that far
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -76,22 +74,8 @@ def asks(client: openai.OpenAI, what: str, user: str, **more: Any) -> str:
 
 def kept(live: LiveFactory) -> dict[str, int]:
     """Rows by project, as ``tokenmill captures`` counts them."""
-    shown = json.loads(tokenmill(live, "captures", "--json"))["captures"]
+    shown = json.loads(live.tokenmill("captures", "--json"))["captures"]
     return {f"{one['tenant']}/{one['project']}": sum(one["aliases"].values()) for one in shown}
-
-
-def tokenmill(live: LiveFactory, *words: str) -> str:
-    argv = [sys.executable, "-c", "from tokenmill.cli import main; main()", *words]
-    done = subprocess.run(argv, cwd=live.file.parent, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def ran(live: LiveFactory, until: Until, line: str) -> dict[str, Any]:
-    """The line's run, ended."""
-    run = live.api("POST", "/api/runs", {"line": line})["run"]
-    until(lambda: live.api("GET", f"/api/runs/{run}")["status"] not in ("queued", "running"))
-    return live.api("GET", f"/api/runs/{run}")
 
 
 def curated(live: LiveFactory, run: dict[str, Any]) -> list[dict[str, Any]]:
@@ -104,10 +88,7 @@ def curated(live: LiveFactory, run: dict[str, Any]) -> list[dict[str, Any]]:
     return [json.loads(line) for text in texts for line in text.splitlines()]
 
 
-def test_answers_become_rows_of_a_line_and_can_be_erased(
-    live: LiveFactory, until: Until, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TOKENMILL_DATA_DIR", str(live.paths.root))
+def test_answers_become_rows_of_a_line_and_can_be_erased(live: LiveFactory, until: Until) -> None:
     live.up(CAPTURING)
     silent = live.api("POST", "/api/keys", {"tenant": "acme", "project": "silent"})["secret"]
     live.make_key()
@@ -131,17 +112,17 @@ def test_answers_become_rows_of_a_line_and_can_be_erased(
     assert b"a crypt" not in written
 
     # 2. The line reads all but what was called bad; a line of the silent project finds nothing.
-    rows = curated(live, ran(live, until, "learn"))
+    rows = curated(live, live.ended(live.begin("learn")))
     asked = [row["messages"][0]["content"] for row in rows]
     assert sorted(asked) == sorted(f"I am [EMAIL]. What is {what}?" for what in QUESTIONS[:7])
     assert all(row["messages"][-1]["content"].strip() for row in rows)
-    nothing = ran(live, until, "stranger")
+    nothing = live.ended(live.begin("stranger"))
     assert nothing["status"] == "failed"
     assert "no answer of smol has been kept for acme/silent yet" in nothing["reason"]
 
     # 3. One person is forgotten; the next run is without them.
-    assert "4 rows" in tokenmill(live, "captures", "erase", "acme/default", "--user", "ada", "--yes")
-    rows = curated(live, ran(live, until, "learn"))
+    assert "4 rows" in live.tokenmill("captures", "erase", "acme/default", "--user", "ada", "--yes")
+    rows = curated(live, live.ended(live.begin("learn")))
     asked = [row["messages"][0]["content"] for row in rows]
     assert sorted(asked) == sorted(f"I am [EMAIL]. What is {what}?" for what in QUESTIONS[::2])
     check_ended(live)

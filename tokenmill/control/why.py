@@ -15,7 +15,7 @@ from tokenmill.control.releases import fits
 from tokenmill.control.slow import spare_reason
 from tokenmill.control.state import State
 from tokenmill.control.table import reason_of
-from tokenmill.control.why_waiting import candidates, kept, power, shape, turn
+from tokenmill.control.why_waiting import candidates, holders, kept, power, shape, turn
 from tokenmill.domain.codec import from_plain
 from tokenmill.domain.errors import NotFoundError
 from tokenmill.domain.factory import Deployment
@@ -132,7 +132,9 @@ def _waiting(
         found.append("no node holds even one of its workers now")
     else:
         found += shape(state, demand)
-    changes += [*follows, "work that holds room ends", "a node joins that has room", "it asks for less"]
+    named = ", ".join(holders(state, demand))
+    ends = f"work that holds room ends: {named}" if named else ""
+    changes += [*follows, *filter(None, (ends, "a node joins that has room", "it asks for less"))]
     return Explanation(name, kind, "pending", RULE_PLACE, tuple(found), choices, tuple(changes))
 
 

@@ -6,6 +6,8 @@ It asks the same policies that decided. On a small floor every node is a candida
 
 from __future__ import annotations
 
+from heapq import nsmallest
+
 from tokenmill.control.draft import Draft
 from tokenmill.control.index import queue_key
 from tokenmill.control.placing import power_reason
@@ -17,6 +19,8 @@ from tokenmill.policy.share import NOTHING, Shares, dominant_ppm, refusal, stand
 
 NODES_MOST = 64
 """On a floor with more nodes the candidates are blocks."""
+
+HOLDERS_MOST = 8
 
 Candidate = tuple[str, bool, str]  # name, whether it holds any worker, the reason
 
@@ -77,6 +81,24 @@ def candidates(state: State, demand: Demand) -> tuple[Candidate, ...]:
     if len(state.index.rooms) <= NODES_MOST:
         return explain(state.index.rooms.values(), demand)
     return tuple(_block(block, demand) for _, block in sorted(state.index.fleet.blocks.items()))
+
+
+def holders(state: State, demand: Demand) -> list[str]:
+    """What holds such room as is asked for, longest first, by what it is for."""
+    since: dict[str, int] = {}
+    for lease in state.leases.values():
+        if lease.accelerators or not demand.resources.accelerators:
+            since[lease.owner] = min(lease.since_us, since.get(lease.owner, lease.since_us))
+    first = nsmallest(HOLDERS_MOST, ((at_us, owner) for owner, at_us in since.items()))
+    return [_holder(state, owner) for _, owner in first]
+
+
+def _holder(state: State, owner: str) -> str:
+    if owner in state.replicas:
+        return f"{owner} of {state.replicas[owner].deployment}"
+    job = state.jobs.get(owner)
+    what = ", ".join(filter(None, (job.spec.name, job.spec.run))) if job is not None else ""
+    return f"{owner} ({what})" if what else owner
 
 
 def _block(block: Block, demand: Demand) -> Candidate:

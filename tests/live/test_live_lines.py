@@ -1,0 +1,91 @@
+"""Lines of real jobs on this machine: two that want the same accelerator, and one whose processes are killed.
+
+Only real processes show that what waits gets the device when the one before has really gone, and that no
+station's command runs twice at once, or again once it was done, whoever dies when.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from live_bed import FACTORY, LiveFactory
+from test_factory_kills import check_ended
+
+from tokenmill.domain.factory import Line, Resources, Station
+
+pytestmark = [pytest.mark.live, pytest.mark.model, pytest.mark.timeout(240)]
+
+Until = Callable[..., None]
+
+ONE_GPU = """
+class NVMLError(Exception): ...
+class Memory: total = 80 << 30
+def nvmlInit(): ...
+def nvmlDeviceGetCount(): return 1
+def nvmlDeviceGetHandleByIndex(index): return index
+def nvmlDeviceGetName(handle): return "NVIDIA H100 80GB HBM3"
+def nvmlDeviceGetMemoryInfo(handle): return Memory
+def nvmlDeviceGetTotalEnergyConsumption(handle): return 0
+"""
+"""Stands in for the driver's library: the floor then gives this one device out as it would a real one."""
+
+
+def line_of(
+    name: str, script: str, stations: tuple[str, ...], resources: Resources, priority: int = 0
+) -> Line:
+    """Commands one after the other. ``$1`` is ``LINE.STATION``; what each does it writes to ``effects``."""
+    made = []
+    for number, station in enumerate(stations):
+        params = {"command": ["/bin/sh", "-c", script, "sh", f"{name}.{station}"]}
+        made.append(Station(station, "command", stations[max(0, number - 1) : number], params, resources))
+    return Line(name, "acme", "default", "smol", tuple(made), priority)
+
+
+def effects(live: LiveFactory) -> list[str]:
+    path = live.file.parent / "effects"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_lines_that_want_one_accelerator_take_turns(
+    live: LiveFactory, until: Until, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The higher priority first, which takes the device away; else who has waited longest."""
+    (tmp_path / "nvml").mkdir()
+    (tmp_path / "nvml" / "pynvml.py").write_text(ONE_GPU)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'nvml'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    script = 'echo "begin $1 on $CUDA_VISIBLE_DEVICES" >> {factory}/effects; '
+    script += 'until [ -e {factory}/go ]; do sleep 0.05; done; echo "end $1" >> {factory}/effects'
+    gpu = Resources(accelerators=1)
+    lines = [line_of(name, script, ("one", "two"), gpu) for name in ("first", "second")]
+    urgent = line_of("urgent", script, ("one", "two"), gpu, priority=1)
+    live.up(replace(FACTORY, deployments=(), lines=(*lines, urgent)))
+    runs = {"first": live.begin("first")}
+    until(lambda: effects(live) == ["begin first.one on 0"])
+    runs["second"] = live.begin("second")
+    assert_waits_for(live, runs["second"], f"(first/one, {runs['first']})")
+    runs["urgent"] = live.begin("urgent")
+    until(lambda: effects(live)[1:] == ["begin urgent.one on 0"])
+    for name in ("first", "second"):
+        assert_waits_for(live, runs[name], f"(urgent/one, {runs['urgent']})")
+    (live.file.parent / "go").touch()
+    for run in runs.values():
+        found = live.ended(run)
+        assert found["status"] == "succeeded", found["reason"]
+    order = ("urgent.one", "urgent.two", "first.one", "second.one", "first.two", "second.two")
+    whole = [text for name in order for text in (f"begin {name} on 0", f"end {name}")]
+    assert effects(live) == ["begin first.one on 0", *whole]
+    check_ended(live)
+
+
+def assert_waits_for(live: LiveFactory, run: str, holder: str) -> None:
+    """``tokenmill why`` of a run that waits names who has the device."""
+    found = json.loads(live.tokenmill("why", run, "--json"))
+    assert [one["reason"].split(":")[0] for one in found["candidates"]] == ["running", "waiting"]
+    assert "no node holds even one of its workers now" in found["reasons"]
+    (named,) = [change for change in found["changes"] if change.startswith("work that holds room ends: ")]
+    assert named.endswith(holder)
