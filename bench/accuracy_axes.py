@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import least_squares
 
-from tokenmill.spec.catalogue import AcceleratorType, catalogue
+from tokenmill.spec.catalogue import catalogue
 from tokenmill.twin import training_step, tuned
 from tokenmill.twin.bench_rows import read_serving
 from tokenmill.twin.fit import fit_profile
@@ -313,12 +313,9 @@ def _rates(constants: tuned.Tuned, rows: pd.DataFrame) -> Array:
 JOBS = {"llama2_70b_lora": ("llama-2-70b", True), "llama31_8b": ("llama-3.1-8b", False),
         "llama31_405b": ("llama-3.1-405b", False)}  # fmt: skip
 SEQUENCE = 8192
-AMD = {  # data-sheet figures, dense: bf16, fp8 and fp4 TFLOP/s, memory GB/s, link GB/s
-    "MI300X": (1307, 2615, 0, 5300, 448), "MI325X": (1307, 2615, 0, 6000, 448),
-    "MI350X": (2307, 4614, 9227, 8000, 538), "MI355X": (2517, 5033, 10066, 8000, 538),
-}  # fmt: skip
 TRAINERS = {"(GB200)": "b200-gb200", "(GB300)": "b300-gb300", "B200-SXM": "b200-sxm", "B300-SXM": "b300-sxm",
-            "H100": "h100-sxm", "H200": "h200-sxm"}  # fmt: skip
+            "H100": "h100-sxm", "H200": "h200-sxm", "MI300X": "mi300x", "MI325X": "mi325x",
+            "MI350X": "mi350x", "MI355X": "mi355x"}  # fmt: skip
 RATES = {"compute": (0.45, 1), "fp4": (0.8, 0.3), "attention": (0.5, 0.3), "activation_bytes": (60, 1),
          "bubble": (3, 0.5), "link": (0.7, 1), "nic": (0.5, 1), "host_s": (0.01, 1)}  # fmt: skip
 KIND_SPREAD = 0.2
@@ -351,20 +348,11 @@ def mlperf_training(data: Path) -> pd.DataFrame:
     names = ["benchmark", "submitter", "system", "accelerator", "nodes", "accelerators_per_node",
              "global_batch_size", "grad_accum"]  # fmt: skip
     rows = runs.groupby(names, dropna=False).seconds.median().reset_index()
-    kinds = {name: _amd(name) for name in AMD}
     known = catalogue().accelerators
-    kinds |= {name: known[kind] for name, kind in TRAINERS.items()}
+    kinds = {name: known[kind] for name, kind in TRAINERS.items()}
     rows["kind"] = [next(kind for name, kind in kinds.items() if name in one) for one in rows.accelerator]
     rows["work"] = [_work(one) for one in rows.itertuples()]
     return rows
-
-
-def _amd(name: str) -> AcceleratorType:
-    bf16, fp8, fp4, memory, link = AMD[name]
-    return AcceleratorType(
-        id=name, name=name, memory_gb=192, memory_gb_s=memory, source="AMD data sheet", tflops_bf16=bf16,
-        tflops_fp8=fp8, tflops_fp4=fp4, link_gb_s=link,
-    )  # fmt: skip
 
 
 def _work(row: Any) -> training_step.TrainingWork:

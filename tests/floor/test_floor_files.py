@@ -126,6 +126,12 @@ def test_a_gpu_has_the_catalogues_name() -> None:
     assert machine.kind_of("NVIDIA B200") == "b200-sxm"
     assert machine.kind_of("NVIDIA GB200") == "b200-gb200"
     assert machine.kind_of("NVIDIA A100-SXM4-80GB") == "a100-sxm-80gb"
+    assert machine.kind_of("NVIDIA H200 NVL") == "h200-nvl"
+    assert machine.kind_of("NVIDIA L40S") == "l40s"
+    assert machine.kind_of("NVIDIA RTX PRO 6000 Blackwell Server Edition") == "rtxpro6000-server"
+    workstation = "NVIDIA RTX PRO 6000 Blackwell Workstation Edition"  # other memory, other clocks
+    assert machine.kind_of(workstation) == workstation.lower().replace(" ", "-")
+    assert machine.kind_of("NVIDIA L40") == "nvidia-l40"
     assert machine.kind_of("NVIDIA RTX 6000 Ada") == "nvidia-rtx-6000-ada"
 
 

@@ -9,7 +9,8 @@ from tokenmill.spec.catalogue.load import table
 
 def test_it_holds_what_factories_are_built_of():
     known = catalogue()
-    wanted = {"a100-sxm-80gb", "h100-sxm", "h200-sxm", "b200-sxm", "b200-gb200", "b300-sxm", "b300-gb300"}
+    wanted = {"h200-nvl", "l40s", "rtxpro6000-server", "mi300x", "mi325x", "mi355x"}
+    wanted |= {"a100-sxm-80gb", "h100-sxm", "h200-sxm", "b200-sxm", "b200-gb200", "b300-sxm", "b300-gb300"}
     assert wanted <= set(known.accelerators)
     rack = known.racks["gb300-nvl72"]
     assert (rack.nodes, rack.switch_trays, rack.max_w) == (18, 9, 142_000)
@@ -26,6 +27,18 @@ def test_sparse_is_not_twice_the_dense_rate():
     ultra = catalogue().accelerators["b300-gb300"]
     assert (ultra.tflops_fp4, ultra.sparse_fp4) == (15000, 20000)
     assert ultra.tops_int8 < 200 < catalogue().accelerators["b200-sxm"].tops_int8
+
+
+def test_dense_rates_are_no_sparse_ones_and_halve_with_the_bits():
+    """A sparse figure taken for a dense one is twice too high: the commonest slip of such a table."""
+    for kind in catalogue().accelerators.values():
+        for dense, sparse in ((kind.tflops_bf16, kind.sparse_bf16), (kind.tflops_fp8, kind.sparse_fp8)):
+            assert not sparse or sparse == pytest.approx(2 * dense, rel=0.015), kind.id
+        assert not kind.tflops_fp8 or kind.tflops_fp8 == pytest.approx(2 * kind.tflops_bf16, rel=0.015), (
+            kind.id
+        )
+        assert 1500 > kind.max_w > 4 * kind.idle_w, kind.id
+        assert any(node.accelerator == kind.id for node in catalogue().nodes.values()), kind.id
 
 
 def test_each_value_has_a_source():

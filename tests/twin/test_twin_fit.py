@@ -36,9 +36,9 @@ def test_a_fit_foretells_rows_that_it_has_not_seen():
     assert len({row.fold for row in rows}) > 1
     assert len({row.fold for row in rows if row.sweep == rows[0].sweep}) == 1
     heard = []
-    found, foretold = fit.fit_profile(rows, "made", done=heard.append)
+    found, foretold = fit.fit_profile(rows, "made", done=lambda done, whole: heard.append((done, whole)))
     assert found.rows == len(rows)
-    assert heard == list(range(1, fit.FITS + 1))
+    assert heard == [(done, 7) for done in range(1, 8)]
     assert sorted(one.row.sweep for one in foretold) == sorted(row.sweep for row in rows)
     errors = [e for name, errors in found.residuals.items() if "tpot" in name for e in errors]
     assert len(errors) == len(rows)
@@ -63,6 +63,21 @@ def test_a_shipped_profile_is_brought_up_to_date_by_few_rows():
     assert found.residuals["moe_tpot"] == start.residuals["moe_tpot"]  # these rows tell nothing of it
 
 
+def test_an_accelerator_without_rows_has_the_error_of_those_left_out_as_a_whole():
+    rows = made_rows(profiles.profile(), noise=0.03)
+    faster = [replace(r, accelerator="h200-sxm", tpot_s=r.tpot_s / 2, ttft_s=r.ttft_s / 2) for r in rows]
+    found, _ = fit.fit_profile([*rows, *faster], "made")
+    assert found.measured("vllm", "h200-sxm", "dense")
+    assert not found.measured("vllm", "h200-nvl", "dense")  # its kin was, itself not
+    assert not found.measured("sglang", "h200-sxm", "dense")
+    seen, unseen = (found.error_at("dense_tpot", 0.5, measured=one) for one in (True, False))
+    assert seen < 0.1
+    assert 0.3 < unseen < 1  # twice as fast as the only other: nobody could foretell that
+    alone, _ = fit.fit_profile(rows, "made")
+    assert alone.error_at("dense_tpot", 0.5, measured=False) is None
+    assert fit.fit_profile(rows[:8], "mine", found)[0].error_at("dense_tpot", 0.5, measured=False) == unseen
+
+
 def test_too_little_to_fit_is_said():
     with pytest.raises(DataError, match="no measured row"):
         fit.fit_profile([], "none", profiles.profile())
@@ -76,6 +91,9 @@ def test_the_shipped_profile_was_fitted_by_groups_and_not_by_sweeps():
     assert kinds == {"engine", "version", "accelerator", "precision", "model", "group"}
     assert np.median(shipped.residuals["dense_tpot"]) < 0.08
     assert np.median(shipped.residuals["moe_tpot"]) < 0.15
+    for quantity in ("dense_tpot", "dense_ttft", "moe_tpot", "moe_ttft"):
+        near, far = (shipped.error_at(quantity, 0.9, measured=one) for one in (True, False))
+        assert far > 1.25 * near
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def ask(model="deepseek-r1", precision="fp4", target="2M tok/s", slo=SLO):
 
 def test_answers_hold_the_limits_and_the_cheapest_is_first():
     question = ask()
-    found = answers(question, racks_of([]), profile())
+    found = answers(question, racks_of([], "trtllm"), profile())
     assert [a.million_tokens_micros for a in found] == sorted(a.million_tokens_micros for a in found)
     assert {a.disaggregated for a in found} == {True, False}
     for one in found:
@@ -29,7 +29,7 @@ def test_answers_hold_the_limits_and_the_cheapest_is_first():
 
 
 def test_tighter_limits_and_more_tokens_never_need_fewer_racks():
-    racks = racks_of(["gb300-nvl72"])
+    racks = racks_of(["gb300-nvl72"], "trtllm")
     loose = answers(ask(), racks, profile())[0]
     tight = answers(ask(slo="ttft_p99<2s,tpot_p99<30ms"), racks, profile())[0]
     more = answers(replace(ask(), tokens_s=8e6), racks, profile())[0]
@@ -55,12 +55,36 @@ def test_what_is_missing_is_said_at_once():
         ("gpt-oss-120b", "fp4", "ttft_p99<2s", [], "tpot_p99"),
         ("gpt-oss-120b", "fp4", "ttft_p99<0s,tpot_p99<1ms", [], "--slo"),
         ("gpt-oss-120b", "fp4", SLO, ["nvl9"], "--rack"),
+        ("gpt-oss-120b", "fp8", SLO, ["ubb-mi300x-x4"], "--engine vllm"),
     ],
 )
 def test_what_cannot_be_says_what_could(model, precision, slo, racks, said):
     with pytest.raises(DataError) as raised:
-        answers(ask(model, precision, slo=slo), racks_of(racks), profile())
+        answers(ask(model, precision, slo=slo), racks_of(racks, "trtllm"), profile())
     assert said in f"{raised.value} {raised.value.problem.expected} {raised.value.problem.fix}"
+
+
+def test_what_was_never_measured_has_the_error_of_accelerators_left_out():
+    """GB200 was fitted under another engine, H200 NVL's chip on another board, and nothing like MI300X."""
+    question = question_of(
+        "llama-3.1-70b", "fp8", 1000, 500, "50k tok/s", "ttft_p99<5s,tpot_p99<200ms", "vllm"
+    )
+    racks = ["gb200-nvl72", "dgx-h100-x4", "pcie-h200-nvl-x8", "ubb-mi300x-x4"]
+    found = {one.rack: one for one in answers(question, racks_of(racks, "vllm"), profile())}
+    assert found["dgx-h100-x4"].measured
+    assert found["dgx-h100-x4"].error == profile().error_at("dense_tpot", 0.9, measured=True)
+    for rack in ("gb200-nvl72", "pcie-h200-nvl-x8", "ubb-mi300x-x4"):
+        assert not found[rack].measured
+        assert found[rack].error > 2 * found["dgx-h100-x4"].error
+
+
+def test_an_engine_is_only_asked_of_accelerators_that_it_runs_on():
+    of_nvidia = {rack.id for rack in racks_of([], "trtllm")}
+    assert {rack.id for rack in racks_of([], "sglang")} - of_nvidia == {
+        "ubb-mi300x-x4", "ubb-mi325x-x4", "ubb-mi350x-x4", "ubb-mi355x-x4",
+    }  # fmt: skip
+    with pytest.raises(DataError, match="--engine is 'ollama'"):
+        question_of("llama-3.1-70b", "fp8", 1000, 500, "1k", SLO, "ollama")
 
 
 @pytest.mark.parametrize("text", ["0", "nan tok/s", "-2M", "2 million", "", "1.2.3k"])

@@ -17,7 +17,7 @@ from tokenmill.twin.size_question import racks_of
 def show_size(question: Question, racks: list[str], fitted: Path | None, *, as_json: bool) -> None:
     """Print the answers, cheapest first."""
     used = from_json(fitted.read_text(encoding="utf-8"), str(fitted)) if fitted else profile()
-    found = answers(question, racks_of(racks), used)
+    found = answers(question, racks_of(racks, question.engine), used)
     if as_json:
         print_json({"answers": [plain(one) for one in found], "profile": used.source})
         return
@@ -45,8 +45,9 @@ def _print(question: Question, found: list[Answer], used: Profile) -> None:
     console.print(made)
     first = found[0]
     if first.error is not None:
+        seen = "that the fit had not seen" if first.measured else "of accelerators left out of the fit"
         console.print(
-            f"Nine of ten measured rows that the fit had not seen lay within {first.error:.0%} of its TPOT: "
+            f"Nine of ten measured rows {seen} lay within {first.error:.0%} of its TPOT: "
             f"up to {first.most_racks} racks for the first line."
         )
     if any(not one.measured for one in found):

@@ -28,7 +28,10 @@ ACCELERATORS = {
     "b300_sxm": "b300-sxm",
     "gb200": "b200-gb200",
     "gb300": "b300-gb300",
+    "rtx_pro_6000_server": "rtxpro6000-server",
 }
+"""Names of that table; a row may also name a type of the catalogue."""
+
 MODES = {
     "fp8": "fp8", "fp8_block": "fp8", "nvfp4": "fp4", "bfloat16": "bf16", "float16": "bf16",
     "int4_wo": "int4",
@@ -175,10 +178,11 @@ def _row(path: Path, line: int, plain: Mapping[str, str]) -> ServingRow | None:
     if not plain.get(part + "batch_size"):
         return None
     model = model_id(plain["model_path"])
-    accelerator = ACCELERATORS.get(plain["system"])
-    if model is None or accelerator is None:
+    accelerator = ACCELERATORS.get(plain["system"], plain["system"])
+    types = catalogue().accelerators
+    if model is None or accelerator not in types:
         column = "model_path" if model is None else "system"
-        known: Mapping[str, object] = catalogue().models if model is None else ACCELERATORS
+        known: Mapping[str, object] = catalogue().models if model is None else {**ACCELERATORS, **types}
         raise UnknownNameError(f"{path}:{line}: {column}", plain[column] or "", known)
     names = ("tp_size", "pp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")
     degrees = [int(number(part + name, 1)) for name in names]

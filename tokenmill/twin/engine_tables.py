@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tokenmill.domain.errors import DataError
+from tokenmill.spec.catalogue import catalogue
 from tokenmill.twin.capacity import need_fit
 from tokenmill.twin.configuration import Configuration
 from tokenmill.twin.iteration import Efficiency, Work, parts, touched_experts, work_of
@@ -38,17 +39,19 @@ def basis(asked: Configuration, known: Profile | None = None) -> Basis:
     """The stated error of a configuration, and whether its accelerator and model were measured at all."""
     known = known or profile()
     kind = "moe" if asked.model.experts else "dense"
-    rows = len(known.residuals.get(f"{kind}_tpot", ()))
-    text = f"{rows} {kind} rows that the fit had not seen"
-    unseen = [
-        what
-        for what, name in (("accelerator", asked.accelerator.id), ("model", asked.model.id))
-        if f"{what}:{name}" not in known.offsets
-    ]
-    if unseen:
-        names = {"accelerator": asked.accelerator.id, "model": asked.model.id}
-        text += f"; none of {' or '.join(names[what] for what in unseen)}"
-    return Basis(known.error_at(f"{kind}_ttft", 0.9), known.error_at(f"{kind}_tpot", 0.9), text)
+    engine, chip, model = asked.engine.id.rpartition("-")[0], asked.accelerator, asked.model.id
+    measured = known.measured(engine, chip.id, kind)
+    unseen = [] if measured else [f"{engine} on {chip.id}"]
+    if f"model:{model}" not in known.offsets:
+        unseen.append(model)
+    seen = "that the fit had not seen" if measured else "of accelerators left out of the fit"
+    rows = len(known.errors_of(f"{kind}_tpot", measured=measured))
+    text = f"{rows} {kind} rows {seen}" + (f"; none of {' or '.join(unseen)}" if unseen else "")
+    kinds = catalogue().accelerators.values()
+    if not any(f"accelerator:{one.id}" in known.offsets for one in kinds if one.vendor == chip.vendor):
+        text += f", nor of any other of {chip.vendor}"
+    ttft, tpot = (known.error_at(f"{kind}_{what}", 0.9, measured=measured) for what in ("ttft", "tpot"))
+    return Basis(ttft, tpot, text)
 
 
 def arrival_s(asked: Configuration) -> float:

@@ -19,7 +19,7 @@ from tokenmill.spec.catalogue import catalogue
 from tokenmill.twin.bench_rows import FOLDS, ServingRow
 from tokenmill.twin.capacity import fit_of
 from tokenmill.twin.iteration import Efficiency, Work, work_of
-from tokenmill.twin.profiles import EFFICIENCIES, PROTOCOL, Profile, names_of
+from tokenmill.twin.profiles import EFFICIENCIES, ELSEWHERE, PROTOCOL, Profile, names_of
 from tokenmill.twin.steady import Protocol, Steady, steady
 
 BUDGET_TOKENS = 8192
@@ -27,7 +27,6 @@ OUTLIER = 0.1
 STEPS = 40
 STEP = 1e-4
 TTFT_WEIGHT = 0.7
-FITS = FOLDS + 1
 FEWEST_ERRORS = 10
 """Fewer errors of a quantity than this say nothing of nine rows in ten."""
 
@@ -132,7 +131,7 @@ class Foretold:
         return found
 
 
-def _silent(_done: int) -> None:
+def _silent(_done: int, _whole: int) -> None:
     pass
 
 
@@ -140,32 +139,44 @@ def fit_profile(
     measured: Sequence[ServingRow],
     source: str,
     start: Profile | None = None,
-    done: Callable[[int], None] = _silent,
+    done: Callable[[int, int], None] = _silent,
 ) -> tuple[Profile, list[Foretold]]:
     """A profile fitted to all rows, and each row foretold by a fit that had not seen its sweep.
 
     With ``start`` that profile is brought up to date: its base stays, its offsets move where rows say so,
-    and what the rows are too few to tell keeps its stated error. ``done`` hears how many of ``FITS`` fits
-    are over. Raises ``DataError`` when there is nothing to fit.
+    and what the rows are too few to tell keeps its stated error. A fit of its own also leaves each
+    accelerator out as a whole, for the error of those that no row is of. ``done`` hears how many of how many
+    fits are over. Raises ``DataError`` when there is nothing to fit.
     """
     if not measured:
         raise DataError("no measured row states a configuration", expected="rows with batch size and layout")
     if start is None and len({row.fold for row in measured}) < 2:
         raise DataError("the rows are of too few sweeps for a fit of their own", expected="several layouts "
                         "or lengths", fix="Bring a fitted profile up to date with them instead.")  # fmt: skip
+    kinds = [] if start else sorted({row.accelerator for row in measured})
+    whole = 1 + FOLDS + len(kinds)
     made = _fitted(measured, source, start)
-    done(1)
-    foretold: list[Foretold] = []
-    for fold in range(FOLDS):
-        known = [row for row in measured if row.fold != fold]
-        asked = [row for row in measured if row.fold == fold]
-        if asked:
-            foretold += foretell(asked, _fitted(known, source, start) if known else start or made)
-        done(fold + 2)
+    done(1, whole)
+
+    def unseen(
+        parts: Sequence[object], part_of: Callable[[ServingRow], object], before: int
+    ) -> list[Foretold]:
+        found: list[Foretold] = []
+        for number, part in enumerate(parts, start=before + 1):
+            known = [row for row in measured if part_of(row) != part]
+            asked = [row for row in measured if part_of(row) == part]
+            if asked and (known or start):
+                found += foretell(asked, _fitted(known, source, start) if known else start or made)
+            done(number, whole)
+        return found
+
+    foretold = unseen(range(FOLDS), lambda row: row.fold, 1)
+    elsewhere = unseen(kinds, lambda row: row.accelerator, 1 + FOLDS)
     errors = dict(start.residuals) if start else {}
     for name, found in residuals(foretold).items():
         if start is None or len(found) >= FEWEST_ERRORS:
             errors[name] = found
+    errors |= {ELSEWHERE + name: found for name, found in residuals(elsewhere).items()}
     return replace(made, residuals=errors), foretold
 
 

@@ -21,6 +21,9 @@ from tokenmill.twin.steady import Protocol
 
 EFFICIENCIES = tuple(one.name for one in fields(Efficiency))
 PROTOCOL = tuple(one.name for one in fields(Protocol))
+ELSEWHERE = "elsewhere_"
+"""Before a quantity: errors on rows of an accelerator of which the fit had seen no row at all."""
+
 WRITTEN_BY = "a file that `tokenmill calibrate --out` wrote"
 
 
@@ -49,9 +52,18 @@ class Profile:
         found = self.values(names)
         return Protocol(**{name: found[name] for name in PROTOCOL if name in found})
 
-    def error_at(self, quantity: str, share: float) -> float | None:
-        """The relative error that ``share`` of the unseen rows stayed within; None when none was measured."""
-        errors = self.residuals.get(quantity, ())
+    def measured(self, engine: str, accelerator: str, kind: str) -> bool:
+        """Whether the fit has seen this engine on this very type with models of ``kind``: dense or moe."""
+        needed = (f"accelerator:{accelerator}", group_of(engine, accelerator, kind))
+        return all(name in self.offsets for name in needed)
+
+    def errors_of(self, quantity: str, *, measured: bool) -> tuple[float, ...]:
+        """Of rows that the fit had not seen; of what was not ``measured``, of accelerators left out of it."""
+        return self.residuals.get(quantity if measured else ELSEWHERE + quantity, ())
+
+    def error_at(self, quantity: str, share: float, *, measured: bool) -> float | None:
+        """The relative error that ``share`` of those rows stayed within; None when there are none."""
+        errors = self.errors_of(quantity, measured=measured)
         return within(errors, share) if errors else None
 
 
@@ -70,8 +82,12 @@ def names_of(engine: str, version: str, accelerator: str, precision: str, model:
         f"accelerator:{accelerator}",
         f"precision:{chip}-{precision}",
         f"model:{model}",
-        f"group:{engine}|{chip}|{kind}",
+        group_of(engine, accelerator, kind),
     )
+
+
+def group_of(engine: str, accelerator: str, kind: str) -> str:
+    return f"group:{engine}|{accelerator.split('-')[0]}|{kind}"
 
 
 def to_json(profile: Profile) -> str:

@@ -44,7 +44,11 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One way to do it. ``error`` is what 90 % of unseen rows stayed within; None when none were measured."""
+    """One way to do it. ``error`` is what 90 % of unseen rows stayed within; None when none were measured.
+
+    ``measured``: the fit has seen rows of this engine on this accelerator; else ``error`` is the wider one of
+    accelerators that were left out of the fit as a whole.
+    """
 
     rack: str
     layout: str
@@ -213,7 +217,7 @@ def _answer(question: Question, rack: RackType, gpu: AcceleratorType, rate: Rate
     accelerators = racks * per_rack
     hour = accelerators * gpu.hour_micros
     kind = "moe" if question.model.experts else "dense"
-    group = f"group:{question.engine}|{gpu.id.split('-')[0]}|{kind}"
+    measured = profile.measured(question.engine, gpu.id, kind)
     return Answer(
         rack=rack.id,
         layout=str(rate.layout),
@@ -227,8 +231,8 @@ def _answer(question: Question, rack: RackType, gpu: AcceleratorType, rate: Rate
         most_kw=racks * rack.max_w / 1000,
         hour_micros=hour,
         million_tokens_micros=round(hour / 3600 / question.tokens_s * 1e6),
-        error=profile.error_at(f"{kind}_tpot", 0.9),
-        measured=group in profile.offsets,
+        error=profile.error_at(f"{kind}_tpot", 0.9, measured=measured),
+        measured=measured,
     )
 
 

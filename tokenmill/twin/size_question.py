@@ -11,6 +11,7 @@ from tokenmill.twin.iteration import WEIGHT_BYTES
 from tokenmill.twin.size import Question
 
 FACTORS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
+NVIDIA_ONLY = ("trtllm",)
 LIMITS = ("ttft_p99", "tpot_p99")
 TARGET = re.compile(r"^\s*([0-9.]+)\s*([kmg]?)\s*(?:tok(?:ens)?/s)?\s*$", re.IGNORECASE)
 LIMIT = re.compile(r"^\s*(\w+)\s*<=?\s*([0-9.]+)\s*(ms|s)\s*$")
@@ -52,6 +53,9 @@ def question_of(
         raise DataError(f"--model is {model!r}", expected=", ".join(sorted(catalogue().models)))
     if precision not in WEIGHT_BYTES:
         raise DataError(f"--precision is {precision!r}", expected=" or ".join(WEIGHT_BYTES))
+    engines = sorted({one.rpartition("-")[0] for one in catalogue().engines})
+    if engine not in engines:
+        raise DataError(f"--engine is {engine!r}", expected=", ".join(engines))
     if inputs < 1 or outputs < 2:
         raise DataError(f"lengths are {inputs} and {outputs}", expected="--inputs from 1, --outputs from 2")
     limits = limits_of(slo)
@@ -85,13 +89,23 @@ def limits_of(text: str) -> dict[str, float]:
     return limits
 
 
-def racks_of(names: list[str]) -> list[RackType]:
-    """The rack types that are named, all that hold accelerators when none is."""
+def racks_of(names: list[str], engine: str) -> list[RackType]:
+    """The rack types that are named, all on whose accelerators the engine runs when none is."""
     known = {r.id: r for r in catalogue().racks.values() if catalogue().nodes[r.node].accelerators}
+    runs = [name for name in sorted(known) if _vendor(known[name]) == "NVIDIA" or engine not in NVIDIA_ONLY]
     for name in names:
         if name not in known:
             raise DataError(f"--rack is {name!r}", expected=", ".join(sorted(known)))
-    return [known[name] for name in (names or sorted(known))]
+        if name not in runs:
+            raise DataError(
+                f"{engine} does not run on the accelerators of {name}, which are of {_vendor(known[name])}",
+                expected="--engine vllm or sglang",
+            )
+    return [known[name] for name in (names or runs)]
+
+
+def _vendor(rack: RackType) -> str:
+    return catalogue().accelerators[catalogue().nodes[rack.node].accelerator].vendor
 
 
 def _number(text: str) -> bool:

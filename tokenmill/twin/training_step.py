@@ -67,7 +67,7 @@ class TrainingRates:
 
 FITTED_KINDS: Mapping[str, float] = {
     "h100-sxm": 0.92, "h200-sxm": 1.05, "b200-sxm": 1.17, "b200-gb200": 1.12, "b300-sxm": 1.21,
-    "b300-gb300": 1.14,
+    "b300-gb300": 1.14, "mi300x": 0.63, "mi325x": 0.85, "mi350x": 0.87, "mi355x": 0.97,
 }  # fmt: skip
 """``kinds`` of the catalogue's accelerators: fitted offsets."""
 

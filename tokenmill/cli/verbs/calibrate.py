@@ -18,7 +18,7 @@ from tokenmill.cli.progress import bar
 from tokenmill.domain.errors import UsageError
 from tokenmill.twin.accuracy import Score, scores
 from tokenmill.twin.bench_rows import Serving, ServingRow, read_serving
-from tokenmill.twin.fit import FITS, Foretold, fit_profile
+from tokenmill.twin.fit import Foretold, fit_profile
 from tokenmill.twin.profiles import Profile, profile, to_json
 
 app = typer.Typer(add_completion=False)
@@ -89,7 +89,7 @@ def _joined(read: Sequence[Serving]) -> Serving:
 
 def _fit(measured: Sequence[ServingRow], source: str, *, fresh: bool) -> tuple[Profile, list[Foretold]]:
     with bar("fit and cross-validation") as progress:
-        return fit_profile(measured, source, None if fresh else profile(), lambda done: progress(done, FITS))
+        return fit_profile(measured, source, None if fresh else profile(), progress)
 
 
 def _plain(read: Serving, foretold: list[Foretold], made: Profile) -> dict[str, object]:

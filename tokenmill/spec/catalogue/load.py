@@ -83,16 +83,23 @@ def accelerator_named(device: str) -> AcceleratorType | None:
     """The type of what a driver calls ``device``, such as "NVIDIA H100 80GB HBM3", or None.
 
     The same chip has other clocks in a rack ("NVIDIA GB200") than on a board ("NVIDIA B200"), and its own id.
+    A type that states its ``device`` has that name and no other: "NVIDIA L40" is not an L40S.
     """
+    known = catalogue().accelerators
+    named = [kind for kind in known.values() if kind.device.lower() == device.lower()]
+    if named:
+        return named[0]
     words = set(device.lower().replace("-", " ").split())
     board = "pcie" if "pcie" in words else "sxm"
     found = []
-    for kind in catalogue().accelerators.values():
+    for kind in known.values():
+        if kind.device:
+            continue
         chip, *rest = kind.id.split("-")
         in_rack = any(part.startswith("gb") and part in words for part in rest)
         if in_rack or chip in words:
             found.append((not in_rack, board not in rest, len(kind.id), kind.id))
-    return catalogue().accelerators[min(found)[-1]] if found else None
+    return known[min(found)[-1]] if found else None
 
 
 @cache

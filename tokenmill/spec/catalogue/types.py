@@ -7,13 +7,18 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class AcceleratorType:
-    """Dense peak rates in TFLOP/s, 0 where the part has no such mode; nothing computes with ``sparse_*``."""
+    """Dense peak rates in TFLOP/s, 0 where the part has no such mode; nothing computes with ``sparse_*``.
+
+    ``device`` is the name that its driver reports, where the words of ``id`` do not tell it from a kin.
+    """
 
     id: str
     name: str
     memory_gb: int
     memory_gb_s: float
     source: str
+    vendor: str = "NVIDIA"
+    device: str = ""
     tflops_bf16: float = 0
     tflops_fp8: float = 0
     tflops_fp4: float = 0
