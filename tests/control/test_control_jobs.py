@@ -49,6 +49,8 @@ def test_retries_back_off_then_fail(floor: Mill) -> None:
         assert floor.of(StartJob) == []
         floor.wait(0.01)
         assert floor.of(StartJob)[0].attempt == attempt + 1
+        floor.tell(ev.JobStarted, "j", attempt + 1)
+        assert why(floor.state, "j", floor.now).reasons[0] == "before: crashed", "what runs says why again"
         assert floor.state.jobs["j"].reason == "before: crashed", "a person sees why it runs again"
     floor.tell(ev.JobExited, "j", 1, 0)
     assert floor.asked == (), "an old attempt's echo is not this attempt's end"

@@ -19,11 +19,13 @@ from pathlib import Path
 import pytest
 
 from tokenmill.domain.errors import ConflictError, ResourceError
-from tokenmill.floor import procfs
+from tokenmill.floor import controller, procfs
 from tokenmill.floor.energy import CpuModel, EnergyMeter
+from tokenmill.floor.lock import held, read_controller
 from tokenmill.floor.process import UNKNOWN_CODE, Order, describe
 from tokenmill.floor.processes import Supervisor
 from tokenmill.floor.records import Records
+from tokenmill.spec.paths import Paths
 
 pytestmark = pytest.mark.live
 
@@ -246,3 +248,35 @@ def test_describe() -> None:
     assert describe(0) == "exited with code 0"
     assert describe(-15) == "killed by SIGTERM"
     assert "out of memory" in describe(-9)
+
+
+DIES_SLOWLY = """
+import ctypes, os, signal, sys, threading, time
+from pathlib import Path
+from tokenmill.floor import procfs
+from tokenmill.floor.lock import ControllerFile, DirectoryLock, write_controller
+from tokenmill.spec.paths import Paths
+paths = Paths(Path(sys.argv[1]))
+DirectoryLock(paths).take()
+lasts = threading.Thread(target=lambda: (asked.wait(), time.sleep(1.0), os._exit(0)))
+asked = threading.Event()
+lasts.start()
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+paths.run.mkdir(parents=True, exist_ok=True)
+write_controller(paths, ControllerFile(os.getpid(), procfs.stat(os.getpid()).start_time, 1, "", "", ""))
+signal.sigwait({signal.SIGTERM})
+asked.set()
+ctypes.CDLL(None).pthread_exit(None)  # the first thread ends, the process counts as dead, the lock is held
+"""
+
+
+def test_a_controller_whose_first_thread_ended_is_waited_for(tmp_path: Path) -> None:
+    paths = Paths(tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", DIES_SLOWLY, str(tmp_path)])
+    try:
+        asyncio.run(until(lambda: (found := read_controller(paths)) is not None and found.lives()))
+        assert controller.stop(paths, 20.0)
+        assert not held(paths)
+        assert process.wait(5) == 0, "it was not killed"
+    finally:
+        process.kill()

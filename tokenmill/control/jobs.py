@@ -117,6 +117,7 @@ def started(state: State, event: JobStarted) -> State:
         job.started_us,
         attempt=job.attempt,
         ripe=job.ripe,
+        reason=job.reason,
         checkpoints=job.checkpoints,
     )
     return with_jobs(state, state.jobs.set(job.id, running))

@@ -30,6 +30,7 @@ from tokenmill.spec.node_paths import NodePaths, node_names
 from tokenmill.spec.paths import Paths
 from tokenmill.spec.settings import Settings
 
+KILLED_S = 10.0  # within which the kernel lets go of what a killed process held
 POLL_S = 0.05
 
 
@@ -130,13 +131,25 @@ def stop(paths: Paths, timeout_s: float = 90.0) -> bool:
         return clean_stop_without_controller(paths) > 0
     with contextlib.suppress(ProcessLookupError):
         os.kill(found.pid, signal.SIGTERM)
-    deadline = time.monotonic() + timeout_s
-    while found.lives() and time.monotonic() < deadline:
-        time.sleep(POLL_S)
-    if found.lives():
+    if not _ended(paths, found, timeout_s):
         procfs.kill(found.pid, lambda s: s.start_time == found.start_time)
+        _ended(paths, found, KILLED_S)
     clean_stop_without_controller(paths)
     return True
+
+
+def _ended(paths: Paths, found: ControllerFile, timeout_s: float) -> bool:
+    """Wait until a controller is gone with all its threads: Ray's end later than the first one, after which
+    the process counts as dead, and hold the directory's lock until then.
+    """
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if not found.lives():
+            now = read_controller(paths)
+            if not held(paths) or (now is not None and now.pid != found.pid):
+                return True
+        time.sleep(POLL_S)
+    return False
 
 
 def clean_stop_without_controller(paths: Paths) -> int:
