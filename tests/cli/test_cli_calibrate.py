@@ -53,6 +53,20 @@ def test_a_wrong_row_is_named_and_an_unknown_model_is_left_out_when_asked(tmp_pa
     assert "mine.csv:20: model_path is 'someone/new'" in refused.output.replace("\n", "")
     said = json.loads(run(rows, "--skip-unknown", "--json").stdout)
     assert said["unknown"] == {"someone/new": 1}
+    assert said["coverage"] == round(18 / 19, 4)
+    assert "94.7% of the rows" in run(rows, "--skip-unknown").stdout
+
+
+def test_a_profile_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+    rows, out = table(tmp_path / "mine.csv"), tmp_path / "mine.json"
+    out.write_text("the one before")
+
+    def fails(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.fsync", fails)
+    assert run(rows, "--out", out).exit_code != 0
+    assert out.read_text() == "the one before"
 
 
 def test_without_rows_or_a_folder_to_write_to_it_says_what_to_do(tmp_path, monkeypatch):

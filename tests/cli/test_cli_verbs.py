@@ -20,6 +20,7 @@ from tokenmill.cli.verbs.status import nodes
 from tokenmill.domain.errors import EngineError, GateRejectedError, RunFailedError
 from tokenmill.domain.factory import Capture
 from tokenmill.spec.capture_files import CaptureFiles, user_digest
+from tokenmill.twin.profiles import profile, to_json
 
 
 def test_init_writes_once(shell: Any) -> None:
@@ -154,6 +155,10 @@ def test_plan_apply_and_stale(factory: Any, bed: Bed, tmp_path: Path) -> None:
     assert "~ deployment smol" in found.stdout
     assert "TTFT p50/p99" in found.stdout
     assert "factory" not in factory.json("plan")
+    (tmp_path / "mine.json").write_text(to_json(profile()))
+    assert factory.json("plan", "--profile", str(tmp_path / "mine.json"))["running"]
+    (tmp_path / "mine.json").write_text("{}")
+    assert "no fitted profile" in factory("plan", "--profile", str(tmp_path / "mine.json"), code=10).stderr
     factory("apply", code=2)
     assert factory.json("apply", "plan.json", "-y")["version"] == 2
     assert "Plan again" in factory("apply", "plan.json", "-y", code=5).stderr

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ pytest.importorskip("numpy", reason="the twin's core needs the extra [twin]")
 from typer.testing import CliRunner
 
 from tokenmill.cli.app import app
+from tokenmill.twin.profiles import profile, to_json
 
 FACTORY = """kind: factory
 name: small
@@ -290,6 +293,44 @@ def test_a_sweep_of_what_is_not_there_is_refused(folder, sweep, code, said):
     assert result.exit_code == code, result.output
     if code == 2:
         assert said in json.loads(result.stdout)["error"]["message"]
+
+
+def slower(folder, factor):
+    """A profile file by which every engine takes ``factor`` times as long."""
+    known = profile()
+    base = {**known.base, "scale": known.base["scale"] + math.log(factor)}
+    path = folder / f"slower-{factor}.json"
+    path.write_text(to_json(replace(known, base=base, source="my rows")))
+    return str(path)
+
+
+def test_a_profile_of_ones_own_rows_answers_for_the_engines(folder):
+    shipped, mine = (
+        json.loads(call("--traffic", "noon.yaml", "--duration", "2m", "--json", *more).stdout)
+        for more in ((), ("--profile", slower(folder, 3)))
+    )
+    before, after = (one["services"][0]["tpot_p50_ms"]["value"] for one in (shipped, mine))
+    assert after > 2.5 * before
+    assert any("fitted to my rows" in said for said in mine["assumptions"])
+    assert not any("fitted to" in said for said in shipped["assumptions"])
+    changed, same = (
+        json.loads(call("--json", *more).stdout)["forecast"]["deployments"][0]["tpot_p50_ms"]["value"]
+        for more in (("--profile", slower(folder, 3)), ())
+    )
+    assert changed > 2.5 * same
+    for text in ("{}", None):
+        path = folder / "broken.json"
+        path.unlink(missing_ok=True) if text is None else path.write_text(text)
+        refused = call("--traffic", "noon.yaml", "--profile", "broken.json", "--json")
+        assert refused.exit_code == 10, refused.output
+        assert "broken.json" in json.loads(refused.stdout)["error"]["message"]
+
+
+def test_a_sweep_under_another_profile_is_done_anew(folder):
+    sweep = (*SWEEP, "--sweep", "deployment.chat.slots=8")
+    [one] = json.loads(call(*sweep).stdout)["points"]
+    [other] = json.loads(call(*sweep, "--profile", slower(folder, 3)).stdout)["points"]
+    assert other["services"][0]["tpot_p50_ms"]["value"] > one["services"][0]["tpot_p50_ms"]["value"]
 
 
 def test_what_needs_traffic_says_so(folder):

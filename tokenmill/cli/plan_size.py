@@ -9,14 +9,14 @@ from typing import Any
 from rich.markup import escape
 
 from tokenmill.cli.output import add_rows, print_json, stdout, table
-from tokenmill.twin.profiles import Profile, from_json, profile
+from tokenmill.twin.profiles import Profile, read_profile
 from tokenmill.twin.size import Answer, Question, answers
 from tokenmill.twin.size_question import racks_of
 
 
 def show_size(question: Question, racks: list[str], fitted: Path | None, *, as_json: bool) -> None:
     """Print the answers, cheapest first."""
-    used = from_json(fitted.read_text(encoding="utf-8"), str(fitted)) if fitted else profile()
+    used = read_profile(fitted)
     found = answers(question, racks_of(racks, question.engine), used)
     if as_json:
         print_json({"answers": [plain(one) for one in found], "profile": used.source})

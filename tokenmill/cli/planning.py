@@ -24,6 +24,7 @@ from tokenmill.spec.traffic import TargetFields, Traffic, load_traffic, of_trace
 from tokenmill.twin.day_page import error, service_row, to_html
 from tokenmill.twin.outlook import Outlook
 from tokenmill.twin.plots import short
+from tokenmill.twin.profiles import read_profile
 from tokenmill.twin.question import ask
 from tokenmill.twin.rehearse_day import rehearse_day
 
@@ -42,6 +43,7 @@ class Asked:
     slo: str | None = None
     deployment: str | None = None
     duration: str | None = None
+    profile: Path | None = None
 
     def load(self, overrides: Sequence[Override] = ()) -> tuple[Factory, Traffic]:
         """Both files. Raises ``SpecError`` with every problem."""
@@ -91,7 +93,7 @@ def outlook_of(
     asked: Asked, overrides: Sequence[Override], progress: Callable[[float, float], None]
 ) -> Outlook:
     factory, traffic = asked.load(overrides)
-    return rehearse_day(ask(factory, traffic, asked.seed), asked.seed, progress)
+    return rehearse_day(ask(factory, traffic, asked.seed, read_profile(asked.profile)), asked.seed, progress)
 
 
 def plan_traffic(asked: Asked, report: Path | None, *, as_json: bool) -> None:

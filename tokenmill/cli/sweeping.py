@@ -22,6 +22,7 @@ from tokenmill.domain.units import format_money
 from tokenmill.spec.override import Override
 from tokenmill.twin.outlook import Outlook
 from tokenmill.twin.plots import short
+from tokenmill.twin.profiles import read_profile, to_json
 
 MOST_POINTS = 10_000
 
@@ -95,7 +96,8 @@ def _key(asked: Asked, point: Sequence[Override]) -> str:
         (traffic.file.parent / stream.trace).read_bytes().hex() if stream.trace else ""
         for stream in traffic.model.streams
     ]
-    return digest_of((to_plain(factory), traffic.model.model_dump(mode="json"), asked.seed, traces))
+    known = to_json(read_profile(asked.profile))
+    return digest_of((to_plain(factory), traffic.model.model_dump(mode="json"), asked.seed, traces, known))
 
 
 def _row(point: Sequence[Override], found: Outlook) -> dict[str, Any]:

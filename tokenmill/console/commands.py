@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import re
 import secrets
 from collections.abc import Iterable
@@ -23,6 +24,7 @@ from tokenmill.domain.errors import NotFoundError, UsageError
 from tokenmill.domain.factory import Factory
 from tokenmill.domain.outcomes import Outcomes
 from tokenmill.domain.work import Alias, JobSpec, Key, Tuning
+from tokenmill.twin.profiles import from_json
 
 SCOPES = ("inference", "admin")
 
@@ -137,11 +139,15 @@ class Commands:
         return {"lease": lease, "released": True}
 
     def plan(self, body: dict[str, Any]) -> dict[str, Any]:
-        """What applying this factory would change, and what the twin says would come of it."""
+        """What applying this factory would change, and what the twin says would come of it.
+
+        A ``profile`` is what ``tokenmill calibrate`` writes into a file.
+        """
         factory = from_plain(body.get("factory"), Factory)
         state = self.context.state
         shown: dict[str, Any] = to_plain(diff(state, factory))
-        shown["forecast"] = dict(self.context.forecast(state, factory))
+        known = from_json(json.dumps(body["profile"]), "the request's profile") if "profile" in body else None
+        shown["forecast"] = dict(self.context.forecast(state, factory, known))
         return shown
 
     async def apply(self, body: dict[str, Any], by: str) -> dict[str, Any]:

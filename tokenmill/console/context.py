@@ -26,6 +26,7 @@ from tokenmill.floor.load import read_states
 from tokenmill.spec.paths import Paths
 from tokenmill.spec.settings import Settings
 from tokenmill.store.tenancy import BatchRecords, FileRecords
+from tokenmill.twin.profiles import Profile
 from tokenmill.twin.rehearse import rehearse_plain
 
 SAMPLES = 150  # of the throughput ring buffer
@@ -118,7 +119,7 @@ class ApiContext:
     now_us: Callable[[], int]
     started_us: int
     stop: Callable[[], None]
-    forecast: Callable[[State, Factory], Mapping[str, Any]] = rehearse_plain
+    forecast: Callable[[State, Factory, Profile | None], Mapping[str, Any]] = rehearse_plain
     pid: int = field(default_factory=os.getpid)
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=SAMPLES))
     shelf: FileShelf = field(init=False)

@@ -1,4 +1,4 @@
-"""Writing a file of the data directory so that nobody ever sees half of it."""
+"""Writing a file so that nobody ever sees half of it."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from tokenmill.twin.capacity import need_fit
 from tokenmill.twin.configuration import Configuration
 from tokenmill.twin.iteration import Efficiency, Work, parts, touched_experts, work_of
 from tokenmill.twin.power_model import COMPUTE_SHARE, MEMORY_SHARE, RUNNING_SHARE, SERVER_LOSS
-from tokenmill.twin.profiles import Profile, names_of, profile
+from tokenmill.twin.profiles import Profile, names_of
 from tokenmill.twin.step_table import EngineRules, StepTable
 
 CLOCKS = (1.0, 0.9, 0.8, 0.7)
@@ -30,14 +30,13 @@ class Basis:
     text: str
 
 
-def tables(asked: Configuration, *, prefix_cache: bool = False) -> list[StepTable]:
+def tables(asked: Configuration, known: Profile, *, prefix_cache: bool = False) -> list[StepTable]:
     """The engine at falling clocks. Raises ``DataError`` that says what would fit if the layout does not."""
-    return [_table(asked, clock, prefix_cache) for clock in CLOCKS]
+    return [_table(asked, known, clock, prefix_cache) for clock in CLOCKS]
 
 
-def basis(asked: Configuration, known: Profile | None = None) -> Basis:
+def basis(asked: Configuration, known: Profile) -> Basis:
     """The stated error of a configuration, and whether its accelerator and model were measured at all."""
-    known = known or profile()
     kind = "moe" if asked.model.experts else "dense"
     engine, chip, model = asked.engine.id.rpartition("-")[0], asked.accelerator, asked.model.id
     measured = known.measured(engine, chip.id, kind)
@@ -54,9 +53,9 @@ def basis(asked: Configuration, known: Profile | None = None) -> Basis:
     return Basis(ttft, tpot, text)
 
 
-def arrival_s(asked: Configuration) -> float:
+def arrival_s(asked: Configuration, known: Profile) -> float:
     """Seconds of a request outside of iterations up to its first token: parsing, the way there and back."""
-    return float(profile().protocol(_names(asked)).arrival_s)
+    return float(known.protocol(_names(asked)).arrival_s)
 
 
 def _names(asked: Configuration) -> tuple[str, ...]:
@@ -64,11 +63,11 @@ def _names(asked: Configuration) -> tuple[str, ...]:
     return names_of(engine, version, asked.accelerator.id, asked.precision, asked.model.id)
 
 
-def _table(asked: Configuration, clock: float, prefix_cache: bool) -> StepTable:
+def _table(asked: Configuration, known: Profile, clock: float, prefix_cache: bool) -> StepTable:
     layout, engine = asked.layout, asked.engine
     fit = need_fit(asked.model, asked.accelerator, layout, asked.precision, asked.context)
     work = _clocked(work_of(asked.model, asked.accelerator, layout, asked.precision), clock)
-    efficiency = profile().efficiency(_names(asked))
+    efficiency = known.efficiency(_names(asked))
     rules = EngineRules(
         mixed=engine.mixed,
         token_budget=max(engine.token_budget, asked.slots + 1),

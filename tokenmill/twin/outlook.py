@@ -16,6 +16,7 @@ from tokenmill.twin.day_series import Minute
 from tokenmill.twin.engine_tables import basis
 from tokenmill.twin.factory_day import FactoryDay
 from tokenmill.twin.forecast import Estimate
+from tokenmill.twin.profiles import profile
 from tokenmill.twin.question import Question
 from tokenmill.twin.recipe import Lengths, rate
 
@@ -151,7 +152,7 @@ def outlook(asked: Question, day: FactoryDay, seed: int, seconds: float) -> Outl
 
 def _service(asked: Question, day: FactoryDay, alias: int, seconds: float) -> ServiceOutlook:
     service, deployment = asked.services[alias], asked.factory.deployments[alias]
-    floor, rests = day.fleet.floor, basis(service.asked)
+    floor, rests = day.fleet.floor, basis(service.asked, asked.profile)
     ended, made, good_tokens, late, slow = (int(value) for value in floor.served[alias])
     minutes = [row.aliases[alias] for row in day.series]
     ready = [minute.ready for minute in minutes] or [deployment.replicas]
@@ -272,6 +273,8 @@ def _assumptions(asked: Question, day: FactoryDay) -> tuple[str, ...]:
         "Starting and loading times, repair times and rates of shared parts are assumed.",
         "Cost counts all accelerators of the factory all the time, whether they serve, train or wait.",
     ]
+    if asked.profile.source != profile().source:
+        said.append(f"Engines are foretold by a profile fitted to {asked.profile.source}.")
     if asked.left_out:
         said.append(f"Without traffic, and left out: {', '.join(asked.left_out)}.")
     if len(asked.factory.sites) > 1:

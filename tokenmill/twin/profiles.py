@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 
 from tokenmill.domain.errors import DataError
 from tokenmill.spec.catalogue import catalogue
@@ -117,6 +118,17 @@ def from_json(text: str, name: str) -> Profile:
         what = f"lacks {', '.join(missing)}" if missing else "has a value that is not finite"
         raise DataError(f"{name} {what}", expected=WRITTEN_BY)
     return made
+
+
+def read_profile(path: Path | None) -> Profile:
+    """The one that ``tokenmill calibrate`` wrote into a file, the shipped one for None."""
+    if path is None:
+        return profile()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}", expected=WRITTEN_BY) from None
+    return from_json(text, str(path))
 
 
 @cache

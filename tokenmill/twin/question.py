@@ -19,6 +19,7 @@ from tokenmill.twin.demand import Demand
 from tokenmill.twin.engine_tables import arrival_s
 from tokenmill.twin.factory_day import Arrivals
 from tokenmill.twin.floor_arrays import Array
+from tokenmill.twin.profiles import Profile
 from tokenmill.twin.replay import Replay, at_rate, read_trace
 from tokenmill.twin.traffic import Lengths
 
@@ -44,12 +45,14 @@ class Question:
     arrivals: tuple[Arrivals, ...]
     units: Array | None
     left_out: tuple[str, ...]
+    profile: Profile
 
 
-def ask(factory: Factory, traffic: Traffic, seed: int) -> Question:
+def ask(factory: Factory, traffic: Traffic, seed: int, fitted: Profile) -> Question:
     """The question that factory and traffic put together; deployments without traffic are left out.
 
-    Raises ``SpecError`` with every missing or unknown part; a broken trace raises ``DataError``.
+    ``fitted`` answers for the engines. Raises ``SpecError`` with every missing or unknown part; a broken
+    trace raises ``DataError``.
     """
     streams = traffic.model.streams
     named = {stream.deployment for stream in streams}
@@ -84,13 +87,13 @@ def ask(factory: Factory, traffic: Traffic, seed: int) -> Question:
             units.append(one.units)
         arrivals.append(one)
         prefixes = bool(stream.sessions) or (isinstance(one, Replay) and len(one.units) > 1)
-        services.setdefault(alias, Service(asked, targets, prefixes, arrival_s(asked)))
+        services.setdefault(alias, Service(asked, targets, prefixes, arrival_s(asked, fitted)))
     if problems:
         raise SpecError(tuple(problems))
     return Question(
         factory, traffic.model, tuple(services[alias] for alias in sorted(services)), tuple(arrivals),
         np.concatenate(units) if any(one.prefixes for one in services.values()) and units else None,
-        left_out,
+        left_out, fitted,
     )  # fmt: skip
 
 

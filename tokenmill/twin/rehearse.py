@@ -23,7 +23,7 @@ from tokenmill.twin.forecast import DeploymentForecast, Estimate, Forecast, quan
 from tokenmill.twin.iteration import Layout, work_of
 from tokenmill.twin.load import AliasLoad, alias_load, probe, run_load
 from tokenmill.twin.power_model import PowerModel, site_w
-from tokenmill.twin.profiles import names_of, profile
+from tokenmill.twin.profiles import Profile, names_of, profile
 from tokenmill.twin.report import to_json
 from tokenmill.twin.traffic import Arrival
 from tokenmill.twin.world import Timings, World
@@ -60,17 +60,19 @@ def rehearse(
     now_us: int = 0,
     machine: Node = DEFAULT_MACHINE,
     timings: Timings = Timings(),  # noqa: B008
+    known: Profile | None = None,
 ) -> Forecast:
     """What becomes of ``factory`` when it is applied to ``state``, under ``traffic`` (None: a stated probe).
 
     ``now_us`` is when the change would be applied; 0 is right after the last that the state knows of.
+    ``known`` answers for engines on accelerators, the shipped profile when None.
     ``machine`` stands for this machine where neither the state nor the factory has nodes.
     """
     now_us = now_us or _latest_us(state)
     world = _apply(state, factory, now_us, machine, timings)  # 1 the change, in virtual time
     wanted = _wanted(world.state)
     converged = not _behind(world.state)
-    modelled = {d.name: _modelled(world.state, d, wanted) for d in factory.deployments}
+    modelled = {d.name: _modelled(world.state, d, wanted, known or profile()) for d in factory.deployments}
     loads = _loads(world, factory, modelled)  # 2 the engines behind each alias
     arrivals = tuple(sorted(traffic)) if traffic is not None else probe(list(loads.values()), seed)
     duration_s = run_load(loads, arrivals, seed)  # 3 the traffic
@@ -111,9 +113,9 @@ def _apply(state: State, factory: Factory, now_us: int, machine: Node, timings: 
     return world
 
 
-def rehearse_plain(state: State, factory: Factory) -> dict[str, Any]:
+def rehearse_plain(state: State, factory: Factory, known: Profile | None = None) -> dict[str, Any]:
     """The same as plain values, under the stated probe: what ``plan`` shows."""
-    return to_json(rehearse(state, factory))
+    return to_json(rehearse(state, factory, known=known))
 
 
 def _latest_us(state: State) -> int:
@@ -165,7 +167,7 @@ def _import_reason(state: State, deployment: Deployment) -> str:
     return known.error
 
 
-def _modelled(state: State, deployment: Deployment, sharing: dict[str, int]) -> Modelled:
+def _modelled(state: State, deployment: Deployment, sharing: dict[str, int], known: Profile) -> Modelled:
     """The engine model of a deployment on the nodes where its replicas stand."""
     name = deployment.model or next((x.base for x in state.factory.lines if x.name == deployment.line), "")
     model = next((m for m in state.factory.models if m.name == name), None)
@@ -192,7 +194,7 @@ def _modelled(state: State, deployment: Deployment, sharing: dict[str, int]) -> 
     layout = Layout(tensor=width, expert_tensor=width)
     names = names_of(deployment.engine, "", kind, "bf16", shape.id)
     work = work_of(shape, accelerator, layout, "bf16")
-    return Modelled(RooflineModel(work, profile().efficiency(names)))
+    return Modelled(RooflineModel(work, known.efficiency(names)))
 
 
 def _loads(world: World, factory: Factory, modelled: dict[str, Modelled]) -> dict[str, AliasLoad]:

@@ -61,7 +61,7 @@ def make_day(asked: Question, seed: int) -> FactoryDay:
             expected="racks or nodes of the catalogue in a site document",
             fix="racks: {type: gb300-nvl72, count: 8}",
         )
-    engines = [tables(one.asked, prefix_cache=one.prefixes) for one in asked.services]
+    engines = [tables(one.asked, asked.profile, prefix_cache=one.prefixes) for one in asked.services]
     weights = max(engine_bytes(asked) or [0.0])
     horizon_us = round(traffic.duration)
     return FactoryDay(

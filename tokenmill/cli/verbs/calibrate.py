@@ -16,6 +16,7 @@ from tokenmill.cli.options import AsJson
 from tokenmill.cli.output import add_rows, examples, print_json, stdout, table
 from tokenmill.cli.progress import bar
 from tokenmill.domain.errors import UsageError
+from tokenmill.spec.files import write_atomically
 from tokenmill.twin.accuracy import Score, scores
 from tokenmill.twin.bench_rows import Serving, ServingRow, read_serving
 from tokenmill.twin.fit import Foretold, fit_profile
@@ -62,7 +63,7 @@ def calibrate(
     read = _joined([read_serving(path, skip_unknown=lenient) for path in paths])
     made, foretold = _fit(read.rows, ", ".join(path.name for path in paths), fresh=fresh)
     if out is not None:
-        out.write_text(to_json(made), encoding="utf-8")
+        write_atomically(out, to_json(made).encode())
     if as_json:
         print_json(_plain(read, foretold, made))
     else:
@@ -98,6 +99,7 @@ def _plain(read: Serving, foretold: list[Foretold], made: Profile) -> dict[str, 
         "rows": len(foretold),
         "unstated": read.unstated,
         "unknown": dict(read.unknown),
+        "coverage": round(read.coverage, 4),
         "scores": [asdict(score) for score in scores(foretold)],
     }
 
@@ -124,8 +126,9 @@ def _show(read: Serving, found: list[Score], out: Path | None) -> None:
             f"{read.unstated:,} rows lack a batch size or worker counts: no model could answer them."
         )
     if read.unknown:
-        console.print(f"Left out, not in the catalogue: {escape(', '.join(sorted(read.unknown)))}")
-    if out is not None:
         console.print(
-            f"Written: {escape(str(out))}. Use it: tokenmill plan --size --profile {escape(str(out))}"
+            f"{read.coverage:.1%} of the rows that state a configuration are answered. Left out, not in the "
+            f"catalogue: {escape(', '.join(sorted(read.unknown)))}"
         )
+    if out is not None:
+        console.print(f"Written: {escape(str(out))}. Use it: tokenmill plan --profile {escape(str(out))}")

@@ -22,7 +22,9 @@ from tokenmill.domain.codec import from_plain, to_plain
 from tokenmill.domain.errors import MissingExtraError, UsageError
 from tokenmill.domain.factory import Factory
 from tokenmill.spec.factory_file import load
+from tokenmill.spec.files import write_atomically
 from tokenmill.twin.forecast import Forecast
+from tokenmill.twin.profiles import read_profile
 from tokenmill.twin.rehearse import rehearse_plain
 from tokenmill.twin.report import to_text
 from tokenmill.twin.size_question import question_of
@@ -77,7 +79,7 @@ def plan(
     target: Annotated[str | None, typer.Option(help="With --size: output tokens, as 2M tok/s.")] = None,
     rack: Annotated[list[str] | None, typer.Option(help="With --size: only this type; repeatable.")] = None,
     engine: Annotated[str, typer.Option(help="With --size: trtllm, vllm or sglang.")] = "trtllm",
-    profile: Annotated[Path | None, typer.Option(help="With --size: what calibrate wrote.")] = None,
+    profile: Annotated[Path | None, typer.Option(help="What calibrate wrote, for forecasts of it.")] = None,
 ) -> None:
     """Show what a factory file would change, rehearsed on the twin. Changes nothing.
 
@@ -92,10 +94,10 @@ def plan(
     place = locate(directory, factory or file)
     if traffic is None:
         _refuse_without_traffic(report=report, sweep=sweep, slo=slo)
-        _plan_change(place, out, as_json=as_json)
+        _plan_change(place, out, profile, as_json=as_json)
         return
     planning = _with_twin("planning")
-    asked = planning.Asked(place.need_file(), traffic, seed, slo, deployment, duration)
+    asked = planning.Asked(place.need_file(), traffic, seed, slo, deployment, duration, profile)
     if sweep:
         kept = out or Path(f"{traffic.stem}.sweep.jsonl")
         _with_twin("sweeping").plan_sweep(asked, sweep, kept, as_json=as_json)
@@ -121,10 +123,10 @@ def _with_twin(module: str) -> Any:
         raise MissingExtraError("a rehearsal needs NumPy", fix="pip install 'tokenmill[twin]'") from error
 
 
-def _plan_change(place: Place, out: Path | None, *, as_json: bool) -> None:
-    made = make_plan(place, load([place.need_file()], os.environ))
+def _plan_change(place: Place, out: Path | None, fitted: Path | None, *, as_json: bool) -> None:
+    made = make_plan(place, load([place.need_file()], os.environ), fitted)
     if out is not None:
-        out.write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=1))
+        write_atomically(out, msgspec.json.format(msgspec.json.encode(made), indent=1))
     if as_json:
         print_json({name: value for name, value in made.items() if name != "factory"})
         return
@@ -134,19 +136,20 @@ def _plan_change(place: Place, out: Path | None, *, as_json: bool) -> None:
         console.print(f"Saved: tokenmill apply {out}")
 
 
-def make_plan(place: Place, factory: Factory) -> dict[str, Any]:
+def make_plan(place: Place, factory: Factory, fitted: Path | None = None) -> dict[str, Any]:
     """The plan from the running controller, or against an empty factory when none runs."""
-    plain = to_plain(factory)
+    plain, known = to_plain(factory), read_profile(fitted)
     with Client(place) as client:
         if place.settings.url or client.running():
-            shown = client.post("/api/plan", {"factory": plain}, timeout_s=300)
+            body = {"factory": plain} | ({"profile": to_plain(known)} if fitted else {})
+            shown = client.post("/api/plan", body, timeout_s=300)
             return {"format": FORMAT, "running": True, **shown, "factory": plain}
     shown = to_plain(diff(EMPTY, factory))
     return {
         "format": FORMAT,
         "running": False,
         **shown,
-        "forecast": rehearse_plain(EMPTY, factory),
+        "forecast": rehearse_plain(EMPTY, factory, known),
         "factory": plain,
     }
 
