@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from console_bed import Bed
+
+from tokenmill.spec.factory_file import template
 
 
 def error_of(answer: Any) -> dict[str, Any]:
@@ -20,6 +23,33 @@ def test_before_a_file_is_applied_it_says_so(bed: Bed) -> None:
     assert shown["spec_version"] == 0
     assert not shown["ready"]
     assert "no factory file has been applied yet" in shown["reasons"]
+
+
+def test_status_says_how_many_answers_kept_what_is_promised(tmp_path: Path) -> None:
+    text = template().replace(
+        "model: smollm2\nslots: 4", "model: smollm2\nslo: {ttft: 1s, attainment: 90%}\nslots: 4"
+    )
+    with Bed(tmp_path, text).opened() as bed:
+        bed.apply()
+
+        def objective(name: str = "smol") -> Any:
+            shown = bed.client.get("/api/status").json()["deployments"]
+            return next(d for d in shown if d["name"] == name)["objective"]
+
+        def answered(met: int, missed: int) -> None:
+            body = msgspec.json.decode(bed.paths.gateway_file().read_bytes())
+            body["deployments"] = {"smol": {"met": met, "missed": missed}}
+            bed.paths.gateway_file().write_bytes(msgspec.json.encode(body))
+
+        assert objective("desk") is None
+        assert (objective()["attainment_milli"], objective()["attained_milli"]) == (900, None)
+        answered(100, 0)
+        bed.until(lambda: "smol" in bed.runtime.stats["answers"])
+        answered(117, 3)
+        bed.until(lambda: objective()["attained_milli"] == 850)
+        assert "▼ 85.0 % in time, 90.0 % promised" in " ".join(
+            bed.client.get("/console/fragments/status").text.split()
+        )
 
 
 def test_status_shows_what_is_served(served: Bed) -> None:

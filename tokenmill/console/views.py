@@ -79,8 +79,9 @@ def _gateway_trouble(context: ApiContext) -> str:
 def deployment_views(context: ApiContext) -> list[dict[str, Any]]:
     state = context.state
     why = {alias.name: alias.reason for alias in state.table.aliases}
+    answers = context.runtime.stats.get("answers", {})
     return [
-        _deployment(state, deployment, why.get(deployment.name, ""))
+        _deployment(state, deployment, why.get(deployment.name, ""), answers.get(deployment.name, (0, 0)))
         for deployment in (*state.factory.deployments, *_own(state))
     ]
 
@@ -90,7 +91,9 @@ def _own(state: State) -> list[Deployment]:
     return [t.deployment for _, t in sorted(state.tunings.items()) if t.deployment.name in state.aliases]
 
 
-def _deployment(state: State, deployment: Deployment, reason: str) -> dict[str, Any]:
+def _deployment(
+    state: State, deployment: Deployment, reason: str, answers: tuple[int, int]
+) -> dict[str, Any]:
     alias = state.aliases.get(deployment.name)
     replicas = [
         replica
@@ -109,9 +112,18 @@ def _deployment(state: State, deployment: Deployment, reason: str) -> dict[str, 
         "promotion": promotion_view(alias) if alias else None,
         "wanted_replicas": wanted(deployment, state.scaling.get(deployment.name)),
         "ready_replicas": ready,
+        "objective": _objective(deployment, *answers),
         "replicas": [_replica(replica) for replica in replicas],
         "reason": "" if ready else reason,
     }
+
+
+def _objective(deployment: Deployment, met: int, missed: int) -> dict[str, Any] | None:
+    """What a deployment promises, and how many answers of the last minute kept it."""
+    if deployment.slo is None:
+        return None
+    milli = met * 1000 // (met + missed) if met + missed else None
+    return {**to_plain(deployment.slo), "met": met, "missed": missed, "attained_milli": milli}
 
 
 def _kind(state: State, deployment: Deployment) -> str:

@@ -46,6 +46,10 @@ class LoadWatch:
     _reported_us: dict[str, int] = field(default_factory=dict)
     _answers: dict[str, Answers] = field(default_factory=dict)
 
+    def answers(self) -> dict[str, tuple[int, int]]:
+        """By deployment: answers of the last minute that met its objective, and that missed it."""
+        return {name: (found.met, found.missed) for name, found in list(self._answers.items())}
+
     def look(self, now_us: int) -> list[LoadReported]:
         """Return what is new. Blocks for a moment; runs in a thread."""
         events = []

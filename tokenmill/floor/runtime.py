@@ -97,6 +97,7 @@ class Runtime:
             "troubles": dict(sorted(self.troubles.items())),
             "energy_source": account.source(),
             "watts": account.watts(),
+            "answers": self._load_watch.answers(),
         }
 
     async def submit(self, event: Event) -> None:

@@ -96,7 +96,8 @@ def _runs_on(shown: dict[str, Any], node: str) -> list[str]:
 
 
 def models(shown: dict[str, Any]) -> RenderableType:
-    made = table("Alias", "Serves", "Points at", "Replicas")
+    promises = any(deployment["objective"] for deployment in shown["deployments"])
+    made = table("Alias", "Serves", "Points at", "Replicas", *(("In time",) if promises else ()))
     rows = []
     for deployment in shown["deployments"]:
         serves = deployment["model"] or f"line {deployment['line']}"
@@ -108,9 +109,22 @@ def models(shown: dict[str, Any]) -> RenderableType:
                 serves,
                 targets or f"[dim]{escape(deployment['reason'] or '-')}[/dim]",
                 replicas or "[dim]none[/dim]",
+                *((_in_time(deployment["objective"]),) if promises else ()),
             )
         )
     return add_rows(made, rows, "no deployment")
+
+
+def _in_time(objective: dict[str, Any] | None) -> str:
+    """The share of the last minute's answers that kept what the deployment promises."""
+    if objective is None:
+        return ""
+    promised, attained = objective["attainment_milli"], objective["attained_milli"]
+    if attained is None:
+        return f"[dim]no answers, {promised / 10:g} % promised[/dim]"
+    sign = "[green]✓[/green]" if attained >= promised else "[yellow]▼[/yellow]"
+    answers = objective["met"] + objective["missed"]
+    return f"{sign} {attained / 10:g} % of {answers}, {promised / 10:g} % promised"
 
 
 def _replica(replica: dict[str, Any]) -> str:
