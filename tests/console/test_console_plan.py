@@ -1,4 +1,4 @@
-"""A plan under a profile that ``tokenmill calibrate`` wrote: the engines of the request, not of the server."""
+"""A plan under a profile that ``tokenmill calibrate`` wrote and the request carries."""
 
 from __future__ import annotations
 
