@@ -100,6 +100,20 @@ class PaperFloor:
         return [effect for effect in self.effects if isinstance(effect, kind)]
 
 
+class HastyFloor(PaperFloor):
+    """What it adopts has ended, and it says so while it is still told what is outstanding."""
+
+    told_of_end: asyncio.Task[None] | None = None
+
+    async def carry_out(self, effect: Effect) -> None:
+        await super().carry_out(effect)
+        if self.adopted and self.told_of_end is None:
+            assert self.report is not None
+            ended = JobExited(1_900_000_000_000_000, "job-1", 1, 0, None, "", WorkUsage())
+            self.told_of_end = asyncio.create_task(self.report(ended))
+            await asyncio.wait({self.told_of_end}, timeout=0.3)
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     opened = open_store(f"sqlite:///{tmp_path}/t.db")
@@ -110,9 +124,11 @@ def store(tmp_path: Path) -> Iterator[Store]:
 class Bench:
     """A runtime with a clock that only moves when it is read."""
 
-    def __init__(self, store: Store, folder: Path, **options: Any) -> None:
+    def __init__(
+        self, store: Store, folder: Path, floor: type[PaperFloor] = PaperFloor, **options: Any
+    ) -> None:
         self.now = 1_800_000_000_000_000
-        self.floor = PaperFloor(store)
+        self.floor = floor(store)
         books = Books(store.ledger, folder / "spool", Account())
         watch = LoadWatch(folder)
         options = {"holder": "test", **options}
@@ -174,6 +190,27 @@ def test_effects_come_after_their_events_and_a_restart_knows_everything(tmp_path
     assert [e.replica for e in again.floor.told(StartReplica)] == ["r-000001"]
     assert [e.job for e in again.floor.told(StartJob)] == ["job-1"]
     assert again.floor.told(PublishTable)
+
+
+def test_what_ended_meanwhile_is_not_started_again(tmp_path: Path, store: Store) -> None:
+    bench = Bench(store, tmp_path)
+
+    async def test() -> None:
+        await bench.floor.report(ModelImported(bench.clock(), Imported("smol", DIGEST, 5, "gguf")))
+        await bench.runtime.submit(submitted(bench))
+
+    lead(bench, test, applied())
+    again = Bench(store, tmp_path, HastyFloor)
+
+    async def ended() -> None:
+        assert isinstance(again.floor, HastyFloor)
+        assert again.floor.told_of_end is not None
+        await again.floor.told_of_end
+
+    lead(again, ended)
+    (exited,) = [seq for seq, event in store.journal.read() if isinstance(event, JobExited)]
+    started = zip(again.floor.effects, again.floor.journalled_at, strict=True)
+    assert [seq < exited for effect, seq in started if isinstance(effect, StartJob)] == [True]
 
 
 def test_a_refused_event_is_told_and_not_journalled(tmp_path: Path, store: Store) -> None:

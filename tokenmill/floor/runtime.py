@@ -72,6 +72,7 @@ class Runtime:
         self._options = options
         self._queue: asyncio.Queue[Item] = asyncio.Queue(options.queue_events)
         self._batch: list[Item] = []
+        self._acting = asyncio.Lock()
         self._timers: list[int] = []
         self._timer_set = asyncio.Event()
         self._stop = asyncio.Event()
@@ -169,8 +170,9 @@ class Runtime:
         if self.state.version:
             for event in self._inventory():
                 await self._report(event)
-        for effect in resume(self.state, self._now_us()):
-            await self._carry_out(effect)
+        async with self._acting:  # what was adopted may end now; it must not be started for a state gone by
+            for effect in resume(self.state, self._now_us()):
+                await self._carry_out(effect)
         for event in first:
             await self._report(event)
         self.ready.set()
@@ -216,7 +218,8 @@ class Runtime:
             batch = [await self._queue.get()]
             while len(batch) < BATCH and not self._queue.empty():
                 batch.append(self._queue.get_nowait())
-            await self._process(batch)
+            async with self._acting:
+                await self._process(batch)
 
     async def _process(self, batch: list[Item]) -> None:
         """Step through a batch, journal what changed in one transaction, then act."""
