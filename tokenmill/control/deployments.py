@@ -29,14 +29,19 @@ STARTED = (ReplicaStatus.STARTING, ReplicaStatus.READY)
 
 def same_engine(old: Deployment | None, new: Deployment) -> bool:
     """Whether a replica made from ``old`` serves as ``new`` asks, its release aside."""
-    return old is not None and (
-        old.engine,
-        old.context_tokens,
-        old.slots,
-        old.resources,
-        old.engine_args,
-        old.url,
-    ) == (new.engine, new.context_tokens, new.slots, new.resources, new.engine_args, new.url)
+    return old is new or (old is not None and _engine(old) == _engine(new))
+
+
+def _engine(deployment: Deployment) -> tuple[object, ...]:
+    """What an engine is started with."""
+    return (
+        deployment.engine,
+        deployment.context_tokens,
+        deployment.slots,
+        deployment.resources,
+        deployment.engine_args,
+        deployment.url,
+    )
 
 
 def follow_spec(draft: Draft, old: Factory, now_us: int) -> None:

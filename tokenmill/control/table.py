@@ -79,15 +79,16 @@ def _aliases(state: State, old: State | None) -> tuple[AliasEntry, ...]:
         for name in peer.aliases:
             peers.setdefault(name, []).append(peer)
     entries: list[AliasEntry] = []
-    own = (tuning.deployment for _, tuning in sorted(state.tunings.items()) if not tuning.dropped)
-    for deployment in (*state.factory.deployments, *own):
+    tuned = (tuning.deployment for _, tuning in sorted(state.tunings.items()) if not tuning.dropped)
+    for deployment in (*state.factory.deployments, *tuned):
         alias = state.aliases.get(deployment.name)
         if old is not None and alias is not None and _as_it_was(state, old, deployment, known):
             peers.pop(deployment.name, None)
             entries.append(known[deployment.name])
         elif alias is not None:
             away = tuple(_peer(peer, deployment.name) for peer in peers.pop(deployment.name, ()))
-            entries.append(_entry(state, deployment, alias, law, away))
+            own = _endpoints(state, deployment, law, old, known.get(deployment.name))
+            entries.append(_entry(state, deployment, alias, own, away))
     for name in sorted(peers):
         away = tuple(_peer(peer, name) for peer in peers[name])
         targets = tuple((endpoint.release, 1000 // len(away)) for endpoint in away)
@@ -109,25 +110,38 @@ def _as_it_was(state: State, old: State, deployment: Deployment, known: dict[str
         and old.aliases.get(name) is state.aliases[name]
         and old.index.deployments.get(name) is deployment
         and old.index.replicas_of.get(name, ()) == names
-        and all(old.replicas.get(one) is state.replicas[one] for one in names)
-        and (old.nodes is state.nodes or all(_same_place(old, state, one) for one in names))
+        and all(_stayed(state, old, one) for one in names)
     )
 
 
-def _same_place(old: State, state: State, replica: str) -> bool:
-    node = state.replicas[replica].node
-    was, now = old.nodes.get(node), state.nodes.get(node)
+def _stayed(state: State, old: State, name: str) -> bool:
+    """Whether a replica is what it was, on a node that stands where it stood."""
+    replica = state.replicas[name]
+    if old.replicas.get(name) is not replica:
+        return False
+    if old.nodes is state.nodes:
+        return True
+    was, now = old.nodes.get(replica.node), state.nodes.get(replica.node)
     return was is now or (was is not None and now is not None and was.node is now.node)
 
 
-def _entry(
-    state: State, deployment: Deployment, alias: Alias, law: dict[str, str], away: tuple[Endpoint, ...]
-) -> AliasEntry:
-    own: list[Endpoint] = []
+def _endpoints(
+    state: State, deployment: Deployment, law: dict[str, str], old: State | None, entry: AliasEntry | None
+) -> list[Endpoint]:
+    """Where its replicas answer; of those that stayed what they were, as ``entry`` has it."""
+    kept = {one.replica: one for one in entry.endpoints} if entry is not None else {}
+    found: list[Endpoint] = []
     for name in state.index.replicas_of.get(deployment.name, ()):
         replica = state.replicas[name]
         if replica.status in SHOWN and replica.address:
-            own.append(_endpoint(state, replica, law))
+            stays = old is not None and name in kept and _stayed(state, old, name)
+            found.append(kept[name] if stays else _endpoint(state, replica, law))
+    return found
+
+
+def _entry(
+    state: State, deployment: Deployment, alias: Alias, own: list[Endpoint], away: tuple[Endpoint, ...]
+) -> AliasEntry:
     serves = any(not endpoint.draining for endpoint in own)
     line = state.index.lines.get(deployment.line)
     base = deployment.model or (line.base if line else "")
