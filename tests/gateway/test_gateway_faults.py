@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import resource
 import signal
 import sqlite3
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +31,7 @@ from gateway_rig import (
     table_of,
     write_table,
 )
+from process_rig import gateway, port_of
 
 from tokenmill.domain.errors import StoreError
 from tokenmill.domain.factory import Deployment, Factory, Price
@@ -233,25 +231,6 @@ def test_a_slow_client_holds_its_own_stream_back_and_nothing_else(tmp_path: Path
             await books.balanced()
 
     run(work)
-
-
-def gateway(folder: Path) -> subprocess.Popen[bytes]:
-    names = {"table": "table.json", "spool": "spool/gateway-0.jsonl", "control": "c.sock", "state": "g.json"}
-    files = [part for name, file in names.items() for part in (f"--{name}", str(folder / file))]
-    with open(folder / "log", "ab") as log:
-        argv = [sys.executable, "-m", "tokenmill.gateway", *files, "--port", "0"]
-        return subprocess.Popen(argv, stderr=log)
-
-
-async def port_of(folder: Path, process: subprocess.Popen[bytes]) -> int:
-    for _ in range(600):
-        with contextlib.suppress(OSError, ValueError):
-            found = json.loads((folder / "g.json").read_text())
-            if found["pid"] == process.pid:
-                return int(found["port"])
-        assert process.poll() is None, (folder / "log").read_text()
-        await asyncio.sleep(0.05)
-    raise AssertionError("the gateway did not start")
 
 
 def test_a_gateway_killed_under_load_loses_nothing_that_was_finished(tmp_path: Path) -> None:

@@ -80,6 +80,8 @@ class Sink:
     def lost(self, reason: str) -> None:
         self.lost_for = reason
 
+    def ended(self) -> None: ...
+
     def again(self) -> None:
         raise AssertionError("nothing was reused")
 

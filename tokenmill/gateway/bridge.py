@@ -66,6 +66,7 @@ class Bridge:
         headers: bytes = b"",
     ) -> None:
         self.inner = replace(http, keep_alive=True, chunked_ok=False)
+        http.body = b""
         self._connection: ClientConnection | None = connection
         self._http = http
         self._replays = replays
@@ -99,7 +100,8 @@ class Bridge:
             if self._work is not None:
                 self._work.resume()  # nobody is slow any more
         elif self._work is not None:
-            self._work.client_gone()
+            work, self._work = self._work, None
+            work.client_gone()
 
     def pause(self) -> None:
         if self._work is not None:
@@ -140,6 +142,7 @@ class Bridge:
             headers += self._headers
             self._http.keep_alive = self._http.keep_alive and request.keep_alive
             self._connection.respond(self._http, status, body, headers=headers, content_type=content_type)
+        self._work = None  # the two would keep one another alive
 
     def head(self, request: HttpRequest, status: int, headers: bytes, length: int | None) -> bytes:
         self._status = status
@@ -192,11 +195,13 @@ class Bridge:
             if self._chunked:
                 self._connection.write(b"0\r\n\r\n")
             self._connection.finish(keep_alive and self._http.keep_alive)
+        self._work = None
 
     def abort(self) -> None:
         self._end_entry(well=False)
         if self._connection is not None:
             self._connection.abort()
+        self._work = None
 
     def _tell_bill(self) -> None:
         settled = self._work.settlement if self._work is not None else None

@@ -19,6 +19,7 @@ from tokenmill.gateway.message import PHRASES, HttpRequest, ambiguity
 from tokenmill.gateway.options import Options
 
 QUEUED_REQUESTS = 64  # pipelined ahead of the one being answered
+LINGER_S = 10.0  # for the rest of a body that was refused
 
 
 class Responder(Protocol):
@@ -66,10 +67,12 @@ class ClientConnection(asyncio.Protocol):
         self.peer = ""
         self.responder: Responder | None = None
         self.busy = False  # a request is being answered
+        self._answering = 0  # bytes of its body
         self.queue: deque[HttpRequest] = deque()
         self.since = loop.time()  # of the state it is in: idle, in headers, in body, stalled
         self.stalled = False
         self._refused = False
+        self._lingers = False  # refused, and reads on until the client has sent all
         self._held = False  # reading is paused because requests queue up
         self._parser = httptools.HttpRequestParser(self)
         self._begin()
@@ -85,6 +88,8 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
+            if self._lingers:
+                self._discard(data)
             return
         self._raw += len(data)
         if self._state == "body":
@@ -119,6 +124,8 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.edge.connections.discard(self)
         self._release()
+        self.edge.buffered -= self._answering
+        self._answering = 0
         for request in self.queue:
             self.edge.buffered -= len(request.body)
         self.queue.clear()
@@ -181,7 +188,7 @@ class ClientConnection(asyncio.Protocol):
         known = large and self.edge.known(names)
         self._limit = options.body_bytes if known else options.anonymous_body_bytes
         if length > self._limit:
-            self._refuse(ApiError(413, None, f"The body exceeds {self._limit} bytes."))
+            self._refuse(ApiError(413, None, f"The body exceeds {self._limit} bytes."), linger=True)
         elif names.get(b"expect", b"").lower() == b"100-continue" and not self.busy:
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -192,17 +199,19 @@ class ClientConnection(asyncio.Protocol):
         self.edge.buffered += len(data)
         self._body.append(data)
         if self._length > self._limit:
-            self._refuse(ApiError(413, None, f"The body exceeds {self._limit} bytes."))
+            self._refuse(ApiError(413, None, f"The body exceeds {self._limit} bytes."), linger=True)
         elif self.edge.buffered > self.edge.options.buffered_bytes:
             error = ApiError(503, "overloaded", "Too many request bodies are in memory.", retry_us=1_000_000)
-            self._refuse(error)
+            self._refuse(error, linger=True)
 
     def on_message_complete(self) -> None:
         if self._refused:
+            if self._lingers:
+                self.close()
             return
         parser = self._parser
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._body = []  # its bytes stay counted until the request has been dispatched
+        self._body = []  # its bytes stay counted until the request has been answered
         target = self._target
         path = target.partition(b"?")[0].decode("latin-1")
         self.queue.append(
@@ -226,8 +235,7 @@ class ClientConnection(asyncio.Protocol):
         """Hand the next queued request on; simple ones are answered within the loop."""
         while self.queue and not self.busy and not self._refused:
             request = self.queue.popleft()
-            self.edge.buffered -= len(request.body)
-            self.busy = True
+            self.busy, self._answering = True, len(request.body)
             responder = self.edge.dispatch(self, request)
             if responder is not None and self.busy:
                 self.responder = responder
@@ -279,6 +287,8 @@ class ClientConnection(asyncio.Protocol):
         """The current answer is complete."""
         self.responder = None
         self.busy = False
+        self.edge.buffered -= self._answering
+        self._answering = 0
         self.since = self.loop.time()
         if not keep_alive or self.edge.draining:
             self.close()
@@ -297,8 +307,12 @@ class ClientConnection(asyncio.Protocol):
         if self.transport is not None:
             self.transport.abort()
 
-    def _refuse(self, error: ApiError) -> None:
-        """Answer what is wrong with the bytes themselves, and close: what follows cannot be trusted."""
+    def _refuse(self, error: ApiError, *, linger: bool = False) -> None:
+        """Answer what is wrong with the bytes themselves, and close: what follows cannot be trusted.
+
+        ``linger``: the rest of a body is still under way. To close at once would reset the connection, and
+        most clients would see that and not the answer.
+        """
         if self._refused:
             return
         self._refused = True
@@ -311,8 +325,18 @@ class ClientConnection(asyncio.Protocol):
                 b"content-length: %d\r\nconnection: close\r\n\r\n%b"
                 % (error.status, PHRASES[error.status], error.headers, len(body), body)
             )
+            if linger:
+                self._lingers, self.since = True, self.loop.time()
+                return
         if self.transport is not None:
             self.transport.close()
+
+    def _discard(self, data: bytes) -> None:
+        """Look in the rest of a refused request for its end only."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.close()
 
     def _failed(self, error: BaseException | None) -> None:
         """A mistake of ours: report it, and close this connection only."""
@@ -330,6 +354,9 @@ class ClientConnection(asyncio.Protocol):
         waited = now - self.since
         if self.stalled:
             if waited > options.stalled_s:
+                self.abort()
+        elif self._lingers:
+            if waited > LINGER_S:
                 self.abort()
         elif self.busy or self._refused:
             return

@@ -216,8 +216,11 @@ class Exchange:
         elif code == "model_not_ready":
             gateway.asleep[settlement.alias] = gateway.asleep.get(settlement.alias, 0) + 1
         if self.model:
-            gateway.metrics.model(self.model).running -= 1
-            self._note_gaps()
+            metrics = gateway.metrics.model(self.model)
+            metrics.running -= 1
+            if self._ttft_s and self._relay is not None and self._relay.stream is not None:
+                spent_s = gateway.loop.time() - self.http.arrived_s - self._ttft_s
+                metrics.stream_ended(self._relay.stream.deltas, spent_s)
             gateway.metrics.promised(self._index().aliases.get(self.model), settlement, self._ttft_s)
 
     # -- to the engine
@@ -284,14 +287,6 @@ class Exchange:
         self._ttft_s = self.gateway.loop.time() - self.http.arrived_s
         self.gateway.metrics.model(self.model).ttft.observe(self._ttft_s)
 
-    def _note_gaps(self) -> None:
-        """The stream has ended: its gaps between tokens, all by their mean, which costs nothing per token."""
-        stream = self._relay.stream if self._relay is not None else None
-        if stream is not None and stream.deltas > 1 and self._ttft_s:
-            gaps = stream.deltas - 1
-            mean_s = (self.gateway.loop.time() - self.http.arrived_s - self._ttft_s) / gaps
-            self.gateway.metrics.model(self.model).token_gap.observe(mean_s, gaps)
-
     def complete(self, status: int, usage: TokenUsage) -> None:
         gateway = self.gateway
         if usage.counted_by != "engine":  # an engine that gives no usage object
@@ -308,8 +303,7 @@ class Exchange:
     def again(self) -> None:
         # The engine closed an idle connection just as it was reused; this says nothing of its health.
         self._fresh = True
-        endpoint = self.request.endpoint
-        if endpoint is not None:
+        if (endpoint := self.request.endpoint) is not None:
             self._send(endpoint)
 
     def lost(self, reason: str) -> None:
@@ -333,29 +327,31 @@ class Exchange:
         usage = await self._counted()
         if self.settled:
             return
-        if reason:
-            self._act(self._decide(requests.engine_lost, reason, usage))
-        else:
-            self._act(self._decide(requests.client_gone, usage))
+        cut = (requests.engine_lost, reason, usage) if reason else (requests.client_gone, usage)
+        self._act(self._decide(*cut))
+        self.ended()
 
     async def _counted(self) -> TokenUsage:
         usage = self._relay.counted() if self._relay is not None else NOTHING
         if usage.counted_by == "engine" or self.request.endpoint is None:
             return usage
-        counted = await count_input(self.gateway.pool, self.request.endpoint, self.asked)
-        return with_input(usage, counted, self.asked.input_estimate)
+        asked = self.asked
+        counted = await count_input(self.gateway.pool, self.request.endpoint, asked)
+        return with_input(usage, counted, asked.input_estimate)
 
     def client_gone(self) -> None:
         if self._relay is not None:
             self._relay.drop()
-        if self.settled or self.settling:
+        if self.settling:
             return
-        if self._sent:
+        if self._sent and not self.settled:
             # The engine had the prompt, so its tokens count although nobody waits for the answer.
             self.settling = True
             self._task = self.gateway.spawn(self._end_cut(""))
             return
-        self._act(self._decide(requests.client_gone, NOTHING))
+        if not self.settled:
+            self._act(self._decide(requests.client_gone, NOTHING))
+        self.ended()
 
     def interrupt(self) -> None:
         """The gateway stops and cannot wait any longer."""
@@ -397,3 +393,8 @@ class Exchange:
     def _answer_error(self, error: ApiError) -> None:
         headers = self.answer_headers() + error.headers
         self.connection.respond(self.http, error.status, error.body, headers=headers)
+        self.ended()
+
+    def ended(self) -> None:
+        """Let go of what was asked: in a circle with the relay it would stay until the collector comes."""
+        self._relay = self._asked = None

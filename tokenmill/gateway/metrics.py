@@ -50,6 +50,11 @@ class ModelMetrics:
         self.e2e = Histogram(SLOW_S)
         self.running = 0
 
+    def stream_ended(self, tokens: int, spent_s: float) -> None:
+        """A stream took ``spent_s`` after its first token: its gaps, by their mean, at no cost a token."""
+        if tokens > 1:
+            self.token_gap.observe(spent_s / (tokens - 1), tokens - 1)
+
 
 class Metrics:
     """All of one gateway."""

@@ -62,6 +62,9 @@ class Owner(Protocol):
     def again(self) -> None:
         """A reused connection turned out to be closed: send once more on a new one."""
 
+    def ended(self) -> None:
+        """The client has all that it will get."""
+
 
 class Relay:
     """Receiver of one engine's answer."""
@@ -173,6 +176,7 @@ class Relay:
         self.drop()
         if self.stream is None:
             self.owner.connection.abort()
+            self.owner.ended()
             return
         self.owner.connection.write(self._framed(error.event))
         self.owner.http.keep_alive = False
@@ -183,6 +187,7 @@ class Relay:
         if self.owner.http.chunked_ok and self._length is None:
             self.owner.connection.write(b"0\r\n\r\n")
         self.owner.connection.finish(self.owner.http.keep_alive)
+        self.owner.ended()
 
     # -- to the client
     def _pass_on(self, stream: EventStream, out: bytes) -> None:
@@ -257,6 +262,7 @@ class Relay:
         owner.connection.respond(
             owner.http, self._status, body, headers=owner.answer_headers(), content_type=self._type
         )
+        owner.ended()
 
 
 def _stream_error(stream: EventStream, context_tokens: int) -> ApiError:

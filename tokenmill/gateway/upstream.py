@@ -255,7 +255,7 @@ class Upstream(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close at once and tell nobody. The engine sees the disconnect and stops generating."""
-        self.receiver = None
+        self.receiver = self.shortcut = None
         self._closing = True
         if self.transport is not None:
             self.transport.abort()
@@ -266,7 +266,7 @@ class Upstream(asyncio.Protocol):
         return not self._closing and transport is not None and not transport.is_closing()
 
     def _finish(self) -> None:
-        receiver, self.receiver = self.receiver, None
+        receiver, self.receiver, self.shortcut = self.receiver, None, None
         if self.usable:
             self.pool.give(self)
         elif self.transport is not None:
