@@ -337,3 +337,18 @@ def test_what_needs_traffic_says_so(folder):
     result = call("--sweep", "deployment.chat.slots=1,2", "--json")
     assert result.exit_code == 2
     assert "--sweep needs --traffic" in json.loads(result.stdout)["error"]["message"]
+
+
+def test_what_a_deployment_promises_is_the_target_where_none_is_written(folder):
+    rows = "".join(f"{n * 0.4},500,{40 + n}\n" for n in range(60))
+    (folder / "t.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows)
+    promised = FACTORY.replace("context: 8192\n", "context: 8192\nslo: {ttft: 1500ms, tpot: 45ms}\n")
+    (folder / "factory.yaml").write_text(promised)
+    done = call("--traffic", "t.csv", "--duration", "2m", "--json")
+    assert done.exit_code == 0, done.output
+    [chat] = json.loads(done.stdout)["services"]
+    assert (chat["target_ttft_ms"], chat["target_tpot_ms"]) == (1500, 45)
+    half = FACTORY.replace("context: 8192\n", "context: 8192\nslo: {ttft: 1500ms}\n")
+    (folder / "factory.yaml").write_text(half)
+    refused = call("--traffic", "t.csv", "--json")
+    assert problems(refused) == ["streams[0].targets: is missing: without it a throughput means nothing"]
