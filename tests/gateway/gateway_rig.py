@@ -222,7 +222,8 @@ def events(asked: dict[str, Any], script: dict[str, Any]) -> list[bytes]:
 
     def chunk(choices: list[dict[str, Any]], **more: Any) -> bytes:
         kind = {"id": "c-1", "object": "chat.completion.chunk", "created": 1, "model": asked["model"]}
-        return b"data: " + json.dumps({**kind, "choices": choices, **more}).encode() + b"\n\n"
+        said = json.dumps({**kind, "choices": choices, **more}, ensure_ascii=False)
+        return b"data: " + said.encode() + b"\n\n"
 
     def choice(delta: dict[str, Any], finish: str | None = None) -> list[dict[str, Any]]:
         return [{"index": 0, "delta": delta, "finish_reason": finish}]
@@ -233,11 +234,12 @@ def events(asked: dict[str, Any], script: dict[str, Any]) -> list[bytes]:
     if "calls" in script:  # parts of tool calls, as an engine would send them
         found += [chunk(choice({"tool_calls": [part]})) for part in script["calls"]]
     running = bool(asked.get("timings_per_token"))
-    found += [chunk(choice({"content": f"t{n} "}), **so_far(n + 1, running)) for n in range(tokens)]
+    words = script.get("words") or [f"t{n} " for n in range(tokens)]
+    found += [chunk(choice({"content": w}), **so_far(n + 1, running)) for n, w in enumerate(words)]
     if "error_after" in script:
         error = b'data: {"error": {"message": "out of memory", "code": 500}}\n\n'
         return [*found[: script["error_after"]], error, b"data: [DONE]\n\n"]
-    found.append(chunk(choice({}, "stop"), **so_far(tokens, running)))
+    found.append(chunk(choice({}, script.get("finish", "stop")), **so_far(tokens, running)))
     if (asked.get("stream_options") or {}).get("include_usage") and not script.get("no_usage"):
         found.append(chunk([], usage=usage(tokens)))
     return found if script.get("no_done") else [*found, b"data: [DONE]\n\n"]
