@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from twin_floor import columns, reference, table, workload
 from tokenmill.domain.errors import DataError
 from tokenmill.twin import floor_arrays as fa
 from tokenmill.twin.fleet import Fleet, requests_of
+from tokenmill.twin.naive import Asked
 from tokenmill.twin.step_table import EngineRules, StepTable
 
 RULES = {
@@ -50,6 +52,28 @@ def both(rules, seed, count=250, rate=40.0):
     fleet.advance()
     fleet.check()
     return fleet, reference(step_table, work), work
+
+
+def test_what_is_late_of_a_prompt_delays_nobody_else():
+    """The share that passes after the engine went on: in the TTFT and whether it is in time, nowhere else."""
+    prompt = table(RULES["mixed"])
+    alone_s = prompt.seconds[256] * 300 / 256 + prompt.pair_s * 300**2 / 2
+    work = [Asked(float(at), 300, 10) for at in range(50)]
+    requests, units = columns(work)
+    fleets = []
+    for share in (0.0, 4.0):
+        one = Fleet(
+            [replace(prompt, late_share=share)], [0], ["random"], unit_tokens=32, units=units, log_rows=50,
+            targets=[(3 * alone_s, 1.0)],
+        )  # fmt: skip
+        one.send(requests)
+        one.advance()
+        fleets.append(one)
+    prompts, late = fleets
+    assert (prompts.floor.log == late.floor.log).all()
+    moved = late.quantile(0, fa.TTFT, 0.5) - prompts.quantile(0, fa.TTFT, 0.5)
+    assert moved == pytest.approx(4 * alone_s, rel=0.05)
+    assert [one.floor.served[0][fa.LATE] for one in fleets] == [0, 50]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -180,7 +204,7 @@ import hashlib, numpy as np
 from tokenmill.twin.fleet import Fleet
 from tokenmill.twin.compiling import COMPILED
 from tokenmill.twin.step_table import EngineRules
-from twin_floor import columns, table, workload
+from twin_floor import columns, reference, table, workload
 requests, units = columns(workload(3, 400, 60.0))
 rules = EngineRules(token_budget=256, max_sequences=16, preempt=True, prefix_cache=True)
 fleet = Fleet([table(rules, 9000)], [0] * 3, ["prefix-affinity"], unit_tokens=32, units=units, log_rows=400)

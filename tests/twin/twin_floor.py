@@ -24,6 +24,7 @@ def table(rules: EngineRules, cache_tokens: int = 1_000_000, host_s: float = 0.0
         1e-5,
         2e-6,
         500.0,
+        prefill_share=0.8,
     )
 
 

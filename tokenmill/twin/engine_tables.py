@@ -54,20 +54,25 @@ def basis(asked: Configuration, known: Profile) -> Basis:
 
 
 def arrival_s(asked: Configuration, known: Profile) -> float:
-    """Seconds of a request outside of iterations up to its first token: parsing, the way there and back."""
-    return float(known.protocol(_names(asked)).arrival_s)
+    """Seconds of a request beside its waiting and prefill up to its first token: parsing, the way there and
+    back, and the iteration after the prefill, as ``steady`` has it."""
+    names = _names(asked)
+    work = work_of(asked.model, asked.accelerator, asked.layout, asked.precision)
+    step_s = parts(work, known.efficiency(names), 1.0, 0.0, 0.0, 1.0).total
+    return float(known.protocol(names).arrival_s + step_s)
 
 
 def _names(asked: Configuration) -> tuple[str, ...]:
-    engine, _, version = asked.engine.id.rpartition("-")
-    return names_of(engine, version, asked.accelerator.id, asked.precision, asked.model.id)
+    """A factory does not state its engine's version, nor does a question of size: both are foretold alike."""
+    engine = asked.engine.id.rpartition("-")[0]
+    return names_of(engine, "", asked.accelerator.id, asked.precision, asked.model.id)
 
 
 def _table(asked: Configuration, known: Profile, clock: float, prefix_cache: bool) -> StepTable:
     layout, engine = asked.layout, asked.engine
     fit = need_fit(asked.model, asked.accelerator, layout, asked.precision, asked.context)
     work = _clocked(work_of(asked.model, asked.accelerator, layout, asked.precision), clock)
-    efficiency = known.efficiency(_names(asked))
+    efficiency, protocol = known.efficiency(_names(asked)), known.protocol(_names(asked))
     rules = EngineRules(
         mixed=engine.mixed,
         token_budget=max(engine.token_budget, asked.slots + 1),
@@ -93,6 +98,8 @@ def _table(asked: Configuration, known: Profile, clock: float, prefix_cache: boo
         cached_token_j=slope[2] / copies,
         pair_j=slope[3] / copies,
         idle_w=_idle_w(asked),
+        prefill_share=protocol.prompt * protocol.interference,
+        late_share=protocol.prompt * max(0.0, 1 - protocol.interference),
     )
     if fit.cache_tokens * layout.data < engine.block:
         raise DataError(f"{asked}: no room for a block of cache", expected=f"{engine.block} tokens")

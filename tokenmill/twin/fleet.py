@@ -275,6 +275,8 @@ def _engine(table: StepTable, queue_per_slot: int) -> tuple[object, ...]:
         table.cached_token_j / fa.UNIT,
         table.pair_j,
         table.idle_w,
+        table.prefill_share,
+        table.late_share,
         table.cache_tokens // rules.block_tokens,
         rules.block_tokens,
         rules.token_budget,

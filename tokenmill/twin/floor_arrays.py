@@ -82,6 +82,8 @@ ENGINE = np.dtype(
         ("cached_j", "f8"),
         ("pair_j", "f8"),
         ("idle_w", "f8"),
+        ("prefill", "f8"),  # shares of a prompt's time: what the engine spends, and what comes on top for its
+        ("late", "f8"),  # own request
         ("capacity", "i8"),  # blocks
         ("block", "i8"),
         ("budget", "i8"),

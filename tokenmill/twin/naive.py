@@ -68,7 +68,8 @@ class NaiveReplica:
         if not alone and self.waiting and (self.progress or self._fits(self.waiting[0], 0)):
             self._prefill()
         else:
-            self._pass_time(len(self.running), 0, 0.0, decodes=True)
+            decoding = len(self.running) * (1 + self.table.rules.draft_tokens)
+            self._pass_time(decoding, (0.0, 0.0), decodes=True)
 
     def blocks(self) -> int:
         """Blocks that are taken now."""
@@ -122,7 +123,7 @@ class NaiveReplica:
 
     def _prefill(self) -> None:
         rules = self.table.rules
-        tokens = len(self.running) * (1 + rules.draft_tokens) if rules.mixed else 0
+        decoding = tokens = len(self.running) * (1 + rules.draft_tokens) if rules.mixed else 0
         room = max(1, rules.token_budget - tokens)
         done: list[Asked] = []
         taken = self.blocks()
@@ -143,7 +144,10 @@ class NaiveReplica:
                 break
             self.progress = 0
             done.append(self.waiting.pop(0))
-        self._pass_time(len(self.running), tokens, pairs, decodes=rules.mixed)
+        added = [self._cost(tokens, n) - (self._cost(decoding, n) if decoding else 0.0) for n in (0, 1)]
+        added[0] += self.table.pair_s * pairs
+        added[1] += self.table.pair_j * pairs
+        self._pass_time(decoding, [self.table.prefill_share * one for one in added], decodes=rules.mixed)
         for n, one in enumerate(done):
             self._begin(one, done[n + 1 :])
 
@@ -178,12 +182,18 @@ class NaiveReplica:
             self._trim(most - 1)
             self.cache[key] = None
 
-    def _pass_time(self, batch: int, tokens: int, pairs: float, *, decodes: bool) -> None:
+    def _cost(self, tokens: int, which: int) -> float:
+        """Seconds (0) or joules (1) of an iteration with so many tokens."""
+        row = (self.table.seconds, self.table.joules)[which]
+        return row[tokens] if row else 0.0
+
+    def _pass_time(self, decoding: int, added: Sequence[float], *, decodes: bool) -> None:
+        """One iteration; ``added`` are the seconds and joules of what it prefills."""
         table = self.table
-        tokens = tokens or batch * (1 + table.rules.draft_tokens)
         cached = sum(one.input_tokens + one.made + 1 + one.gained / 1024 for one in self.running)
-        seconds = table.seconds[tokens] + table.pair_s * pairs
-        joules = (table.joules[tokens] if table.joules else 0.0) + table.pair_j * pairs
+        seconds, joules = (
+            (self._cost(decoding, which) if decoding else 0.0) + more for which, more in enumerate(added)
+        )
         if decodes:
             seconds += table.cached_token_s * cached
             joules += table.cached_token_j * cached

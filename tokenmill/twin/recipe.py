@@ -32,10 +32,11 @@ def step_s(table: StepTable, lengths: Lengths, batch: float) -> float:
     tokens = batch * (1 + lengths.inputs / lengths.outputs)
     # More prompt tokens than fit are prefilled in iterations of their own.
     full, rest = divmod(tokens, last)
-    seconds = full * table.seconds[last] + table.seconds[max(1, round(rest))]
+    decoding = table.seconds[min(last, max(1, round(batch)))]
+    prefill = full * table.seconds[last] + table.seconds[max(1, round(rest))] - decoding
     cached = batch * (lengths.inputs + lengths.outputs_squared / lengths.outputs / 2)
     pairs = batch / lengths.outputs * lengths.inputs_squared / 2
-    return seconds + table.cached_token_s * cached + table.pair_s * pairs
+    return decoding + table.cached_token_s * cached + table.prefill_share * (prefill + table.pair_s * pairs)
 
 
 def best_batch(table: StepTable, lengths: Lengths, tpot_s: float) -> int:

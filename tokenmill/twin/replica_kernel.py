@@ -32,6 +32,7 @@ from tokenmill.twin.floor_arrays import (
     Array,
     Floor,
 )
+from tokenmill.twin.heap_kernel import sift_down, sift_up
 from tokenmill.twin.histogram_kernel import bin_of
 from tokenmill.twin.prefix_kernel import insert, lookup, trim
 from tokenmill.twin.quota_kernel import give_back
@@ -101,7 +102,8 @@ def _fits(floor: Floor, r: int, state: Array, engine: Array, s: int, begun: int)
 @inlined
 def _prefill(floor: Floor, r: int, state: Array, engine: Array) -> None:
     """One iteration that prefills as much as the budget allows, and decodes the batch where both mix."""
-    tokens = state["batch"] * engine["width"] if engine["mixed"] else 0
+    decoding = state["batch"] * engine["width"] if engine["mixed"] else 0
+    tokens = decoding
     room = max(1, engine["budget"] - tokens)
     first = state["head"]
     begun = 0
@@ -126,7 +128,7 @@ def _prefill(floor: Floor, r: int, state: Array, engine: Array) -> None:
         state["progress"] = 0
         state["head"] += 1
         begun += 1
-    _prefilled(floor, r, state, engine, tokens, pairs)
+    _prefilled(floor, r, state, engine, decoding, tokens, pairs)
     for i in range(begun):
         _begin(floor, r, state, engine, floor.queue[r, (first + i) % size])
 
@@ -150,12 +152,18 @@ def _spare_units(floor: Floor, state: Array, engine: Array) -> int:
 
 
 @inlined
-def _prefilled(floor: Floor, r: int, state: Array, engine: Array, tokens: int, pairs: float) -> None:
+def _prefilled(
+    floor: Floor, r: int, state: Array, engine: Array, decoding: int, tokens: int, pairs: float
+) -> None:
     """Let the time and energy of a prefilling iteration pass, and end the sequences whose last step it
     was."""
     curve = floor.curves[state["engine"], tokens]
-    seconds = curve[0] + engine["pair_s"] * pairs
-    joules = curve[1] + engine["pair_j"] * pairs
+    seconds, joules = 0.0, 0.0
+    if decoding > 0:
+        without = floor.curves[state["engine"], decoding]
+        seconds, joules = without[0], without[1]
+    seconds += engine["prefill"] * (curve[0] - seconds + engine["pair_s"] * pairs)
+    joules += engine["prefill"] * (curve[1] - joules + engine["pair_j"] * pairs)
     if engine["mixed"]:
         seconds += engine["cached_s"] * state["cached"]
         joules += engine["cached_j"] * state["cached"]
@@ -220,7 +228,7 @@ def _finish(floor: Floor, r: int, state: Array, engine: Array) -> None:
         s = floor.heap[r, 0] & SLOT_MASK
         slot = floor.slots[r, s]
         state["batch"] -= 1
-        _sift_down(floor.heap[r], state["batch"], floor.heap[r, state["batch"]])
+        sift_down(floor.heap[r], state["batch"], floor.heap[r, state["batch"]])
         state["cached"] -= (slot["input"] + slot["made"] + 1) * UNIT + _steps(slot, engine) * engine["gain"]
         if engine["preempt"]:
             floor.phases[r, (slot["input"] + slot["output"] - state["step"]) % engine["block"]] -= 1
@@ -237,7 +245,8 @@ def _begin(floor: Floor, r: int, state: Array, engine: Array, s: int) -> None:
         insert(floor, r, slot, _spare_units(floor, state, engine))
     if slot["made"] == 0:
         slot["first"] = now
-        floor.histograms[slot["alias"], TTFT, bin_of(now - slot["arrival"])] += 1
+        late = _late(floor, state, engine, slot)
+        floor.histograms[slot["alias"], TTFT, bin_of(now - slot["arrival"] + late)] += 1
     steps = _steps(slot, engine)
     if steps == 0:
         state["blocks"] -= _need(slot, engine)
@@ -249,8 +258,19 @@ def _begin(floor: Floor, r: int, state: Array, engine: Array, s: int) -> None:
     state["order"] += 1
     slot["order"] = state["order"]
     state["cached"] += (slot["input"] + slot["made"] + 1) * UNIT
-    _sift_up(floor.heap[r], state["batch"], ((state["step"] + steps) << SHIFT) | s)
+    sift_up(floor.heap[r], state["batch"], ((state["step"] + steps) << SHIFT) | s)
     state["batch"] += 1
+
+
+@inlined
+def _late(floor: Floor, state: Array, engine: Array, slot: Array) -> float:
+    """Seconds from the end of a prompt's last iteration until its first token is out: see ``StepTable``."""
+    if engine["late"] == 0.0:
+        return 0.0
+    tokens = slot["input"] - slot["hits"]
+    chunk = min(tokens, engine["budget"])
+    alone = floor.curves[state["engine"], chunk, 0] * (tokens / chunk)
+    return float(engine["late"] * (alone + engine["pair_s"] * (0.5 * tokens * tokens)))
 
 
 @inlined
@@ -258,7 +278,7 @@ def _end(floor: Floor, r: int, state: Array, s: int, slot: Array) -> None:
     """Count a finished request and give its slot back."""
     now = state["now"]
     alias = slot["alias"]
-    ttft = slot["first"] - slot["arrival"]
+    ttft = slot["first"] - slot["arrival"] + _late(floor, state, floor.engines[state["engine"]], slot)
     tpot = 0.0
     if slot["output"] > 1:
         tpot = (now - slot["first"]) / (slot["output"] - 1)
@@ -286,36 +306,6 @@ def _end(floor: Floor, r: int, state: Array, s: int, slot: Array) -> None:
         give_back(quota, meter, slot["input"] + slot["output"], begun_us, now_us)
     floor.free[r, state["free"]] = s
     state["free"] += 1
-
-
-@inlined
-def _sift_up(heap: Array, count: int, value: int) -> None:
-    """Add a value to a heap of ``count``."""
-    at = count
-    while at > 0:
-        parent = (at - 1) >> 1
-        if heap[parent] <= value:
-            break
-        heap[at] = heap[parent]
-        at = parent
-    heap[at] = value
-
-
-@inlined
-def _sift_down(heap: Array, count: int, value: int) -> None:
-    """Put ``value`` where the least of a heap was taken, ``count`` being what is left."""
-    at = 0
-    while True:
-        child = 2 * at + 1
-        if child >= count:
-            break
-        if child + 1 < count and heap[child + 1] < heap[child]:
-            child += 1
-        if heap[child] >= value:
-            break
-        heap[at] = heap[child]
-        at = child
-    heap[at] = value
 
 
 @inlined
@@ -386,6 +376,6 @@ def _throw_out(floor: Floor, r: int, state: Array, engine: Array) -> None:
         while at > 0:  # to the top and down again: rare, and right whichever way it has to go
             heap[at] = heap[(at - 1) >> 1]
             at = (at - 1) >> 1
-        _sift_down(heap, state["batch"], last)
+        sift_down(heap, state["batch"], last)
     state["head"] -= 1
     floor.queue[r, state["head"] % floor.queue.shape[1]] = s
