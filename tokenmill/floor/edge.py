@@ -125,6 +125,7 @@ class Edge:
                 *("--body-bytes", str(settings.max_body_bytes)),
                 *("--spool-bytes", str(settings.spool_rotate_bytes)),
                 *(("--tls-cert", settings.tls_cert, "--tls-key", settings.tls_key) if self._tls else ()),
+                *(("--allowed-origins", settings.allowed_origins) if settings.allowed_origins else ()),
                 *(("--insecure-bind",) if settings.insecure_bind == "yes" else ()),
                 *(("--index", str(index), "--processes", str(count)) if count > 1 else ()),
             ),

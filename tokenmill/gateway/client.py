@@ -321,15 +321,26 @@ class ClientConnection(asyncio.Protocol):
             self.edge.count_response(error.status)
             body = error.body
             self.write(
-                b"HTTP/1.1 %d %b\r\nserver: tokenmill\r\ncontent-type: application/json\r\n%b"
+                b"HTTP/1.1 %d %b\r\nserver: tokenmill\r\ncontent-type: application/json\r\n%b%b"
                 b"content-length: %d\r\nconnection: close\r\n\r\n%b"
-                % (error.status, PHRASES[error.status], error.headers, len(body), body)
+                % (
+                    error.status,
+                    PHRASES[error.status],
+                    error.headers,
+                    self.refusal_headers(),
+                    len(body),
+                    body,
+                )
             )
             if linger:
                 self._lingers, self.since = True, self.loop.time()
                 return
         if self.transport is not None:
             self.transport.close()
+
+    def refusal_headers(self) -> bytes:
+        """More header lines for what ``_refuse`` answers."""
+        return b""
 
     def _discard(self, data: bytes) -> None:
         """Look in the rest of a refused request for its end only."""

@@ -22,6 +22,7 @@ from tokenmill.gateway.idempotency import Replays
 from tokenmill.gateway.message import HttpRequest
 from tokenmill.gateway.metrics import Metrics
 from tokenmill.gateway.options import Options
+from tokenmill.gateway.origins import SharingConnection
 from tokenmill.gateway.outcomes import OutcomeCounts
 from tokenmill.gateway.shadow_file import Shadows
 from tokenmill.gateway.shared import OwnEndpoints, SharedEndpoints, SharedFile, SharedMeters
@@ -128,7 +129,8 @@ class Gateway:
 
     def client(self) -> ClientConnection:
         """A protocol for one accepted connection."""
-        return ClientConnection(self, self.loop, self.clock)
+        kind = SharingConnection if self.options.allowed_origins else ClientConnection
+        return kind(self, self.loop, self.clock)
 
     def sibling(self) -> ClientConnection:
         """The same for a connection from another process on this port."""

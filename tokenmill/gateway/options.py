@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tokenmill.domain.errors import UsageError
 from tokenmill.gateway.shared import PROCESSES_MOST
+from tokenmill.spec.settings import parse_origins
 
 MEBIBYTE = 1024 * 1024
 
@@ -29,6 +30,7 @@ class Options:
     tls_cert: str = ""
     tls_key: str = ""
     insecure_bind: bool = False
+    allowed_origins: tuple[str, ...] = ()  # whose pages may call from a browser; "*" is any
     drain_s: float = 30.0
     head_bytes: int = 32 * 1024
     body_bytes: int = 64 * MEBIBYTE
@@ -85,6 +87,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tls-cert", default="")
     parser.add_argument("--tls-key", default="")
     parser.add_argument("--insecure-bind", action="store_true", help="allow a non-loopback host without TLS")
+    parser.add_argument(
+        "--allowed-origins",
+        type=parse_origins,
+        default=(),
+        help="whose pages may call from a browser: origins, separated by commas, or *",
+    )
     parser.add_argument("--drain-seconds", type=float, default=30.0, dest="drain_s")
     parser.add_argument("--head-seconds", type=float, default=10.0, dest="head_s", help="to whole headers")
     parser.add_argument("--connections", type=int, default=4096, help="clients at once")

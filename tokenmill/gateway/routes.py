@@ -37,6 +37,7 @@ from tokenmill.gateway.health import readiness
 from tokenmill.gateway.identity import identify
 from tokenmill.gateway.message import HttpRequest
 from tokenmill.gateway.options import is_loopback
+from tokenmill.gateway.origins import preflight
 from tokenmill.gateway.outlet import Plain, Surface
 from tokenmill.gateway.table import model_object
 from tokenmill.gateway.tokenizing import Answer, Tokenizing, count_tokens, detokenize, tokenize
@@ -98,6 +99,19 @@ def dispatch(gateway: Gateway, connection: ClientConnection, request: HttpReques
         return dispatch(gateway, connection, request)
     else:
         return _own(gateway, connection, request)
+    return None
+
+
+def dispatch_shared(gateway: Gateway, connection: ClientConnection, request: HttpRequest) -> Responder | None:
+    """``dispatch``, where pages of other origins may call too."""
+    try:
+        answer = preflight(gateway.options.allowed_origins, request)
+    except ApiError as error:
+        _error(connection, request, error, gateway.request_id())
+        return None
+    if answer is None:
+        return dispatch(gateway, connection, request)
+    connection.respond(request, 200, b"", headers=answer, content_type=b"text/plain")
     return None
 
 

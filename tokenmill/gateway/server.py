@@ -18,7 +18,7 @@ from tokenmill.gateway.endings import give_back
 from tokenmill.gateway.health import write_state
 from tokenmill.gateway.options import Options, parse
 from tokenmill.gateway.probe import Prober
-from tokenmill.gateway.routes import dispatch
+from tokenmill.gateway.routes import dispatch, dispatch_shared
 from tokenmill.gateway.shared import PROCESSES_MOST
 from tokenmill.gateway.spool import Spool
 
@@ -51,7 +51,8 @@ class Server:
             free_bytes=options.free_bytes,
             siblings=_siblings(options),
         )
-        gateway = self.gateway = Gateway(options, asyncio.get_running_loop(), spool, dispatch)
+        route = dispatch_shared if options.allowed_origins else dispatch
+        gateway = self.gateway = Gateway(options, asyncio.get_running_loop(), spool, route)
         self._take_over(gateway)
         try:
             if options.processes > 1:

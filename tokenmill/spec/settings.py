@@ -7,6 +7,7 @@ be read, is refused with all its fellows at once. ``spec.reference`` makes ``doc
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -19,6 +20,9 @@ GATEWAYS_MOST = 16
 
 # Set by us for our own child processes and by the test suite: not settings.
 OURS = ("TOKENMILL_PROCESS", "TOKENMILL_SHARED_DATA", "TOKENMILL_REQUIRE_ALL")
+_ORIGIN = re.compile(
+    r"[a-z][a-z0-9+.-]*://[a-z0-9._-]+(:\d{1,5})?|[a-z][a-z0-9+.-]*://\[[0-9a-f:]+\](:\d{1,5})?"
+)
 OUR_PREFIXES = ("TOKENMILL_JOB_", "TOKENMILL_TEST_")
 
 
@@ -34,6 +38,7 @@ class Settings:
     tls_cert: str = ""
     tls_key: str = ""
     insecure_bind: str = "no"
+    allowed_origins: str = ""
     log_level: str = "info"
     url: str = ""
     api_key: str = ""
@@ -91,6 +96,18 @@ def _integer(text: str) -> int:
     return int(text)
 
 
+def parse_origins(text: str) -> tuple[str, ...]:
+    """Web origins as browsers write them, or ``*``. Raises ``UsageError`` for what none would ever send."""
+    found = tuple(part.strip().lower() for part in text.split(",") if part.strip())
+    for origin in found:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise UsageError(
+                f"{origin!r} is not an origin",
+                expected="https://HOST or http://HOST:PORT, without a path, or *",
+            )
+    return found
+
+
 PARSERS: Mapping[str, Callable[[str], Any]] = {
     "text": str,
     "path": str,
@@ -99,6 +116,7 @@ PARSERS: Mapping[str, Callable[[str], Any]] = {
     "number": _number,
     "size": units.parse_size,
     "duration": units.parse_duration,
+    "origins": lambda text: ",".join(parse_origins(text)),
 }
 
 SETTINGS: tuple[Setting, ...] = (
@@ -141,6 +159,13 @@ SETTINGS: tuple[Setting, ...] = (
         "no",
         "`yes`: a host that other machines can reach may do without TLS, since something before it has it.",
         choices=("no", "yes"),
+    ),
+    Setting(
+        "allowed_origins",
+        "origins",
+        "",
+        "Origins whose pages may call the API from a browser, separated by commas, such as "
+        "`https://app.example.org,http://localhost:3000`; `*` is any. Empty is none.",
     ),
     Setting(
         "log_level",
