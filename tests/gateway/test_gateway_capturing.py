@@ -192,6 +192,24 @@ def test_opinions_count_as_rows_do_towards_the_limit(tmp_path: Path) -> None:
     assert not CaptureFiles(tmp_path, "acme", "p").admits(1, capture)
 
 
+def test_a_client_that_leaves_at_the_last_event_has_had_the_answer(tmp_path: Path) -> None:
+    """As the ``openai`` client does, which does not wait for the engine to end its response."""
+
+    async def work() -> None:
+        async with rig(tmp_path) as found:
+            agree(found)
+            for leave in (b"[DONE]", b"t1"):
+                reader, writer = await asyncio.open_connection("127.0.0.1", found.gateway.port)
+                writer.write(post(chat({"tokens": 3, "gap_s": 0.1}, stream=True)))
+                await reader.readuntil(leave)
+                writer.transport.abort()
+            await found.settled(2)
+            (row,) = await kept(found, tmp_path, 1)
+            assert row["messages"][-1]["content"] == "t0 t1 t2 "
+
+    run(work)
+
+
 def test_a_disk_that_takes_nothing_costs_rows_and_no_answers(tmp_path: Path) -> None:
     async def work() -> None:
         async with rig(tmp_path) as found:

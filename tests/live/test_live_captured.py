@@ -61,6 +61,7 @@ def asks(client: openai.OpenAI, what: str, user: str, **more: Any) -> str:
         messages=[{"role": "user", "content": text}],
         user=user,
         max_tokens=120,
+        temperature=0,
         stop=[".", "\n"],
         **more,
     )

@@ -95,6 +95,7 @@ class Bridge:
 
     # -- from the connection
     def client_gone(self) -> None:
+        self._heard_all()  # clients may leave at the last event of a stream, before the engine has ended it
         if self._entry is not None and self._entry.open:
             self._connection = None
             if self._work is not None:
@@ -121,9 +122,9 @@ class Bridge:
         headers: bytes = b"",
         content_type: bytes = b"application/json",
     ) -> None:
-        if self._keeper is not None and self._work is not None and status == 200:
+        if self._keeper is not None and status == 200:
             self._keeper.hear(body)
-            self._keeper.end(self._work)
+            self._heard_all()
         if self._dialect is not None:
             self._tell_bill()
             if status < 400:
@@ -184,8 +185,8 @@ class Bridge:
                 return
             self.respond(self.inner, self._status, body, headers=headers)
             return
-        if self._keeper is not None and self._work is not None and keep_alive:
-            self._keeper.end(self._work)
+        if keep_alive:
+            self._heard_all()
         if self._dialect is not None:
             self._tell_bill()
             self._put(self._dialect.end())
@@ -202,6 +203,12 @@ class Bridge:
         if self._connection is not None:
             self._connection.abort()
         self._work = None
+
+    def _heard_all(self) -> None:
+        """Let the answer be captured, once, if it is settled: the client was given all of it."""
+        if self._keeper is not None and self._work is not None and self._work.settlement is not None:
+            self._keeper.end(self._work)
+            self._keeper = None
 
     def _tell_bill(self) -> None:
         settled = self._work.settlement if self._work is not None else None
