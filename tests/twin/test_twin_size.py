@@ -8,6 +8,7 @@ from tokenmill.domain.errors import DataError
 from tokenmill.twin.profiles import profile
 from tokenmill.twin.size import answers
 from tokenmill.twin.size_question import limits_of, question_of, racks_of, target_of
+from tokenmill.twin.tuned_size import tuned_answers
 
 SLO = "ttft_p99<2s,tpot_p99<80ms"
 
@@ -85,6 +86,25 @@ def test_an_engine_is_only_asked_of_accelerators_that_it_runs_on():
     }  # fmt: skip
     with pytest.raises(DataError, match="--engine is 'ollama'"):
         question_of("llama-3.1-70b", "fp8", 1000, 500, "1k", SLO, "ollama")
+
+
+def test_tuned_engines_need_fewer_racks_and_are_known_of_few_accelerators():
+    question = question_of("llama-3.1-70b", "fp8", 300, 300, "2M tok/s", SLO, "trtllm")
+    found = tuned_answers(question, racks_of([], "trtllm"))
+    known = {"dgx-h100-x4", "hgx-h200-x4", "hgx-b200-x4", "gb200-nvl72", "gb300-nvl72"}
+    assert {one.rack for one in found} == known
+    assert [one.million_tokens_micros for one in found] == sorted(one.million_tokens_micros for one in found)
+    plain = {one.rack: one.racks for one in answers(question, racks_of([], "trtllm"), profile())}
+    for one in found:
+        assert one.racks <= one.most_racks < 2 * one.racks
+        assert one.racks * one.accelerators / one.racks * one.tokens_s_per_accelerator >= question.tokens_s
+        assert one.racks < plain[one.rack]  # tables of defaults of this model say a third of MLPerf's rates
+    tight = tuned_answers(replace(question, tpot_p99_s=0.01), racks_of(["dgx-h100-x4"], "trtllm"))
+    assert tight[0].racks > next(one.racks for one in found if one.rack == "dgx-h100-x4")
+    with pytest.raises(DataError, match="of none of these racks"):
+        tuned_answers(question, racks_of(["ubb-mi355x-x4", "pcie-l40s-x8"], "vllm"))
+    with pytest.raises(DataError, match="does not fit"):
+        tuned_answers(replace(question, inputs=10**7), racks_of(["dgx-h100-x4"], "trtllm"))
 
 
 @pytest.mark.parametrize("text", ["0", "nan tok/s", "-2M", "2 million", "", "1.2.3k"])

@@ -79,6 +79,7 @@ def plan(
     target: Annotated[str | None, typer.Option(help="With --size: output tokens, as 2M tok/s.")] = None,
     rack: Annotated[list[str] | None, typer.Option(help="With --size: only this type; repeatable.")] = None,
     engine: Annotated[str, typer.Option(help="With --size: trtllm, vllm or sglang.")] = "trtllm",
+    tuned: Annotated[bool, typer.Option("--tuned", help="With --size: engines tuned as for MLPerf.")] = False,
     profile: Annotated[Path | None, typer.Option(help="What calibrate wrote, for forecasts of it.")] = None,
 ) -> None:
     """Show what a factory file would change, rehearsed on the twin. Changes nothing.
@@ -87,7 +88,7 @@ def plan(
     """
     if size or target is not None:
         question = question_of(model, precision, inputs, outputs, target, slo, engine)
-        show_size(question, rack or [], profile, as_json=as_json)
+        show_size(question, rack or [], profile, tuned=tuned, as_json=as_json)
         return
     if factory is not None and file is not None:
         raise UsageError("the factory file is given twice", expected="FACTORY or -f FILE")

@@ -1,0 +1,74 @@
+"""How many racks a throughput needs of engines tuned by hand, as for MLPerf Inference.
+
+Holds the limit of TPOT only: how soon a first token is out, submissions leave to their batch. Answers for the
+accelerators whose submissions the constants of ``tuned`` were fitted to, and for no other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tokenmill.domain.errors import DataError
+from tokenmill.spec.catalogue import RackType, catalogue
+from tokenmill.twin.size import Question
+from tokenmill.twin.tuned import Load, best_rate
+
+ERRORS = {"h100-sxm": 0.241, "h200-sxm": 0.241, "b200-sxm": 0.241, "b200-gb200": 0.145, "b300-gb300": 0.145}
+"""What nine of ten rows of unseen submitters stayed within: ``bench/accuracy.py --only racks``, v5.1."""
+
+
+@dataclass(frozen=True, slots=True)
+class TunedAnswer:
+    """One rack type; ``most_racks`` when the rate is as far below as nine of ten unseen rows were off."""
+
+    rack: str
+    layout: str
+    tokens_s_per_accelerator: float
+    racks: int
+    most_racks: int
+    accelerators: int
+    most_kw: float
+    hour_micros: int
+    million_tokens_micros: int
+
+
+def tuned_answers(question: Question, racks: Iterable[RackType]) -> list[TunedAnswer]:
+    """Cheapest first. Raises ``DataError`` when no rack has accelerators that submissions are known of."""
+    asked = [rack for rack in racks if catalogue().nodes[rack.node].accelerator in ERRORS]
+    if not asked:
+        raise DataError("of none of these racks tuned rates are known", expected=", ".join(ERRORS))
+    found, errors = [], []
+    for rack in asked:
+        try:
+            found.append(_answer(question, rack))
+        except DataError as error:
+            errors.append(error)
+    if not found:
+        raise errors[0]
+    return sorted(found, key=lambda one: (one.million_tokens_micros, one.racks, one.rack))
+
+
+def _answer(question: Question, rack: RackType) -> TunedAnswer:
+    node = catalogue().nodes[rack.node]
+    gpu = catalogue().accelerators[node.accelerator]
+    domain = node.accelerators * (rack.nodes if node.nvlink == "rack" else 1)
+    load = Load(question.inputs, question.outputs, question.outputs, question.tpot_p99_s)
+    best = best_rate(question.model, gpu, question.precision, domain, load)
+    per_rack = node.accelerators * rack.nodes
+    used = per_rack // best.layout.accelerators * best.layout.accelerators
+    need = question.tokens_s / (best.tokens_s * used)
+    racks = math.ceil(need)
+    hour = racks * per_rack * gpu.hour_micros
+    return TunedAnswer(
+        rack=rack.id,
+        layout=str(best.layout),
+        tokens_s_per_accelerator=best.tokens_s,
+        racks=racks,
+        most_racks=math.ceil(need * (1 + ERRORS[gpu.id])),
+        accelerators=racks * per_rack,
+        most_kw=racks * rack.max_w / 1000,
+        hour_micros=hour,
+        million_tokens_micros=round(hour / 3600 / question.tokens_s * 1e6),
+    )
