@@ -15,6 +15,7 @@ from gateway_rig import SECRET, Engine, chat, post, raw, rig, run, table_of, wri
 from process_rig import gateway, memory_of, port_of
 
 from tokenmill.gateway import client
+from tokenmill.gateway.body import VALUES_MOST
 
 pytestmark = pytest.mark.live
 
@@ -155,6 +156,29 @@ def test_the_rest_of_a_refused_body_is_not_awaited_for_ever(
                 await asyncio.wait_for(reader.read(), 3)
             writer.close()
             assert r.gateway.buffered == 0
+
+    run(work)
+
+
+@pytest.mark.parametrize("unit", ["[],", "{},", "12345,"])
+def test_a_body_of_very_many_values_is_refused_before_it_takes_memory(tmp_path: Path, unit: str) -> None:
+    """64 MiB of empty lists were 2 GiB of objects, for which all clients waited."""
+
+    def of(values: int) -> bytes:
+        asked = json.dumps(chat({"tokens": 1}, more="@")).encode()
+        return asked.replace(b'"@"', b"[" + (unit * values).encode()[:-1] + b"]")
+
+    async def work() -> None:
+        async with process(tmp_path) as (engine, port, running):
+            marks = 1 if unit[0].isdigit() else 2
+            for values, expected in ((VALUES_MOST // marks - 100, 200), (MOST // len(unit) - 999, 400)):
+                before, _ = memory_of(running)
+                Path(f"/proc/{running.pid}/clear_refs").write_text("5")
+                answer = await ask(port, post(of(values), headers="connection: close\r\n"))
+                assert answer.startswith(b"HTTP/1.1 %d " % expected), answer[:300]
+                assert memory_of(running)[1] - before < 3 * MOST
+            assert b"more than 2000000 values" in answer
+            assert len(engine.requests) == 1
 
     run(work)
 

@@ -33,6 +33,13 @@ CHARS_PER_TOKEN = 4
 NESTED = 200
 """A body with no more brackets than this is not nested too deep for orjson to write, which is at 254."""
 
+VALUES_MOST = 2_000_000
+"""Values that a body may have. As text they take two or three bytes each, as objects sixty and more; this is
+far above what any context holds. Told by commas and brackets, those within texts too."""
+
+SURELY_FEW = 1024 * 1024
+"""Bytes of a body that need not be counted."""
+
 PREFIX_BLOCK = 512  # characters of serialised prompt per affinity block
 PREFIX_BLOCKS = 8
 
@@ -57,6 +64,8 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise ApiError(
             415, "unsupported_encoding", "Send the body as plain JSON: compressed ones are not read."
         )
+    if len(body) > SURELY_FEW and sum(map(body.count, (b",", b"[", b"{"))) > VALUES_MOST:
+        raise bad_request(f"The body has more than {VALUES_MOST} values.", code=None)
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
