@@ -57,6 +57,29 @@ def test_a_wrong_row_is_named_and_an_unknown_model_is_left_out_when_asked(tmp_pa
     assert "94.7% of the rows" in run(rows, "--skip-unknown").stdout
 
 
+def test_rows_that_contradict_each_other_are_named_with_how_far_apart_they_are(tmp_path):
+    """The same configuration thrice; another version, batch or length is another configuration."""
+    rows = table(
+        tmp_path / "mine.csv",
+        [
+            "vllm,0.19.0,Llama-3.1-8B,h100_sxm,fp8,agg,512,256,8,1,61,50",  # 10 ms in line 3
+            "vllm,0.19.0,Llama-3.1-8B,h100_sxm,fp8,agg,512,256,8,1,300,12",
+            "vllm,0.18.0,Llama-3.1-8B,h100_sxm,fp8,agg,512,256,8,1,60,90",
+            "vllm,0.19.0,Llama-3.1-8B,h100_sxm,fp8,agg,512,256,9,1,60,90",
+            "vllm,0.19.0,Llama-3.1-8B,h100_sxm,fp8,agg,512,999,8,1,60,90",
+        ],
+    )
+    tpot, ttft = json.loads(run(rows, "--json").stdout)["contradictions"]
+    assert [row.rpartition("/")[2] for row in tpot["rows"]] == ["mine.csv:3", "mine.csv:20"]
+    assert (tpot["quantity"], tpot["ms"], tpot["times"]) == ("tpot", [10, 50], 5)
+    assert [row.rpartition("/")[2] for row in ttft["rows"]] == ["mine.csv:3", "mine.csv:21"]
+    assert (ttft["quantity"], ttft["ms"], ttft["times"]) == ("ttft", [60, 300], 5)
+    shown = run(rows).stdout.replace("\n", " ")
+    assert "2 contradictions" in shown
+    assert "mine.csv:20 measured the same configuration and differ 5.0 times in TPOT: 10 and 50 ms" in shown
+    assert "contradict" not in run(table(tmp_path / "calm.csv")).stdout
+
+
 def test_a_profile_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
     rows, out = table(tmp_path / "mine.csv"), tmp_path / "mine.json"
     out.write_text("the one before")

@@ -61,6 +61,11 @@ class ServingRow:
     decode_only: bool
     ttft_s: float
     tpot_s: float
+    file: str = ""
+
+    @property
+    def where(self) -> str:
+        return f"{self.file}:{self.line}"
 
     @property
     def sweep(self) -> str:
@@ -205,6 +210,7 @@ def _row(path: Path, line: int, plain: Mapping[str, str]) -> ServingRow | None:
         decode_only=decode_only,
         ttft_s=number("silicon_ttft_ms") / 1000,
         tpot_s=number("silicon_tpot_ms") / 1000,
+        file=str(path),
     )
 
 

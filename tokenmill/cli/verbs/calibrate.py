@@ -19,12 +19,14 @@ from tokenmill.domain.errors import UsageError
 from tokenmill.spec.files import write_atomically
 from tokenmill.twin.accuracy import Score, scores
 from tokenmill.twin.bench_rows import Serving, ServingRow, read_serving
+from tokenmill.twin.contradictions import contradictions
 from tokenmill.twin.fit import Foretold, fit_profile
 from tokenmill.twin.profiles import Profile, profile, to_json
 
 app = typer.Typer(add_completion=False)
 
 PACKAGE = "aiconfigurator_core"
+MOST_SHOWN = 5
 TABLE = "systems/silicon_sample.csv"
 
 
@@ -100,6 +102,15 @@ def _plain(read: Serving, foretold: list[Foretold], made: Profile) -> dict[str, 
         "unstated": read.unstated,
         "unknown": dict(read.unknown),
         "coverage": round(read.coverage, 4),
+        "contradictions": [
+            {
+                "rows": [one.low.where, one.high.where],
+                "quantity": one.quantity,
+                "ms": [round(value * 1000, 6) for value in (one.low_s, one.high_s)],
+                "times": round(one.times, 3),
+            }
+            for one in contradictions(read.rows)
+        ],
         "scores": [asdict(score) for score in scores(foretold)],
     }
 
@@ -121,6 +132,14 @@ def _show(read: Serving, found: list[Score], out: Path | None) -> None:
     add_rows(made, lines, "no rows")
     console.print("Errors on rows that the fit had not seen:\n")
     console.print(made)
+    if apart := contradictions(read.rows):
+        console.print(
+            f"[yellow]{len(apart)} contradictions[/yellow]: no fit meets both rows. They stay in it."
+        )
+        for one in apart[:MOST_SHOWN]:
+            console.print(escape(f"- {one}"), soft_wrap=True)
+        if len(apart) > MOST_SHOWN:
+            console.print(f"- and {len(apart) - MOST_SHOWN} more, less far apart: --json lists all")
     if read.unstated:
         console.print(
             f"{read.unstated:,} rows lack a batch size or worker counts: no model could answer them."
