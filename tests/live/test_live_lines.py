@@ -6,8 +6,13 @@ station's command runs twice at once, or again once it was done, whoever dies wh
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
+import signal
+import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -89,3 +94,57 @@ def assert_waits_for(live: LiveFactory, run: str, holder: str) -> None:
     assert "no node holds even one of its workers now" in found["reasons"]
     (named,) = [change for change in found["changes"] if change.startswith("work that holds room ends: ")]
     assert named.endswith(holder)
+
+
+STEPS = ("one", "two", "three", "four", "five")
+KILLS = 6
+HITS_MOST = 2
+"""Of one job; it has three attempts."""
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_every_station_is_done_once_whoever_is_killed(live: LiveFactory, until: Until, seed: int) -> None:
+    """Controller, gateway and any process of a job die at random; ``up`` is called again each time."""
+    script = 'echo "begin $1 $TOKENMILL_JOB_ATTEMPT" >> {factory}/effects; sleep 0.4; '
+    script += 'echo "end $1 $TOKENMILL_JOB_ATTEMPT" >> {factory}/effects'
+    live.up(replace(FACTORY, deployments=(), lines=(line_of("steps", script, STEPS, Resources()),)))
+    run = live.begin("steps")
+    until(lambda: bool(effects(live)))
+    rng, hits, restarts = random.Random(seed), Counter[str](), 0
+    for _ in range(KILLS):
+        time.sleep(rng.uniform(0.0, 0.8))
+        kill_some(live, rng, hits)
+        if live.controller is not None and not live.controller.lives():
+            time.sleep(rng.uniform(0.0, 0.6))
+            live.up()
+            restarts += 1
+    found = live.ended(run)
+    assert found["status"] == "succeeded", found["reason"]
+    assert hits, "no job was hit"
+    assert restarts, "no controller was killed"
+
+    said = [line.split() for line in effects(live)]
+    seen = [(STEPS.index(name.removeprefix("steps.")), int(attempt), what) for what, name, attempt in said]
+    assert seen == sorted(set(seen)), "something ran twice, beside another, or again after it was done"
+    for number, station in enumerate(found["stations"]):
+        attempts = live.api("GET", f"/api/jobs/{station['job']}")["attempt"]
+        begun = [attempt for step, attempt, what in seen if (step, what) == (number, "begin")]
+        assert begun[-1] == attempts
+        assert (number, attempts, "end") in seen
+        assert attempts - len(begun) <= attempts - 1 <= hits[station["job"]], "an attempt was lost to nobody"
+    check_ended(live)
+
+
+def kill_some(live: LiveFactory, rng: random.Random, hits: Counter[str]) -> None:
+    """SIGKILL to the controller, to one other process, to all jobs, or to all that there is."""
+    what = rng.choice(("controller", "one", "jobs", "all"))
+    marked = {pid: name for pid, name in live.left().items() if hits[name] < HITS_MOST}
+    jobs = [pid for pid, name in marked.items() if name.startswith("j-")]
+    victims = {"controller": [], "one": [rng.choice(sorted(marked))] if marked else [], "jobs": jobs}
+    if what in ("controller", "all"):
+        live.kill_controller()
+    chosen = victims.get(what, list(marked))
+    hits.update({marked[pid] for pid in chosen if pid in jobs})
+    for pid in chosen:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
