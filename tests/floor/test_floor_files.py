@@ -37,6 +37,7 @@ def test_records_round_trip_and_broken_ones_are_dropped(tmp_path: Path) -> None:
     records.write(record("b"))
     records.write(record("a"))
     (tmp_path / "c.json").write_text("{torn")
+    (tmp_path / "d.json").symlink_to(tmp_path / "removed")  # listed, and gone before it is read
     assert [r.id for r in records.read()] == ["a", "b"]
     assert not (tmp_path / "c.json").exists()
     assert records.read()[0].lives()

@@ -59,11 +59,13 @@ class Records:
 
     def read(self) -> tuple[Record, ...]:
         """Return all records in order of id. A file that cannot be read is dropped: its process, if it
-        lives, is then a stray."""
+        lives, is then a stray. One that is removed meanwhile is left out."""
         found: list[Record] = []
         for path in sorted(self.folder.glob("*.json")):
             try:
                 found.append(from_plain(msgspec.json.decode(path.read_bytes()), Record))
+            except FileNotFoundError:
+                continue
             except (msgspec.DecodeError, DataError):
                 path.unlink(missing_ok=True)
         return tuple(found)
