@@ -82,6 +82,11 @@ class Answers:
     missed: int = 0
     _parts: deque[tuple[int, int, int]] = field(default_factory=deque)  # when, met, missed
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """All that were measured, and those of them that attained it: as ``LoadReported`` has them."""
+        return self.met + self.missed, self.met
+
     def add(self, now_us: int, met: int, missed: int) -> None:
         """Take what is new, and let go of what is older than a minute."""
         if met or missed:

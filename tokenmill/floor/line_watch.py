@@ -93,9 +93,8 @@ class LineWatch:
                 _read_on(known, path, alias)
             elif (known.size, known.changed_ns) != (status.st_size, status.st_mtime_ns):
                 known = _Counted(status.st_ino, status.st_size, status.st_mtime_ns)
-                self._files[path, alias] = (
-                    known  # also when it cannot be read: it is tried again when it changed
-                )
+                # Also when it cannot be read: it is tried again when it changed.
+                self._files[path, alias] = known
                 _read_whole(known.profile, path)
         except (OSError, EOFError, zlib.error, TokenmillError):
             return Profile()  # what cannot be read is intake's to complain of

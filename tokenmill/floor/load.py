@@ -67,16 +67,7 @@ class LoadWatch:
             self._last[name] = counts
             self._reported_us[name] = now_us
             events.append(
-                LoadReported(
-                    now_us,
-                    name,
-                    counts.in_flight,
-                    refused,
-                    asleep,
-                    counts.wait_us,
-                    answers.met + answers.missed,
-                    answers.met,
-                )
+                LoadReported(now_us, name, counts.in_flight, refused, asleep, counts.wait_us, *answers.counts)
             )
         return events
 

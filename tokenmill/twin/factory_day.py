@@ -284,7 +284,7 @@ class FactoryDay:
         answers = self._answers.setdefault(alias, Answers())
         more = missed - before[1]
         answers.add(now_us, ended - before[0] - more, more)
-        return answers.met + answers.missed, answers.met
+        return answers.counts
 
     def _totals(self) -> tuple[int, int, int, float, float]:
         count = self.fleet.count
