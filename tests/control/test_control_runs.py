@@ -336,6 +336,26 @@ def test_a_line_by_the_clock_and_after_a_run_that_read_its_data(line: Mill) -> N
     assert len(line.state.runs) == 2
 
 
+def test_captured_answers_are_new_whatever_was_deleted_since_the_last_run(line: Mill) -> None:
+    (tickets,) = [found for found in line.state.factory.lines if found.name == "tickets"]
+    trigger = Trigger(new_rows=50, drift_milli=250)
+    line.apply(replace(factory(TUNED), lines=(replace(tickets, trigger=trigger),)))
+    line.tell(ev.LineObserved, "tickets", (0, 60), since_us=0)
+    (run,) = line.state.runs
+    while starts := line.of(StartJob):
+        params = starts[0].spec.params
+        metrics = {"profile": [0, 600], "read_until_us": 7} if params["kind"] == "intake" else {}
+        line.finish(starts[0], replace(result(params["kind"], params["champion"]), metrics=metrics))
+    assert line.state.runs[run].status is RunStatus.SUCCEEDED
+    line.tell(ev.LineObserved, "tickets", (0, 90), since_us=0)  # looked before the run had read
+    line.tell(ev.LineObserved, "tickets", (0, 49), since_us=7)
+    assert len(line.state.runs) == 1
+    line.tell(ev.LineObserved, "tickets", (0, 50), since_us=7)  # of 600 rows then, 50 may be all that is left
+    assert len(line.state.runs) == 2
+    newest = max(line.state.runs)
+    assert line.state.runs[newest].by == "trigger (50 new rows, 50 are enough)"
+
+
 def test_worse_answers_of_the_release_that_serves_start_the_line(line: Mill) -> None:
     drive(line, "run-1")
     release = line.state.runs["run-1"].release

@@ -237,10 +237,32 @@ def test_files_erase_forget_and_survive_a_torn_line(tmp_path: Path) -> None:
         file.write(b'{"request": "torn')  # what a crash left
     files.keep(3 * DAY_US, 0, {"request": "r4", "user": "b"})
     assert [row["request"] for row in files.rows()] == ["r0", "r1", "r2", "r3", "r4"]
-    assert files.erase(lambda row: row["user"] == "a") == 2
+    assert files.erase(lambda row: row.get("user") == "a") == (2, 1)
     assert [row["request"] for row in files.rows()] == ["r0", "r2", "r4"]
     assert files.opinions() == {"r0": True, "r2": False}
     assert files.forget(4 * DAY_US) == 2  # of the first day; the second day's files are gone already
     assert files.opinions() == {"r2": False}
     assert [row["request"] for row in files.rows()] == ["r2", "r4"]
     assert SECRET not in str(list(files.rows()))
+    files.rate(3 * DAY_US, "r-not-kept", False)
+    assert files.erase(lambda row: row["request"] == "r-not-kept") == (0, 1)
+    files.rate(3 * DAY_US, "r-not-kept", False)
+    assert files.erase(lambda _: True) == (2, 2)
+    assert not [*files.days, *files.opinion_days]
+    assert [line["consent"] for line in files.consents] == ["agreed"]  # what was agreed stays on record
+
+
+def test_days_that_grew_too_old_while_no_gateway_ran_go_at_its_start(tmp_path: Path) -> None:
+    files = CaptureFiles(tmp_path / "captures", "acme", "p")
+    assert files.admits(0, AGREED)
+    files.keep(0, 0, {"request": "r0"})
+
+    async def work() -> None:
+        async with rig(tmp_path):
+            for _ in range(300):
+                if not files.days:
+                    return
+                await asyncio.sleep(0.01)
+        raise AssertionError("the old day is still there")
+
+    run(work)

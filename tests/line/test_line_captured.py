@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from tokenmill.domain.calendar import DAY_US
 from tokenmill.domain.errors import DataError, ResourceError
-from tokenmill.domain.factory import Line, Station
+from tokenmill.domain.factory import Capture, Line, Station
 from tokenmill.domain.trigger import Trigger
 from tokenmill.floor.line_watch import EVERY_US, LineWatch
 from tokenmill.line.intake import run
@@ -25,7 +26,8 @@ def traffic(root: Path) -> CaptureFiles:
     files = CaptureFiles(root / "captures", "acme", "p")
     for number in range(6):
         said = [{"role": "user", "content": f"q{number}"}, {"role": "assistant", "content": f"a{number}"}]
-        row = {"messages": said, "request": f"r{number}", "alias": "other" if number == 5 else "desk"}
+        alias = "other" if number == 5 else "desk"
+        row = {"messages": said, "request": f"r{number}", "alias": alias, "at_us": number + 1}
         files.keep(number, number % 2, row)
     files.rate(1, "r1", True)
     files.rate(2, "r2", False)
@@ -48,7 +50,7 @@ def test_rows_are_chosen_by_alias_and_opinion(tmp_path: Path, job_of: JobOf) -> 
 
 def test_an_erased_row_is_not_read_again(tmp_path: Path, job_of: JobOf) -> None:
     files = traffic(tmp_path)
-    assert files.erase(lambda row: row["request"] == "r3") == 1
+    assert files.erase(lambda row: row["request"] == "r3") == (1, 0)
     assert answers(job_of) == {"a0", "a1", "a4"}
 
 
@@ -66,12 +68,44 @@ def test_what_is_new_since_a_run_is_counted_alike_by_intake_and_by_the_watch(
     assert result.metrics["rows"] == 1
     assert (result.metrics["profile"], result.metrics["words"]) == ([*before.profile], [*before.words])
     assert sum(before.profile) == 5
-    files.keep(9, 0, {"messages": [], "request": "r9", "alias": "other"})
+    assert result.metrics["read_until_us"] == 5
+    files.keep(9, 0, {"messages": [], "request": "r9", "alias": "other", "at_us": 9})
     (still,) = watch.look([line], 2 * EVERY_US)
     assert still.profile == before.profile
-    files.keep(9, 0, {"messages": [], "request": "r10", "alias": "desk"})
+    files.keep(9, 0, {"messages": [], "request": "r10", "alias": "desk", "at_us": 9})
     (after,) = watch.look([line], 3 * EVERY_US)
     assert sum(after.profile) == 6
+    (new,) = watch.look([line], 4 * EVERY_US, read_until_us=lambda name: 5 if name == "l" else 0)
+    assert (sum(new.profile), new.since_us) == (1, 5)
+
+
+def test_new_answers_start_the_line_though_old_days_go_as_fast_as_they_come(
+    tmp_path: Path, job_of: JobOf
+) -> None:
+    """Three answers a day, kept for two days: there are never more, and each second day there are six new."""
+    files = CaptureFiles(tmp_path / "captures", "acme", "p")
+    assert files.admits(0, Capture(("desk",), "agreed", 2 * DAY_US))
+    path = {"path": "capture:desk", "opinion": "any"}
+    stations = (Station("intake", "intake", params=path),)
+    line = Line("l", "acme", "p", "base", stations, trigger=Trigger(new_rows=6))
+    watch = LineWatch(tmp_path, tmp_path / "captures")
+    read_until_us, profile, ran = 0, [0], []
+    for day in range(2, 10):
+        now_us = day * DAY_US
+        files.forget(now_us)
+        for number in range(3):
+            said = [{"role": "user", "content": f"{day} {number}"}, {"role": "assistant", "content": "so"}]
+            row = {"messages": said, "request": f"r{day}-{number}", "alias": "desk", "at_us": now_us + number}
+            files.keep(now_us, 0, row)
+        assert len(list(files.rows())) <= 9
+        (seen,) = watch.look([line], now_us, read_until_us=lambda _, read=read_until_us: read)
+        assert sum(seen.profile) == 3 * (day - (ran[-1] if ran else 1))
+        if sum(seen.profile) >= 6:
+            result = run(replace(job_of("intake", path), tenant="acme", project="p"))
+            read_until_us, profile = result.metrics["read_until_us"], result.metrics["profile"]
+            ran.append(day)
+    assert ran == [3, 5, 7, 9]
+    assert sum(profile) == 9
 
 
 def test_nothing_kept_and_too_much_are_told_apart(tmp_path: Path, job_of: JobOf) -> None:
@@ -80,6 +114,6 @@ def test_nothing_kept_and_too_much_are_told_apart(tmp_path: Path, job_of: JobOf)
     files = traffic(tmp_path)
     with pytest.raises(ResourceError, match="more bytes than max_bytes"):
         answers(job_of, max_bytes=64)
-    files.erase(lambda row: row["request"] == "r1")
+    assert files.erase(lambda row: row["request"] == "r1") == (1, 1)
     with pytest.raises(DataError, match="4 answers of desk are kept, and none of them has the opinion"):
         answers(job_of, opinion="good")

@@ -309,6 +309,7 @@ class LineObserved:
     profile: tuple[int, ...] = ()  # rows by length
     words: tuple[int, ...] = ()
     opinions: tuple[tuple[str, int, int], ...] = ()  # release, good, bad: on answers since the last run
+    since_us: int | None = None  # of captured traffic only rows of later answers are counted; else all are
 
 
 Event = (

@@ -16,12 +16,13 @@ import contextlib
 import heapq
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from tokenmill.control.core import check, replay, resume, step
 from tokenmill.control.snapshot import dump, load
 from tokenmill.control.state import EMPTY, State
-from tokenmill.control.triggers import last_started_us
+from tokenmill.control.triggers import last_started_us, read_until_us
 from tokenmill.domain.effects import ChargeWork, Effect, RecordRecall, RecordRelease, WakeAt
 from tokenmill.domain.errors import NotLeaderError, ResourceError, StoreError, TokenmillError
 from tokenmill.domain.events import ControllerStarted, Event, NodeJoined, NodeLost, SpecApplied, Tick
@@ -356,7 +357,9 @@ class Runtime:
             found += self._trainer_watch.look(self.progress, self.state.jobs, now_us)
             if self._line_watch is not None:
                 lines = self.state.factory.lines
-                found += await asyncio.to_thread(self._line_watch.look, lines, now_us, self._opinions)
+                found += await asyncio.to_thread(
+                    self._line_watch.look, lines, now_us, self._opinions, partial(read_until_us, self.state)
+                )
             for event in found:
                 await self._report(event)
 

@@ -115,7 +115,7 @@ class Captures:
         self.count("failed" if error is not None else work.result())
 
     def forget(self, now_us: int) -> None:
-        """Delete days that are too old, also of projects that agree no more. Called every hour."""
+        """Delete days that are too old, also of projects that agree no more."""
         self._loop.run_in_executor(self._thread, self._forget, now_us)
 
     def _forget(self, now_us: int) -> None:

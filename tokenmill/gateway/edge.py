@@ -94,7 +94,7 @@ class Gateway:
         self.shadows = Shadows(options.spool.parent.parent / "shadow" / options.spool.name)
         captures = Paths(options.spool.parent.parent).captures
         self.captures = Captures(captures, options.index, loop, self.metrics.captures)
-        self._forgot_s = loop.time()
+        self._forgot_s = loop.time() - FORGET_S  # days that grew too old while no gateway ran go at once
         self.refused_full: dict[str, int] = {}
         self.asleep: dict[str, int] = {}  # requests for a model of which no replica runs
         self._random = random.Random()

@@ -8,6 +8,7 @@ what is new since a run is told from all rows of the alias, not from those that 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenmill.domain.errors import DataError, ResourceError
@@ -16,13 +17,21 @@ from tokenmill.domain.stations import IntakeParams
 from tokenmill.spec.capture_files import CAPTURE, CaptureFiles
 
 
-def captured_file(files: CaptureFiles, params: IntakeParams, into: Path) -> tuple[Path, Profile]:
-    """Write ``into/captured.jsonl``; with it the profile of all rows of the alias. Raises ``DataError`` when
-    there is nothing to learn from.
+@dataclass(slots=True)
+class Seen:
+    """All rows of the alias, chosen or not: what they are like, and when the newest answer was given."""
+
+    profile: Profile = field(default_factory=Profile)
+    until_us: int = 0
+
+
+def captured_file(files: CaptureFiles, params: IntakeParams, into: Path) -> tuple[Path, Seen]:
+    """Write ``into/captured.jsonl``; with it what was seen. Raises ``DataError`` when there is nothing to
+    learn from.
     """
     alias = params.path.removeprefix(CAPTURE)
     said = files.opinions()
-    profile = Profile()
+    seen = Seen()
     kept = size = 0
     into.mkdir(parents=True, exist_ok=True)
     target = into / "captured.jsonl"
@@ -31,7 +40,8 @@ def captured_file(files: CaptureFiles, params: IntakeParams, into: Path) -> tupl
             if row.get("alias") != alias:
                 continue
             line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
-            profile.add(line, len(line))
+            seen.profile.add(line, len(line))
+            seen.until_us = max(seen.until_us, int(row.get("at_us") or 0))
             good = said.get(str(row.get("request")))
             if (good is False and params.opinion != "any") or (good is None and params.opinion == "good"):
                 continue
@@ -44,14 +54,14 @@ def captured_file(files: CaptureFiles, params: IntakeParams, into: Path) -> tupl
                 )
             file.write(line)
             kept += 1
-    seen = sum(profile.lengths)
     if not kept:
+        answers = sum(seen.profile.lengths)
         raise DataError(
-            f"{seen:,} answers of {alias} are kept, and none of them has the opinion {params.opinion!r}"
-            if seen
+            f"{answers:,} answers of {alias} are kept, and none of them has the opinion {params.opinion!r}"
+            if answers
             else f"no answer of {alias} has been kept for {files.tenant}/{files.project} yet",
             where=params.path,
             expected="answers that the gateway captured for this project",
             fix="Send traffic to it with a key of this project; `tokenmill captures` shows what is kept.",
         )
-    return target, profile
+    return target, seen

@@ -17,7 +17,7 @@ from tokenmill.domain.errors import DataError
 from tokenmill.domain.profile import Profile
 from tokenmill.domain.stations import IntakeParams
 from tokenmill.domain.work import JobResult
-from tokenmill.line.captured import captured_file
+from tokenmill.line.captured import Seen, captured_file
 from tokenmill.line.conversation import BrokenRowError, chat, conversation
 from tokenmill.line.files import RAW_CHARACTERS, Record, Source
 from tokenmill.line.job import StationJob
@@ -57,7 +57,7 @@ def run(job: StationJob) -> JobResult:
     job.report(records, records, "rows", f"{kept} rows, {refused} quarantined")
     shutil.rmtree(job.work / "fetched", ignore_errors=True)
     sha = digest_of_files(sources)
-    profile = seen or Profile()
+    profile = seen.profile if seen is not None else Profile()
     for source in sources if seen is None else ():
         profile.join(source.profile)
     return JobResult(
@@ -75,14 +75,15 @@ def run(job: StationJob) -> JobResult:
             "sha": sha,
             "profile": profile.lengths,
             "words": profile.words,
+            **({"read_until_us": seen.until_us} if seen is not None else {}),
             "first_reasons": [f"line {r.line}: {r.reason}" for r in first],
         },
         evidence={"source": {"name": Path(params.path).name, "sha": sha}},
     )
 
 
-def _paths(job: StationJob, params: IntakeParams) -> tuple[list[Path], Profile | None]:
-    """The files to read, here; and the profile of what they were chosen from, where that is more."""
+def _paths(job: StationJob, params: IntakeParams) -> tuple[list[Path], Seen | None]:
+    """The files to read, here; and of captured traffic what they were chosen from."""
     fetched = job.work / "fetched"
     if params.path.startswith(CAPTURE):
         path, seen = captured_file(job.captures, params, fetched)

@@ -43,19 +43,22 @@ def consent_digest(consent: str) -> str:
     return hashlib.sha256(consent.encode()).hexdigest()[:16]
 
 
-class _Alias(msgspec.Struct):
+class Origin(msgspec.Struct):
+    """Which alias gave the answer in a row, and when."""
+
     alias: str = ""
+    at_us: int = 0
 
 
-_alias = msgspec.json.Decoder(_Alias)
+_origin = msgspec.json.Decoder(Origin)
 
 
-def alias_of(line: bytes) -> str:
-    """Which alias gave the answer in this row, without reading the rest of it; empty when none did."""
+def origin_of(line: bytes) -> Origin:
+    """Where a row comes from, without reading the rest of it; nowhere when it cannot be read."""
     try:
-        return _alias.decode(line).alias
+        return _origin.decode(line)
     except msgspec.DecodeError:
-        return ""
+        return Origin()
 
 
 class CaptureFiles:
@@ -79,6 +82,10 @@ class CaptureFiles:
     def days(self) -> list[Path]:
         """Files of rows, oldest first: ``2026-11-27-g0.jsonl``."""
         return sorted(self.folder.glob("[0-9]*.jsonl"))
+
+    def days_from(self, at_us: int) -> list[Path]:
+        """Files of rows that may hold answers of that moment or later."""
+        return [path for path in self.days if path.name[:10] >= _day(at_us)]
 
     @property
     def opinion_days(self) -> list[Path]:
@@ -136,17 +143,20 @@ class CaptureFiles:
         for path in self.days:
             yield from _lines(path)
 
-    def erase(self, which: Callable[[Row], bool]) -> int:
-        """Delete rows for which ``which`` holds, and what only they needed; returns how many went."""
+    def erase(self, which: Callable[[Row], bool]) -> tuple[int, int]:
+        """Delete rows for which ``which`` holds, the opinions on them, and opinions for which it holds though
+        the answer was not kept. Returns how many rows and opinions went.
+        """
         if not self.folder.is_dir():
-            return 0
+            return 0, 0
         gone: set[str] = set()
+        opinions = 0
         with self._locked():
             for path in self.days:
                 gone.update(str(row.get("request")) for row in _thin(path, which))
-            for path in self.opinion_days if gone else ():
-                _thin(path, lambda line: line["request"] in gone)
-        return len(gone)
+            for path in self.opinion_days:
+                opinions += len(_thin(path, lambda line: line["request"] in gone or which(line)))
+        return len(gone), opinions
 
     def forget(self, now_us: int) -> int:
         """Delete whole days that are older than the last consent allows; returns how many files went."""

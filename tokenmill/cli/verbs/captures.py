@@ -62,21 +62,23 @@ def erase(
     owner: Owner,
     user: Annotated[str, typer.Option(help="Rows whose requests named this `user`.")] = "",
     request: Annotated[str, typer.Option(help="The row of this answer: x-request-id, or its id.")] = "",
-    everything: Annotated[bool, typer.Option("--all", help="All rows of the project.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All rows and opinions of the project.")] = False,
     yes: Yes = False,
     directory: Directory = None,
     file: File = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete captured rows. Runs and releases that have read them keep what they learned."""
+    """Delete captured rows and opinions. Runs and releases that have read them keep what they learned."""
     files = _files(locate(directory, file).paths.captures, owner)
     which, what = _chosen(user, request, everything)
     confirm(f"Erase {what} of {owner}? It cannot be undone.", yes)
-    gone = files.erase(which)
+    rows, opinions = files.erase(which)
     if as_json:
-        print_json({"owner": owner, "erased": gone})
+        print_json({"owner": owner, "erased": rows, "opinions": opinions})
         return
-    stdout().print(f"{gone:,} {'row' if gone == 1 else 'rows'} of {escape(owner)} erased.")
+    found = f"{rows:,} {'row' if rows == 1 else 'rows'}"
+    found += f" and {opinions:,} {'opinion' if opinions == 1 else 'opinions'}"
+    stdout().print(f"{found} of {escape(owner)} erased.")
 
 
 def _files(root: Path, owner: str) -> CaptureFiles:
@@ -103,7 +105,7 @@ def _chosen(user: str, request: str, everything: bool) -> tuple[Callable[[Row], 
         return lambda row: row.get("user") == digest, f"all rows of user {user!r}"
     if request:
         return lambda row: request in (row.get("request"), row.get("response")), f"the row of {request}"
-    return lambda _: True, "all rows"
+    return lambda _: True, "all rows and opinions"
 
 
 def _summary(files: CaptureFiles) -> dict[str, Any]:
