@@ -356,10 +356,8 @@ class Runtime:
             found += await asyncio.to_thread(self._load_watch.look, now_us)
             found += self._trainer_watch.look(self.progress, self.state.jobs, now_us)
             if self._line_watch is not None:
-                lines = self.state.factory.lines
-                found += await asyncio.to_thread(
-                    self._line_watch.look, lines, now_us, self._opinions, partial(read_until_us, self.state)
-                )
+                lines, read = self.state.factory.lines, partial(read_until_us, self.state)
+                found += await asyncio.to_thread(self._line_watch.look, lines, now_us, self._opinions, read)
             for event in found:
                 await self._report(event)
 
