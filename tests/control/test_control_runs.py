@@ -105,6 +105,23 @@ def test_missing_evidence_keeps_the_gate_shut(line: Mill) -> None:
     assert "no evidence" in " ".join(why(line.state, "run-1", line.now).reasons)
 
 
+def test_why_of_a_run_gives_every_reason_of_its_gate_once_and_what_it_judged(line: Mill) -> None:
+    drive(line, "run-1")
+    line.up_all()
+    drive(line, "run-2", EVEN)
+    for name in ("run-1", "run-2"):
+        run = line.state.runs[name]
+        found, verdict = why(line.state, name, line.now), verdict_of(run)
+        assert verdict is not None
+        assert found.reasons[-len(verdict.reasons) - 1 : -1] == verdict.reasons
+        assert all(named in found.reasons[-1] for named in NAMED)
+        said = " ".join((*found.reasons, *(choice.reason for choice in found.candidates)))
+        assert [said.count(reason) for reason in verdict.reasons] == [1] * len(verdict.reasons)
+    (gate,) = [s for s in line.state.runs["run-2"].stations if s.name == "gate"]
+    assert "Failed: " in gate.reason
+    assert "Passed" not in gate.reason
+
+
 def test_another_champion_meanwhile_means_evaluating_again(line: Mill) -> None:
     drive(line, "run-1")
     line.up_all()

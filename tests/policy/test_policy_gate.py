@@ -126,6 +126,20 @@ def test_the_champion_must_be_named_only_where_it_is_a_reference() -> None:
     assert not judge(found, {"against": "both"}, champion=True).passed
 
 
+def test_a_candidate_that_is_the_champion_itself_is_called_so() -> None:
+    digests = evidence(champion=True)["digests"]
+    same = {name: value for name, value in digests.items() if not name.startswith(("candidate", "champion"))}
+    same |= {
+        f"{who}_{what}": f"sha256:{what}"
+        for who in ("candidate", "champion")
+        for what in ("weights", "adapter")
+    }
+    note = "The candidate is the champion itself, byte for byte: nothing was made anew."
+    assert note in judge(evidence(champion=True) | {"digests": same}, {}, champion=True).reasons
+    same["candidate_adapter"] = "sha256:other"
+    assert note not in judge(evidence(champion=True) | {"digests": same}, {}, champion=True).reasons
+
+
 def judged_by_model(graded: int, ungraded: int, **changes: Any) -> dict[str, Any]:
     return evidence(
         metric="judge",

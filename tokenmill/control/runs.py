@@ -289,6 +289,7 @@ def _gate(draft: Draft, run: Run, line: Line, station: Station, base: Imported, 
             return _with(run, StationState(need))
         evidence = state.result.evidence
     verdict = judge(evidence, station.params, champion=found is not None)
+    failed = " ".join(reason for reason in verdict.reasons if not reason.startswith("Passed"))
     state = StationState(
         station.name,
         StationStatus.DONE if verdict.passed else StationStatus.FAILED,
@@ -296,12 +297,11 @@ def _gate(draft: Draft, run: Run, line: Line, station: Station, base: Imported, 
         result=JobResult(evidence=to_plain(verdict)),
         started_us=now_us,
         ended_us=now_us,
-        reason="" if verdict.passed else " ".join(verdict.reasons),
+        reason="" if verdict.passed else failed,
     )
     judged = _with(run, state)
     if verdict.passed:
         return judged
-    failed = " ".join(reason for reason in verdict.reasons if not reason.startswith("Passed"))
     return _ended(judged, RunStatus.REJECTED, f"the gate said no. {failed}", now_us)
 
 

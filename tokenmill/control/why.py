@@ -216,12 +216,16 @@ def _scaling(state: State, deployment: Deployment, now_us: int) -> list[str]:
 
 
 def _run(state: State, run: Run, now_us: int) -> Explanation:
-    reasons = [run.reason] if run.reason else []
+    verdict = verdict_of(run)
+    said = run.reason if verdict is None or verdict.passed else "the gate said no"
+    reasons = [said] if said else []
+    reasons += _judged(verdict) if verdict is not None else []
     choices: list[Choice] = []
     changes: list[str] = []
     for station in run.stations:
         done = station.status in (StationStatus.DONE, StationStatus.REUSED)
         reason = station.reason or (f"job {station.job}" if station.job else "")
+        reason = "" if station.result and station.result.evidence.get("passed") is False else reason
         choices.append(
             Choice(station.name, done, f"{station.status}: {reason}" if reason else station.status)
         )
@@ -308,6 +312,16 @@ def _named(state: State, name: str, now_us: int) -> Explanation:
         expected="the id of a job, replica, run, release, lease, key or node, or a deployment, line or model",
         fix="`tokenmill status` lists them.",
     )
+
+
+def _judged(verdict: GateVerdict) -> list[str]:
+    """The gate's reasons, and what it judged, by digest."""
+    named = ", ".join(f"{name} {_short(value)}" for name, value in sorted(verdict.digests.items()) if value)
+    return [*verdict.reasons, *([f"Judged were: {named}."] if named else [])]
+
+
+def _short(digest: str) -> str:
+    return digest.removeprefix("sha256:")[:12] if digest.startswith("sha256:") else digest
 
 
 def verdict_of(run: Run) -> GateVerdict | None:

@@ -98,6 +98,8 @@ def judge(evidence: Mapping[str, Any], params: Mapping[str, Any], *, champion: b
     if nameless:
         unnamed = f"The evidence does not name by digest: {', '.join(nameless)}. The gate stays shut."
         return GateVerdict(False, (*notes, unnamed), metric, digests=digests)
+    if champion and _weights(digests, "candidate") == _weights(digests, "champion"):
+        notes = (*notes, "The candidate is the champion itself, byte for byte: nothing was made anew.")
     if ungraded := _ungraded(evidence, against, float(params.get("max_ungraded", MAX_UNGRADED))):
         return GateVerdict(False, (*notes, ungraded), metric, digests=digests)
     found: list[GateVerdict] = []
@@ -127,6 +129,10 @@ def _digests(evidence: Mapping[str, Any]) -> dict[str, str]:
     found = evidence.get("digests")
     pairs = sorted(found.items()) if isinstance(found, Mapping) else ()
     return {str(name): str(value) for name, value in pairs if value is not None}
+
+
+def _weights(digests: Mapping[str, str], name: str) -> tuple[str, str]:
+    return digests.get(f"{name}_weights", ""), digests.get(f"{name}_adapter", "")
 
 
 def _bound(text: str, evidence: Mapping[str, Any], *, champion: bool) -> tuple[bool, str]:
@@ -272,9 +278,9 @@ def _verdict(
     min_items = int(params.get("min_items", MIN_ITEMS))
     alpha = float(params.get("alpha", ALPHA))
     floor_milli = int(params.get("min_difference_milli", 0))
-    low, high = bounds
+    low_milli, high_milli = math.floor(bounds[0]), math.ceil(bounds[1])
     better = f"it is {sum_milli / n / 10:.1f} points better than the {name}"
-    shown = f"95 % interval {low / 10:.1f} to {high / 10:.1f}"
+    shown = f"95 % interval {low_milli / 10:.1f} to {high_milli / 10:.1f}"
     counted = (n >= min_items, f"{n} items were compared with the {name}, {min_items} are needed")
     if params.get("rule", "better") == "not_clearly_worse":
         text = f"{better} ({shown}); that it is worse by luck alone has p = {p_worse:.4g}"
@@ -296,8 +302,8 @@ def _verdict(
         candidate_milli=shares[0],
         reference_milli=shares[1],
         difference_milli=(2 * sum_milli + n) // (2 * n),
-        low_milli=math.floor(low),
-        high_milli=math.ceil(high),
+        low_milli=low_milli,
+        high_milli=high_milli,
         p_value=p,
     )
 
