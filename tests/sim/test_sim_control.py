@@ -12,6 +12,7 @@ import sys
 
 import pytest
 
+from tokenmill.domain import effects as fx
 from tokenmill.domain.codec import digest_of
 from tokenmill.domain.work import JobStatus, ReplicaStatus, RunStatus, StationStatus
 from tokenmill.twin.sim.batch import Lived, batch, live, summed, world_of
@@ -77,7 +78,26 @@ def test_what_a_sample_finds_is_traced_to_its_event(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(checkers, "index_state", broken)
     found = live(3, EVENTS)
     assert "the index is what it would be from scratch" in found.error
-    assert (found.events, calls["index"]) == (1, 2), "seen after the eighth event, then after the first"
+    assert (found.events, calls["index"]) == (1, 2), "seen after the first sample, then after the first event"
+
+
+@pytest.mark.parametrize(
+    ("where", "wrong", "error"),
+    [
+        ("control.draft.taken", lambda room, lease: room, "the index is what it would be"),
+        ("control.draft.given_back", lambda room, lease, node: room, "the index is what it would be"),
+        ("control.placing.steeper", lambda *_: ("", ""), "rises by"),
+        ("control.leases.ChargeWork", lambda *_: None, "every lease group that ends is charged"),
+        ("control.schedule.StartJob", lambda *_: fx.WakeAt(0), "is stuck"),
+    ],
+)
+def test_a_broken_core_is_found(
+    monkeypatch: pytest.MonkeyPatch, where: str, wrong: object, error: str
+) -> None:
+    """A checker that looks only at what changed still sees what it is there for."""
+    monkeypatch.setattr(f"tokenmill.{where}", wrong)
+    found = [one.error for one in batch(range(16)).failures]
+    assert any(error in text for text in found), found
 
 
 @pytest.mark.parametrize("when", ["before_commit", "after_commit"])

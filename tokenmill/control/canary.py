@@ -8,14 +8,13 @@ sent back does not come again by itself. The comparison itself is ``policy.canar
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from tokenmill.control.draft import Draft
 from tokenmill.control.state import State
 from tokenmill.domain.effects import WakeAt
 from tokenmill.domain.events import OutcomesReported
 from tokenmill.domain.factory import CanaryPlan, Deployment
 from tokenmill.domain.outcomes import NOTHING_SEEN
+from tokenmill.domain.value import replace
 from tokenmill.domain.work import Alias, Canary, Target
 from tokenmill.policy.canary import Course, Judged, judge_step
 

@@ -9,8 +9,6 @@ canary plan the flip is the end of a way in steps (``control.canary``); a person
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from tokenmill.control import canary, replicas
 from tokenmill.control.draft import Draft
 from tokenmill.control.index import id_order
@@ -19,6 +17,7 @@ from tokenmill.control.schedule import preempt_for_replica
 from tokenmill.control.state import State
 from tokenmill.domain.events import LoadReported
 from tokenmill.domain.factory import Deployment, Factory
+from tokenmill.domain.value import replace
 from tokenmill.domain.work import Alias, Release, Replica, ReplicaStatus, Target
 from tokenmill.policy.place import place
 from tokenmill.policy.scale import Bounds, Load, ScaleMemory, missed, scale

@@ -7,7 +7,6 @@ size; ``Request`` and the actions are the words of one request's life. ``control
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from enum import StrEnum
 from typing import Any, Protocol, TypeVar
 
@@ -16,7 +15,7 @@ from immutables import Map
 from tokenmill.domain.factory import Price, Quota
 from tokenmill.domain.ledger import Settlement
 from tokenmill.domain.table import AliasEntry, Endpoint, KeyEntry, Table, TenantEntry
-from tokenmill.domain.value import value
+from tokenmill.domain.value import replace, value
 from tokenmill.policy.admit import NO_QUOTA, Limit, Meter, Use
 from tokenmill.policy.price import FREE, price_id
 

@@ -8,7 +8,6 @@ is ``control.schedule``'s to say.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from tokenmill.control.draft import Draft
 from tokenmill.control.index import HELD_US, Index, job_timer
@@ -19,6 +18,7 @@ from tokenmill.control.state import State, with_jobs
 from tokenmill.domain.effects import PaceJob, StopJob
 from tokenmill.domain.errors import ConflictError, NotFoundError, RefusedError
 from tokenmill.domain.events import JobCancelled, JobExited, JobSaved, JobStarted, JobSubmitted
+from tokenmill.domain.value import replace
 from tokenmill.domain.work import Checkpoints, Job, JobResult, JobSpec, JobStatus
 from tokenmill.policy.checkpoint import pace
 from tokenmill.policy.place import Demand, could_hold, explain, largest_gang, place

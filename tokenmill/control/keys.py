@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from tokenmill.control.draft import Draft
 from tokenmill.control.state import State
 from tokenmill.domain.errors import ConflictError, NotFoundError, RefusedError
 from tokenmill.domain.events import KeyCreated, KeyDisabled
 from tokenmill.domain.factory import Tenant
+from tokenmill.domain.value import replace
 
 KEYS_MOST = 10_000
 SCOPES = ("inference", "admin")

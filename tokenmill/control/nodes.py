@@ -10,14 +10,13 @@ has ended well on it.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from tokenmill.control import jobs, replicas
 from tokenmill.control.draft import Draft
 from tokenmill.control.state import State
 from tokenmill.domain.effects import StartJob
 from tokenmill.domain.errors import ConflictError, NotFoundError
 from tokenmill.domain.events import JobExited, NodeCordoned, NodeJoined, NodeLost, NodeTrusted
+from tokenmill.domain.value import replace
 from tokenmill.domain.work import Job, JobSpec, JobStatus, Lease, NodeState, Uptime
 
 TEST_TIMEOUT_US = 1_800_000_000

@@ -6,13 +6,12 @@ recalled; without one it serves nothing and says why. Who was served by it is in
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from tokenmill.control.draft import Draft
 from tokenmill.control.state import State
 from tokenmill.domain.effects import RecordRecall
 from tokenmill.domain.errors import ConflictError, NotFoundError
 from tokenmill.domain.events import ReleaseRecalled
+from tokenmill.domain.value import replace
 from tokenmill.domain.work import Alias, Recall, Target
 
 

@@ -6,12 +6,11 @@ release an alias points at is ``control.deployments``' to say; this file tells i
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from tokenmill.control.draft import Draft
 from tokenmill.domain.effects import ImportModel, RecordRelease
 from tokenmill.domain.events import ModelImported
 from tokenmill.domain.factory import Deployment, Factory, Model
+from tokenmill.domain.value import replace
 from tokenmill.domain.work import Imported, Release
 
 

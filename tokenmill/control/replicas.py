@@ -7,8 +7,6 @@ one about the new. How many replicas there should be is ``control.deployments``'
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from tokenmill.control import canary
 from tokenmill.control.draft import Draft
 from tokenmill.control.leases import end_all, grant_all
@@ -17,6 +15,7 @@ from tokenmill.control.reservations import FAR_US, drop
 from tokenmill.domain.effects import StartReplica, StopReplica
 from tokenmill.domain.events import ReplicaExited, ReplicaReady, ReplicaStarted
 from tokenmill.domain.factory import Deployment
+from tokenmill.domain.value import replace
 from tokenmill.domain.work import Release, Replica, ReplicaStatus
 from tokenmill.policy.place import Demand
 

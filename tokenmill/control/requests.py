@@ -21,8 +21,6 @@ It does no I/O and parses no HTTP; the spool line is the caller's, made from ``S
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from tokenmill.control.edge import (
     Action,
     Break,
@@ -49,6 +47,7 @@ from tokenmill.control.edge import (
 )
 from tokenmill.domain.ledger import Outcome, Settlement
 from tokenmill.domain.table import AliasEntry, Endpoint, KeyEntry, TenantEntry
+from tokenmill.domain.value import replace
 from tokenmill.policy.admit import Admitted, Limit, Use, admit, settle
 from tokenmill.policy.price import cost_micros
 from tokenmill.policy.reside import reside

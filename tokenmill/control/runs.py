@@ -10,7 +10,6 @@ Packing makes the release that the line's deployments then desire. A station tha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from immutables import Map
@@ -33,6 +32,7 @@ from tokenmill.domain.codec import to_plain
 from tokenmill.domain.errors import ConflictError, NotFoundError, UsageError
 from tokenmill.domain.events import RunCancelled, RunPaused, RunResumed, RunSubmitted
 from tokenmill.domain.factory import Line, Station
+from tokenmill.domain.value import replace
 from tokenmill.domain.work import (
     Imported,
     Job,

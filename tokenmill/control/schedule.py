@@ -9,8 +9,6 @@ earlier end may still use.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from tokenmill.control import jobs, replicas
 from tokenmill.control.draft import Draft
 from tokenmill.control.index import QueueKey, priority_of, queue_key
@@ -28,6 +26,7 @@ from tokenmill.control.reservations import (
     reserve,
 )
 from tokenmill.domain.effects import StartJob
+from tokenmill.domain.value import replace
 from tokenmill.domain.work import Job, JobStatus, Replica, ReplicaStatus, Reservation
 from tokenmill.policy.backfill import foresee
 from tokenmill.policy.fleet import Room

@@ -6,13 +6,12 @@ acceptance test begins; without one, or when the node was out for slowness withi
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from tokenmill.control import jobs, replicas
 from tokenmill.control.draft import Draft
 from tokenmill.control.nodes import acceptance, begin_test, move_away
 from tokenmill.control.state import State
 from tokenmill.domain.events import StepsTimed
+from tokenmill.domain.value import replace
 from tokenmill.domain.work import JobStatus, NodeState
 from tokenmill.policy.fleet import Fleet, Room
 from tokenmill.policy.place import Demand, place

@@ -6,14 +6,13 @@ It stands above every schedule: what a person held or rolled back moves forward 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from tokenmill.control.deployments import point
 from tokenmill.control.draft import Draft
 from tokenmill.control.state import State
 from tokenmill.domain.effects import WakeAt
 from tokenmill.domain.errors import ConflictError, NotFoundError, RefusedError, UsageError
 from tokenmill.domain.events import AliasSteered, RollbackRequested
+from tokenmill.domain.value import replace
 from tokenmill.domain.work import Alias
 
 STEERING = ("hold", "resume", "promote")

@@ -6,13 +6,13 @@ jurisdiction is that of its node's site. Peers answer for aliases under releases
 
 from __future__ import annotations
 
-from dataclasses import replace
 from urllib.parse import urlsplit
 
 from tokenmill.control.releases import remote
 from tokenmill.control.state import State
 from tokenmill.domain.factory import Deployment, Peer
 from tokenmill.domain.table import AliasEntry, Endpoint, KeyEntry, Table, TenantEntry
+from tokenmill.domain.value import replace
 from tokenmill.domain.work import Alias, Replica, ReplicaStatus
 from tokenmill.policy.price import book_of
 from tokenmill.policy.route import PEER_PREFIX
@@ -81,61 +81,79 @@ def _aliases(state: State, old: State | None) -> tuple[AliasEntry, ...]:
     entries: list[AliasEntry] = []
     tuned = (tuning.deployment for _, tuning in sorted(state.tunings.items()) if not tuning.dropped)
     for deployment in (*state.factory.deployments, *tuned):
-        alias = state.aliases.get(deployment.name)
-        if old is not None and alias is not None and _as_it_was(state, old, deployment, known):
-            peers.pop(deployment.name, None)
-            entries.append(known[deployment.name])
-        elif alias is not None:
-            away = tuple(_peer(peer, deployment.name) for peer in peers.pop(deployment.name, ()))
-            own = _endpoints(state, deployment, law, old, known.get(deployment.name))
-            entries.append(_entry(state, deployment, alias, own, away))
+        name = deployment.name
+        alias, entry = state.aliases.get(name), known.get(name)
+        if alias is None:
+            continue
+        away = peers.pop(name, ())
+        stays = _staying(state, old, name)
+        if old is not None and entry is not None and _as_it_was(state, old, deployment, entry, len(stays)):
+            entries.append(entry)
+        else:
+            own = _endpoints(
+                state, name, law, {one.replica: one for one in _of(entry) if one.replica in stays}
+            )
+            entries.append(_entry(state, deployment, alias, own, tuple(_peer(peer, name) for peer in away)))
     for name in sorted(peers):
-        away = tuple(_peer(peer, name) for peer in peers[name])
-        targets = tuple((endpoint.release, 1000 // len(away)) for endpoint in away)
-        book = book_of(state.factory.prices, name)
-        owner = peers[name][0].name
-        entries.append(AliasEntry(name, "chat", 0, targets, away, (), 0, owner, prices=book))
+        was_own = old is None or (name in old.aliases and name in old.index.deployments)
+        entries.append(_elsewhere(state, name, peers[name]) if was_own else known[name])
     return tuple(entries)
 
 
-def _as_it_was(state: State, old: State, deployment: Deployment, known: dict[str, AliasEntry]) -> bool:
-    """Whether all that the entry of a deployment is made of is what it was. One that serves nothing says why,
-    which depends on more, so it is made anew.
-    """
+def _elsewhere(state: State, name: str, peers: list[Peer]) -> AliasEntry:
+    """An alias that only peers answer for."""
+    away = tuple(_peer(peer, name) for peer in peers)
+    targets = tuple((endpoint.release, 1000 // len(away)) for endpoint in away)
+    prices = book_of(state.factory.prices, name)
+    return AliasEntry(name, "chat", 0, targets, away, (), 0, peers[0].name, prices=prices)
+
+
+def _of(entry: AliasEntry | None) -> tuple[Endpoint, ...]:
+    return entry.endpoints if entry is not None else ()
+
+
+def _as_it_was(state: State, old: State, deployment: Deployment, entry: AliasEntry, staying: int) -> bool:
+    """Whether all that the entry of a deployment is made of is what it was; ``reason_of`` asks for more."""
     name = deployment.name
     names = state.index.replicas_of.get(name, ())
     return (
-        name in known
-        and not known[name].reason
+        staying == len(names)
         and old.aliases.get(name) is state.aliases[name]
         and old.index.deployments.get(name) is deployment
         and old.index.replicas_of.get(name, ()) == names
-        and all(_stayed(state, old, one) for one in names)
+        and (not entry.reason or _says_why(old, deployment) == _says_why(state, deployment))
     )
 
 
-def _stayed(state: State, old: State, name: str) -> bool:
-    """Whether a replica is what it was, on a node that stands where it stood."""
-    replica = state.replicas[name]
-    if old.replicas.get(name) is not replica:
-        return False
-    if old.nodes is state.nodes:
-        return True
-    was, now = old.nodes.get(replica.node), state.nodes.get(replica.node)
-    return was is now or (was is not None and now is not None and was.node is now.node)
+def _says_why(state: State, deployment: Deployment) -> tuple[object, ...]:
+    return state.models.get(deployment.model), state.scaling.get(deployment.name)
+
+
+def _staying(state: State, old: State | None, deployment: str) -> set[str]:
+    """Replicas of a deployment that are what they were, on a node that stands where it stood."""
+    if old is None:
+        return set()
+    names = state.index.replicas_of.get(deployment, ())
+    same = [state.replicas[name] for name in names if old.replicas.get(name) is state.replicas[name]]
+    if old.nodes is not state.nodes:
+        same = [replica for replica in same if _site_of(old, replica) == _site_of(state, replica)]
+    return {replica.id for replica in same}
+
+
+def _site_of(state: State, replica: Replica) -> str | None:
+    known = state.nodes.get(replica.node)
+    return None if known is None else known.node.site
 
 
 def _endpoints(
-    state: State, deployment: Deployment, law: dict[str, str], old: State | None, entry: AliasEntry | None
+    state: State, deployment: str, law: dict[str, str], kept: dict[str, Endpoint]
 ) -> list[Endpoint]:
-    """Where its replicas answer; of those that stayed what they were, as ``entry`` has it."""
-    kept = {one.replica: one for one in entry.endpoints} if entry is not None else {}
+    """Where its replicas answer; those of ``kept`` as they did."""
     found: list[Endpoint] = []
-    for name in state.index.replicas_of.get(deployment.name, ()):
+    for name in state.index.replicas_of.get(deployment, ()):
         replica = state.replicas[name]
         if replica.status in SHOWN and replica.address:
-            stays = old is not None and name in kept and _stayed(state, old, name)
-            found.append(kept[name] if stays else _endpoint(state, replica, law))
+            found.append(kept.get(name) or _endpoint(state, replica, law))
     return found
 
 

@@ -7,14 +7,13 @@ a while, since answers that it gave can still be traced.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from tokenmill.control import runs
 from tokenmill.control.draft import Draft
 from tokenmill.control.keys import check_tenant
 from tokenmill.control.state import State
 from tokenmill.domain.errors import ConflictError, NotFoundError, RefusedError
 from tokenmill.domain.events import TuningDropped, TuningRequested
+from tokenmill.domain.value import replace
 
 TUNINGS_MOST = 1000
 TUNINGS_KEPT = 500

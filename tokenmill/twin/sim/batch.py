@@ -21,10 +21,15 @@ EVENTS = 400
 
 @dataclass(frozen=True, slots=True)
 class Lived:
-    """One world that was lived through. ``error`` is empty when every invariant held."""
+    """One world that was lived through. ``error`` is empty when every invariant held.
+
+    ``events`` are those of the journal. ``handled`` counts also what changed nothing (told twice, too late,
+    refused, or a timer with nothing to do), and what happened to a process before the core was told of it.
+    """
 
     seed: int
     events: int
+    handled: int = 0
     error: str = ""
     seen: dict[str, int] = field(default_factory=dict)
     met: frozenset[str] = frozenset()
@@ -38,6 +43,7 @@ class Batch:
 
     worlds: int
     events: int
+    handled: int
     failures: tuple[Lived, ...]
     events_missing: tuple[str, ...]
     faults_missing: tuple[str, ...]
@@ -71,6 +77,7 @@ def live(
     return Lived(
         seed,
         len(world.journal),
+        world.handled,
         error,
         dict(world.seen),
         frozenset(world.met),
@@ -104,6 +111,7 @@ def summed(lived: Iterable[Lived]) -> Batch:
     return Batch(
         len(worlds),
         sum(one.events for one in worlds),
+        sum(one.handled for one in worlds),
         tuple(one for one in worlds if one.error),
         tuple(sorted(kind for kind in EVENT_TYPES if not seen.get(kind))),
         tuple(sorted({*WEATHER, *POST, *STORE} - met)),

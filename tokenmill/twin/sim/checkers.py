@@ -1,7 +1,10 @@
 """The invariants, each a check after every event of a simulated world. A failure names what was broken.
 
-What is made a second time from scratch (the step itself, index, table) takes longer than the step, and what
-is wrong there mostly stays wrong, so it is compared after one event in ``SAMPLE`` unless a world is thorough.
+A check looks at the records that the event changed (``twin.sim.touched``), which is enough to see what it
+broke. What is made a second time from scratch (the step itself, index, table) takes longer than
+the step, and what is wrong there mostly stays wrong. So that is compared after one event in ``SAMPLE`` and
+when a world has settled, and all records are looked at then. A thorough world does it after every event.
+Snapshots are compared by the world when it replays, and at the end.
 """
 
 from __future__ import annotations
@@ -16,22 +19,21 @@ from tokenmill.control.draft import Draft
 from tokenmill.control.index import index_state
 from tokenmill.control.placing import drawn_mw, power_reason
 from tokenmill.control.snapshot import dump, load
-from tokenmill.control.state import State
+from tokenmill.control.state import EMPTY, State
 from tokenmill.control.table import table_of
 from tokenmill.control.why import why
 from tokenmill.domain import effects as fx
 from tokenmill.domain import events as ev
-from tokenmill.domain.work import Alias, JobStatus, ReplicaStatus, RunStatus
+from tokenmill.domain.work import Alias, Job, JobStatus, Lease, Replica, ReplicaStatus, Run, RunStatus
 from tokenmill.policy.place import Demand, place
 from tokenmill.policy.power import Ramp, caps_of, ramps_of
 from tokenmill.twin.sim.floor import Floor
+from tokenmill.twin.sim.touched import Touched, changed, touched
 
 HOLDING = (ReplicaStatus.STARTING, ReplicaStatus.READY, ReplicaStatus.DRAINING)
 LIVE = (JobStatus.STARTING, JobStatus.RUNNING, JobStatus.STOPPING)
 
-
-SAMPLE = 8
-SNAPSHOT = 24  # events between two snapshots that are read back
+SAMPLE = 32
 
 
 class Watched(Protocol):
@@ -52,29 +54,44 @@ class Checkers:
         self.groups: dict[str, str] = {}  # first lease of an owner's group -> owner
         self.count = 0
         self.reached: set[str] = set()
+        self.on_node: dict[str, dict[str, Lease]] = {}
+        self.begun = 0  # processes that the floor had begun when they were last looked at
+        self.seen_us = 0
         self.draws: dict[Ramp, list[tuple[int, int]]] = {}  # what places with a ramp drew, and since when
 
     def after(self, before: State, event: ev.Event, after: State, effects: tuple[fx.Effect, ...]) -> None:
         self.count += 1
-        self.note(before, after)
-        self.nothing_held_twice(after)
-        self.gangs_whole(after)
-        self.power_within_caps(before, after)
+        found = touched(before, after)
+        self.note(before, after, found)
+        self.power_within_caps(before, after, found.came)
         self.power_within_ramps(before, event, after)
         self.slow_nodes_spared(before, event, after)
-        self.leases_match_processes(after)
         self.plan_fresh(before, event, after)
-        self.only_passed_serve(after)
-        self.recalled_never_serve(after)
         self.persons_word_stands(before, event, after)
-        self.drained_after_flip(before, after)
+        self.drained_after_flip(before, after, found.replicas)
         self.charged_on_end(before, after, effects)
         if self.count % self.every == 0:
-            self.derived(before, event, after, effects)
+            assert step(before, event) == (after, effects), "step is a function"
+            self.derived(after)
+        else:
+            self.safe(before, after, found)
 
-    def derived(self, before: State, event: ev.Event, after: State, effects: tuple[fx.Effect, ...]) -> None:
-        """What the core keeps up to date, against the same made from scratch."""
-        assert step(before, event) == (after, effects), "step is a function"
+    def safe(self, before: State, after: State, found: Touched) -> None:
+        """What has to hold of any state, of the records that changed since ``before``."""
+        self.nothing_held_twice(after, found)
+        self.gangs_whole(after, found.jobs)
+        self.replicas_hold(after, found.replicas)
+        if found.came or found.went or self.world.floor.begun != self.begun:
+            self.leases_match_processes(after)
+        if after.table is not before.table or after.releases is not before.releases:
+            self.only_passed_serve(after)
+        if after.table is not before.table or after.recalls is not before.recalls:
+            self.recalled_never_serve(after)
+
+    def derived(self, after: State) -> None:
+        """All records; and what the core keeps up to date, against the same made from scratch."""
+        self.on_node.clear()
+        self.safe(EMPTY, after, touched(EMPTY, after))
         assert after.index == index_state(
             after.factory,
             after.nodes,
@@ -86,37 +103,38 @@ class Checkers:
             after.draws,
         ), "the index is what it would be from scratch"
         assert after.table == table_of(after), "the table published is the table due"
-        if self.count % SNAPSHOT == 0:
-            assert load(dump(after)) == after, "a snapshot gives back the state"
 
-    def note(self, before: State, after: State) -> None:
+    def note(self, before: State, after: State, found: Touched) -> None:
         """Remember which situations came up: a batch that never meets one proves nothing about it."""
-        if after.replicas is not before.replicas:
-            self.reached |= {f"replica {r.status}" for r in after.replicas.values()}
-            self.reached |= {
-                "drained to make room" for r in after.replicas.values() if "makes room" in r.reason
-            }
+        reached = self.reached
+        self.note_runs(changed(before.runs, after.runs))
+        for replica in found.replicas:
+            reached.add(f"replica {replica.status}")
+            if "makes room" in replica.reason:
+                reached.add("drained to make room")
         if after.nodes is not before.nodes:
-            self.reached |= {"cordoned" for node in after.nodes.values() if node.cordon}
-            self.reached |= {"node tested" for node in after.nodes.values() if node.test}
-        if after.jobs is not before.jobs:
-            self.reached |= {f"job {job.status} {job.stop}".strip() for job in after.jobs.values()}
-            self.reached |= {"job tried again" for job in after.jobs.values() if job.attempt > 1}
-        if after.runs is not before.runs:
-            self.reached |= {"run paused" for run in after.runs.values() if run.paused}
-            self.reached |= {
-                "taken over" for r in after.runs.values() for s in r.stations if s.reason.startswith("taken")
-            }
-            self.reached |= {f"run {run.status}" for run in after.runs.values()}
-            self.reached |= {f"station {s.status}" for run in after.runs.values() for s in run.stations}
-        for name, alias in after.aliases.items():
-            old = before.aliases.get(name)
-            if name.startswith("ft:") and alias.targets:
-                self.reached.add("own model served")
+            nodes = changed(before.nodes, after.nodes)
+            reached |= {"cordoned" for node in nodes if node.cordon}
+            reached |= {"node tested" for node in nodes if node.test}
+        for job in found.jobs:
+            reached.add(f"job {job.status} {job.stop}".strip())
+            if job.attempt > 1:
+                reached.add("job tried again")
+        for alias in changed(before.aliases, after.aliases):
+            old = before.aliases.get(alias.name)
+            if alias.name.startswith("ft:") and alias.targets:
+                reached.add("own model served")
             if old is not None and old != alias:
                 self.note_alias(old, alias)
-        if any(memory.wanted > 1 for memory in after.scaling.values()):
-            self.reached.add("scaled up")
+        if any(memory.wanted > 1 for memory in changed(before.scaling, after.scaling)):
+            reached.add("scaled up")
+
+    def note_runs(self, runs: list[Run]) -> None:
+        stations = [station for run in runs for station in run.stations]
+        self.reached |= {"run paused" for run in runs if run.paused}
+        self.reached |= {"taken over" for station in stations if station.reason.startswith("taken")}
+        self.reached |= {f"run {run.status}" for run in runs}
+        self.reached |= {f"station {station.status}" for station in stations}
 
     def note_alias(self, old: Alias, alias: Alias) -> None:
         if old.targets and alias.targets and old.targets != alias.targets:
@@ -132,30 +150,26 @@ class Checkers:
         if "rolled back" in alias.reason and alias.targets and alias.targets[0].release == alias.desired:
             self.reached.add("rolled back")
 
-    def nothing_held_twice(self, state: State) -> None:
-        cpu: dict[str, int] = {}
-        memory: dict[str, int] = {}
-        held: set[str] = set()
-        for lease in state.leases.values():
-            node = state.nodes[lease.node].node
-            cpu[node.id] = cpu.get(node.id, 0) + lease.cpu_millis
-            memory[node.id] = memory.get(node.id, 0) + lease.memory_bytes
-            for accelerator in lease.accelerators:
-                assert accelerator not in held, f"{accelerator} is held twice"
-                assert any(a.id == accelerator for a in node.accelerators)
-                held.add(accelerator)
-        for name in cpu:
-            node = state.nodes[name].node
-            assert cpu[name] <= node.cpu_millis, f"{name} has more CPU leased than it has"
-            assert memory[name] <= node.memory_bytes, f"{name} has more memory leased than it has"
+    def nothing_held_twice(self, state: State, found: Touched) -> None:
+        for lease in found.went:
+            del self.on_node[lease.node][lease.id]
+        for lease in found.came:
+            self.on_node.setdefault(lease.node, {})[lease.id] = lease
+        for name in found.nodes:
+            node, held = state.nodes[name].node, self.on_node.get(name, {}).values()
+            cpu_millis = sum(lease.cpu_millis for lease in held)
+            assert cpu_millis <= node.cpu_millis, f"{name} has more CPU leased than it has"
+            memory_bytes = sum(lease.memory_bytes for lease in held)
+            assert memory_bytes <= node.memory_bytes, f"{name} has more memory leased than it has"
+            free = {accelerator.id for accelerator in node.accelerators}
+            for accelerator in [one for lease in held for one in lease.accelerators]:
+                assert accelerator in free, f"{accelerator} is held twice, or not of {name}"
+                free.remove(accelerator)
 
-    def power_within_caps(self, before: State, after: State) -> None:
+    def power_within_caps(self, before: State, after: State, came: list[Lease]) -> None:
         """What is started never takes a place above its cap. A lowered cap only stops further starts."""
-        caps = caps_of(after.factory)
-        if not caps or after.leases is before.leases:
-            return
-        fresh = [lease for name, lease in after.leases.items() if name not in before.leases]
-        if not any(lease.cpu_millis or lease.accelerators for lease in fresh):
+        caps = caps_of(after.factory) if came else {}
+        if not caps or not any(lease.cpu_millis or lease.accelerators for lease in came):
             return  # a node that comes back brings its idle draw, and its test holds nothing
         was, now = drawn_mw(Draft(before), caps), drawn_mw(Draft(after), caps)
         for name, cap in caps.items():
@@ -170,8 +184,10 @@ class Checkers:
         """
         ramps = ramps_of(after.factory)
         self.draws = {key: seen for key, seen in self.draws.items() if ramps.get(key.name) == key}
-        if not ramps:
+        as_it_was = after.leases is before.leases and after.nodes is before.nodes
+        if not ramps or (as_it_was and len(self.draws) == len(ramps) and event.at_us >= self.seen_us):
             return
+        self.seen_us = event.at_us
         ended = Draft(after)  # the moment at which what ended has ended, and nothing has started yet
         ended.leases = Map({n: lease for n, lease in after.leases.items() if n in before.leases})
         low, now = drawn_mw(ended, ramps), drawn_mw(Draft(after), ramps)
@@ -219,25 +235,27 @@ class Checkers:
     def _is_on(state: State, leases: tuple[str, ...], node: str) -> bool:
         return any(state.leases[name].node == node for name in leases)
 
-    def gangs_whole(self, state: State) -> None:
-        for job in state.jobs.values():
+    def gangs_whole(self, state: State, jobs_: list[Job]) -> None:
+        for job in jobs_:
             leases = [state.leases[name] for name in state.index.leases_of.get(job.id, ())]
             expected = job.spec.workers if job.status in LIVE else 0
             assert len(leases) == expected, f"{job.id} is {job.status} with {len(leases)} leases"
             if leases:
                 assert tuple(lease.node for lease in leases) == job.nodes
 
-    def leases_match_processes(self, state: State) -> None:
-        for replica in state.replicas.values():
+    def replicas_hold(self, state: State, replicas: list[Replica]) -> None:
+        for replica in replicas:
             leases = len(state.index.leases_of.get(replica.id, ()))
             assert leases == (1 if replica.status in HOLDING else 0), f"{replica.id} is {replica.status}"
-        for (name, _), process in self.world.floor.processes.items():
-            if process.alive:
-                held = [state.leases[found] for found in state.index.leases_of.get(name, ())]
-                assert tuple(lease.node for lease in held) == process.nodes, (
-                    f"{name} is alive without its lease"
-                )
-                assert tuple(lease.accelerators for lease in held) == process.accelerators
+
+    def leases_match_processes(self, state: State) -> None:
+        self.begun = self.world.floor.begun
+        for (name, _), process in self.world.floor.alive.items():
+            held = [state.leases[found] for found in state.index.leases_of.get(name, ())]
+            assert tuple([lease.node for lease in held]) == process.nodes, (
+                f"{name} is alive without its lease"
+            )
+            assert tuple([lease.accelerators for lease in held]) == process.accelerators
 
     def plan_fresh(self, before: State, event: ev.Event, after: State) -> None:
         if after.version != before.version:
@@ -263,16 +281,16 @@ class Checkers:
     def persons_word_stands(self, before: State, event: ev.Event, after: State) -> None:
         """While an alias is held, no candidate takes a larger share of its traffic by itself."""
         persons = ev.AliasSteered | ev.RollbackRequested | ev.ReleaseRecalled | ev.SpecApplied
-        for name, alias in after.aliases.items():
-            old = before.aliases.get(name)
+        for alias in changed(before.aliases, after.aliases):
+            name, old = alias.name, before.aliases.get(alias.name)
             if old is None or not old.hold or isinstance(event, persons) or old.canary is None:
                 continue
             share = {t.release: t.weight_milli for t in alias.targets}.get(old.canary.candidate, 0)
             was = {t.release: t.weight_milli for t in old.targets}.get(old.canary.candidate, 0)
             assert share <= was, f"{name} went past a person's hold"
 
-    def drained_after_flip(self, before: State, after: State) -> None:
-        for replica in after.replicas.values():
+    def drained_after_flip(self, before: State, after: State, replicas: list[Replica]) -> None:
+        for replica in replicas:
             old = before.replicas.get(replica.id)
             if old is None or old.status is not ReplicaStatus.READY:
                 continue
@@ -289,10 +307,11 @@ class Checkers:
     def charged_on_end(self, before: State, after: State, effects: tuple[fx.Effect, ...]) -> None:
         charged = [effect.id for effect in effects if isinstance(effect, fx.ChargeWork)]
         assert len(charged) == len(set(charged))
-        ended = {names[0] for owner, names in before.index.leases_of.items() if names[0] not in after.leases}
+        old, new = before.index.leases_of, after.index.leases_of
+        ended = {names[0] for names in old.values() if names[0] not in after.leases}
         assert set(charged) == ended, "every lease group that ends is charged, and no other"
-        for owner, names in after.index.leases_of.items():
-            self.groups[names[0]] = owner
+        if new is not old:
+            self.groups.update((names[0], owner) for owner, names in new.items())
 
     def charged(self, effect: fx.ChargeWork) -> None:
         known = self.charges.get(effect.id)
@@ -300,8 +319,10 @@ class Checkers:
         self.charges[effect.id] = effect
 
     def settled(self) -> None:
-        """Liveness: what is pending has ended, or ``why`` gives a reason."""
+        """Liveness: what is pending has ended, or ``why`` gives a reason. And safety once more, of all."""
         world, state = self.world, self.world.state
+        self.derived(state)
+        assert load(dump(state)) == state, "a snapshot gives back the state"
         for job in state.jobs.values():
             if not job.status.ended:
                 assert job.status is JobStatus.PENDING, f"{job.id} is stuck: {job}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -56,16 +56,16 @@ class Floor:
 
     world: Host
     processes: dict[tuple[str, int], Process] = field(default_factory=dict)
+    alive: dict[tuple[str, int], Process] = field(default_factory=dict)
     down: set[str] = field(default_factory=set)
     slow: set[str] = field(default_factory=set)
     nodes: dict[str, Node] = field(default_factory=dict)
-    started_twice: int = 0
+    begun: int = 0
 
     def carry_out(self, effect: fx.Effect) -> None:
-        name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(effect).__name__).lower()
-        handler = getattr(self, f"do_{name}", None)
+        handler = DO.get(type(effect))
         if handler is not None:
-            handler(effect)
+            handler(self, effect)
 
     def do_import_model(self, effect: fx.ImportModel) -> None:
         rng = self.world.rng
@@ -141,6 +141,8 @@ class Floor:
             process.last = self.exit_event(process, 1, "a node cannot be reached", None)
             self.world.post(process.last, 0.1)
             return
+        self.begun += 1
+        self.alive[key] = process
         begun(process)
 
     def repeat(self, process: Process) -> None:
@@ -188,6 +190,7 @@ class Floor:
             self.world.later(30, lambda: self.exit(process, code, reason, result))
             return
         process.alive = False
+        del self.alive[process.id, process.attempt]
         process.last = self.exit_event(process, code, reason, result)
         self.world.post(process.last, 0.05)
 
@@ -198,3 +201,14 @@ class Floor:
             process = self.processes.get((name, job.attempt if job else 0))
             if process is not None and (replica is not None or job is not None):
                 self.repeat(process)
+
+
+DO: dict[type, Callable[[Floor, Any], None]] = {
+    fx.ImportModel: Floor.do_import_model,
+    fx.StartReplica: Floor.do_start_replica,
+    fx.StopReplica: Floor.do_stop_replica,
+    fx.StartJob: Floor.do_start_job,
+    fx.StopJob: Floor.do_stop_job,
+    fx.PaceJob: Floor.do_pace_job,
+}
+"""What a floor of processes has to do. Tables and records are for others to take."""

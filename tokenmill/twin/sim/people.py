@@ -6,7 +6,6 @@ Everything is drawn from the world's own random stream.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from tokenmill.control.core import check, resume, step
@@ -17,6 +16,7 @@ from tokenmill.domain.codec import digest_of as sha
 from tokenmill.domain.errors import TokenmillError
 from tokenmill.domain.factory import Deployment, Resources
 from tokenmill.domain.outcomes import Outcomes
+from tokenmill.domain.value import replace
 from tokenmill.domain.work import JobResult, JobSpec, Key, Tuning
 from tokenmill.policy.gate import NAMED
 from tokenmill.twin.sim.floor import SECOND, Floor
@@ -289,7 +289,7 @@ class People(Wishes):
         )
 
     def kill_engine(self) -> None:
-        alive = [p for _, p in sorted(self.floor.processes.items()) if p.alive]
+        alive = [process for _, process in sorted(self.floor.alive.items())]
         if alive:
             self.floor.exit(self.rng.choice(alive), 137, "it was killed")
 
@@ -334,9 +334,9 @@ def raised_at(error: BaseException) -> tuple[str, int]:
     found = ("", 0)
     trace = error.__traceback__
     while trace is not None:
-        found = (Path(trace.tb_frame.f_code.co_filename).name, trace.tb_lineno)
+        found = (trace.tb_frame.f_code.co_filename, trace.tb_lineno)
         trace = trace.tb_next
-    return found
+    return Path(found[0]).name, found[1]
 
 
 WEATHER = ("lose_node", "lose_rack", "kill_engine", "step_clock", "slow_node", "lie")

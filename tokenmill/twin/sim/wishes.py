@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 from tokenmill.domain.codec import digest_of as sha
 from tokenmill.domain.factory import (
@@ -24,6 +23,7 @@ from tokenmill.domain.factory import (
     Tenant,
 )
 from tokenmill.domain.trigger import Trigger
+from tokenmill.domain.value import replace
 from tokenmill.twin.sim.floor import SECOND
 
 GB = 1 << 30
