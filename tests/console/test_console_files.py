@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from typing import Any
 
 import pytest
@@ -122,6 +123,27 @@ def test_broken_uploads_are_refused(served: Bed, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(uploads, "UPLOAD_BYTES", 1000)
     assert upload(served, auth, b"x" * 2000).status_code == 413
     assert served.client.get("/v1/files", headers=auth).json()["data"] == []
+
+
+def test_a_full_disk_refuses_an_upload_and_keeps_nothing_of_it(
+    served: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit on files stands in for the disk: once while the form comes, once while the file is kept."""
+    auth = secret_of(served)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit, size in ((4 << 20, 6 << 20), (800_000, 900_000)):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            refused = upload(served, auth, b"x" * size)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (507, "disk_full"), refused.text
+        assert not list((served.paths.artifacts / "tenants").rglob("incoming/*"))
+        assert served.client.get("/v1/files", headers=auth).json()["data"] == []
+    with monkeypatch.context() as patch:
+        patch.setattr(uploads, "RESERVE_BYTES", 1 << 60)
+        assert upload(served, auth).status_code == 507
+    assert upload(served, auth).status_code == 200
 
 
 def test_expired_files_are_gone_at_once_and_swept(served: Bed) -> None:

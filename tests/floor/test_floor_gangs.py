@@ -146,9 +146,29 @@ def test_a_result_is_read_and_an_error_is_told(tmp_path: Path, mark: str) -> Non
         error = json.dumps({"message": "the file is empty", "fix": "Fill it.", "where": "a.csv:1"})
         bench.gangs.start(start(f"echo '{error}' > error.json; exit 10"))
         found = await bench.exited()
-        assert (found.code, found.reason) == (10, "a.csv:1: the file is empty Fill it.")
+        assert (found.code, found.reason) == (10, "a.csv:1: the file is empty. Fill it.")
         assert found.result is None
         await bench.leave()
+
+    run(test)
+
+
+def test_a_job_whose_own_files_fail_is_told_to_have_ended(tmp_path: Path, mark: str) -> None:
+    """Else its run waits for ever: with room again nothing would remember that it ended."""
+
+    async def test() -> None:
+        bench = Bench(tmp_path, mark)
+        bench.gangs.start(start("sleep 0.3"))
+        while not any(isinstance(event, JobStarted) for event in bench.events):
+            await asyncio.sleep(0.02)
+        (bench.paths.job("j-1") / "used-1-0.json").mkdir()  # no sum of what it used can be written
+        assert (await bench.exited()).code == 0
+        bench = Bench(tmp_path / "other", mark)
+        bench.paths.root.mkdir()
+        bench.paths.job("j-1").parent.mkdir(parents=True)
+        bench.paths.job("j-1").write_text("a file where its folder should be")
+        bench.gangs.start(start("sleep 0.3"))
+        assert (await bench.exited()).code == 13
 
     run(test)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -315,3 +316,21 @@ def test_a_wide_encoding_is_named(tmp_path: Path, job_of: JobOf) -> None:
     (tmp_path / "rows.jsonl").write_bytes(json.dumps(chat_row()).encode("utf-16"))
     with pytest.raises(DataError, match="begins like UTF-16"):
         run_intake(job_of("intake", {"path": "rows.jsonl"}))
+
+
+def test_what_is_too_large_is_refused_before_a_byte_is_read(tmp_path: Path, job_of: JobOf) -> None:
+    """Sparse files: the first of two gigabytes, the second of more than the disk has room for."""
+    path = tmp_path / "rows.jsonl"
+    with path.open("wb") as file:
+        file.truncate(2 << 30)
+    job = job_of("intake", {"path": "rows.jsonl", "max_bytes": 1 << 30})
+    with pytest.raises(DataError, match=r"has 2,147,483,648 bytes, and max_bytes allows 1,073,741,824"):
+        run_intake(job)
+    with path.open("wb") as file:
+        file.truncate(shutil.disk_usage(tmp_path).free + (1 << 30))
+    job = job_of("intake", {"path": "rows.jsonl", "max_bytes": 1 << 40})
+    with pytest.raises(ResourceError, match="the disk has room for"):
+        run_intake(job)
+    assert not list(job.work.iterdir())
+    path.write_text(json.dumps(chat_row()) + "\n")
+    assert run_intake(job).metrics["rows"] == 1

@@ -65,6 +65,24 @@ def test_a_full_disk_is_a_resource_error(tmp_path: Path, job_of: JobOf) -> None:
     assert "disk is full" in str(error["message"])
 
 
+@pytest.mark.live
+def test_a_disk_without_a_byte_left_still_gives_the_reason_and_the_code(
+    tmp_path: Path, job_of: JobOf
+) -> None:
+    """Only a real process has a log; here it is on the full device, as the station's rows are."""
+    (tmp_path / "rows.jsonl").write_text(ROW)
+    job = job_of("intake", {"path": "rows.jsonl"})
+    (job.work / "rows.jsonl").symlink_to("/dev/full")
+    with open("/dev/full", "w") as full:
+        argv = [sys.executable, "-m", "tokenmill.line", str(job.directory)]
+        done = subprocess.run(argv, stdout=full, stderr=full, timeout=60, check=False)
+    assert done.returncode == 13
+    assert "disk is full" in str(left(job, "error.json")["message"])
+    assert not list(job.directory.glob(".reserve*"))
+    (job.work / "rows.jsonl").unlink()
+    assert attempt(job.directory) == 0  # there is room again
+
+
 def test_a_job_that_cannot_be_read_is_a_data_error(tmp_path: Path, job_of: JobOf) -> None:
     assert attempt(tmp_path) == DataError.exit_code
     (tmp_path / "job.json").write_text("{}")

@@ -19,7 +19,7 @@ import msgspec
 from tokenmill.control.state import State
 from tokenmill.domain.codec import from_plain
 from tokenmill.domain.effects import StartJob
-from tokenmill.domain.errors import DataError, TokenmillError
+from tokenmill.domain.errors import DataError, Problem, TokenmillError
 from tokenmill.domain.events import JobExited, JobStarted
 from tokenmill.domain.work import Job, JobResult, JobStatus, WorkUsage
 from tokenmill.floor import logs, workers
@@ -128,7 +128,9 @@ class Gangs:
         self._progress = found
 
     def _follow(self, gang: Gang, work: Any) -> None:
-        task: asyncio.Task[None] = asyncio.create_task(work, name=f"job {gang.job}")
+        task: asyncio.Task[None] = asyncio.create_task(
+            self._told_whatever(gang, work), name=f"job {gang.job}"
+        )
         self._tasks[gang.job] = task
         task.add_done_callback(lambda _: self._drop(gang))
 
@@ -136,18 +138,21 @@ class Gangs:
         self._tasks.pop(gang.job, None)
         self._gangs.pop(gang.job, None)
 
-    async def _run(self, gang: Gang, effect: StartJob, share: workers.Share) -> None:
+    async def _told_whatever(self, gang: Gang, work: Any) -> None:
+        """A job whose own files fail, say because the disk is full, ends too: a run waits for it."""
         try:
-            orders = await asyncio.to_thread(
-                workers.prepare, self._paths, self._factory_dir, effect, self._now_us(), share
-            )
-            for order in orders:
-                gang.processes.append(await self._supervisor.spawn(order))
-                if gang.stopping:
-                    break
+            await work
         except (TokenmillError, OSError) as error:
             await self._abandon(gang, error)
-            return
+
+    async def _run(self, gang: Gang, effect: StartJob, share: workers.Share) -> None:
+        orders = await asyncio.to_thread(
+            workers.prepare, self._paths, self._factory_dir, effect, self._now_us(), share
+        )
+        for order in orders:
+            gang.processes.append(await self._supervisor.spawn(order))
+            if gang.stopping:
+                break
         if gang.stopping:  # asked to end while it started
             for process in gang.processes:
                 self._end(process, gang.grace_us)
@@ -155,7 +160,7 @@ class Gangs:
         await self._finish(gang)
 
     async def _abandon(self, gang: Gang, error: Exception) -> None:
-        """Not every worker could be started, so none goes on."""
+        """Not every worker could be started or followed, so none goes on."""
         for process in gang.processes:
             await self._supervisor.stop(process.record.id, 0)
         usage = workers.total([(await p.wait()).usage for p in gang.processes])
@@ -288,11 +293,8 @@ def read_error(path: Path) -> str:
         return ""
     if not isinstance(found, dict):
         return ""
-    parts = [str(found.get(k, "")) for k in ("message", "expected", "fix", "where")]
-    message, expected, fix, where = parts
-    text = f"{where}: {message}" if where else message
-    text += f" Expected {expected}." if expected else ""
-    return text + (f" {fix}" if fix else "")
+    parts = {name: str(found.get(name, "")) for name in ("message", "where", "expected", "fix")}
+    return str(Problem(**parts))
 
 
 def last_line(path: Path) -> Mapping[str, Any]:

@@ -178,7 +178,8 @@ def add_used(paths: Paths, job: str, attempt: int, first: int, usage: WorkUsage)
         energy_mj=before.energy_mj + usage.energy_mj,
         energy_source=usage.energy_source,
     )
-    write_atomically(path, msgspec.json.encode(to_plain(added)))
+    with contextlib.suppress(OSError):  # a full disk costs the sum of several attempts, not this one's end
+        write_atomically(path, msgspec.json.encode(to_plain(added)))
     return added
 
 

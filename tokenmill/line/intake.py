@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import msgspec
 
-from tokenmill.domain.errors import DataError
+from tokenmill.domain.errors import DataError, ResourceError
 from tokenmill.domain.profile import Profile
 from tokenmill.domain.stations import IntakeParams
 from tokenmill.domain.work import JobResult
@@ -35,6 +35,7 @@ def run(job: StationJob) -> JobResult:
     params = job.params
     assert isinstance(params, IntakeParams)
     paths, seen = _paths(job, params)
+    _check_room(job, params, paths)
     sources = [Source(path, params) for path in paths]
     first: list[Refused] = []
     rows_path, quarantine_path = job.work / "rows.jsonl", job.work / "quarantine.jsonl"
@@ -97,6 +98,26 @@ def _paths(job: StationJob, params: IntakeParams) -> tuple[list[Path], Seen | No
         lambda message: job.report(0, 1, "files", message),
     )
     return paths, None
+
+
+def _check_room(job: StationJob, params: IntakeParams, paths: Sequence[Path]) -> None:
+    """Refuse what is too large as it lies there before a byte of it is read or written."""
+    size = sum(path.stat().st_size for path in paths if path.is_file())
+    if size > params.max_bytes:
+        raise DataError(
+            f"the data has {size:,} bytes, and max_bytes allows {params.max_bytes:,}",
+            where=params.path,
+            expected="data within max_bytes",
+            fix="Raise max_bytes of the intake station, or name fewer or smaller files.",
+        )
+    free = shutil.disk_usage(job.work).free
+    if size > free:
+        raise ResourceError(
+            f"the data has {size:,} bytes, and the disk has room for {free:,} more",
+            where=str(job.work),
+            expected="room for the rows beside the data",
+            fix="Free some space, then run the line again; nothing was read.",
+        )
 
 
 def digest_of_files(sources: Sequence[Source]) -> str:

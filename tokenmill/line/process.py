@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
@@ -9,6 +10,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -20,6 +22,7 @@ from tokenmill.line.job import StationJob, read_job, write_json
 
 STATIONS = ("intake", "curate", "tune", "evaluate", "pack", "command", "python")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+RESERVE_BYTES = 64 * 1024
 DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -42,30 +45,32 @@ def run_job(directory: Path) -> NoReturn:
     try:
         code = attempt(directory)
     except BaseException:  # noqa: BLE001 - the last line of defence: say it, then end with a failure.
-        traceback.print_exc()
+        _say(traceback.format_exc())
         code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(code)
 
 
 def attempt(directory: Path) -> int:
     """Run the job in ``directory`` once, leave result.json or error.json, and return the exit code."""
     try:
-        job = read_job(directory)
-        result = run_station(job)
-        if job.rank == 0:
-            write_json(directory / "result.json", result)
+        with _room_for_words(directory):
+            job = read_job(directory)
+            result = run_station(job)
+            if job.rank == 0:
+                write_json(directory / "result.json", result)
     except Stopped as stopped:
         name = signal.Signals(stopped.signal).name
         body = {"kind": "stopped", "message": f"stopped by {name}", "expected": "", "fix": "", "where": ""}
         write_json(directory / "error.json", body)
-        print(f"stopped by {name}", file=sys.stderr)  # noqa: T201 - standard error is the job's log
+        _say(f"stopped by {name}")
         return 128 + stopped.signal
     except TokenmillError as error:
         return _fail(directory, error)
     except MemoryError as error:
-        traceback.print_exception(error)
+        _say_where(error)
         return _fail(
             directory,
             ResourceError(
@@ -77,10 +82,12 @@ def attempt(directory: Path) -> int:
     except OSError as error:
         if error.errno in DISK_ERRNOS:
             return _fail(directory, _disk_full(error))
-        traceback.print_exception(error)
+        _say_where(error)
         return _fail(directory, TokenmillError(f"{type(error).__name__}: {error}"))
     except Exception as error:  # noqa: BLE001 - whatever it was, the floor must learn of it in words.
-        traceback.print_exception(error)
+        if os.strerror(errno.ENOSPC) in str(error):  # what writes safetensors has no errno
+            return _fail(directory, _disk_full(error))
+        _say_where(error)
         return _fail(directory, TokenmillError(f"{type(error).__name__}: {error}", fix="See the job's log."))
     return 0
 
@@ -119,10 +126,10 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise Stopped(number)
 
 
-def _disk_full(error: OSError) -> ResourceError:
+def _disk_full(error: Exception) -> ResourceError:
     return ResourceError(
         f"the disk is full: {error}",
-        where=str(error.filename or ""),
+        where=str(getattr(error, "filename", "") or ""),
         expected="room for the station's outputs",
         fix="Free some space, then run the line again; it goes on where it stopped.",
     )
@@ -137,9 +144,27 @@ def _fail(directory: Path, error: TokenmillError) -> int:
         "fix": problem.fix,
         "where": problem.where,
     }
-    print(f"error: {error}", file=sys.stderr)  # noqa: T201 - standard error is the job's log
-    try:
+    with contextlib.suppress(OSError):
         write_json(directory / "error.json", body)
-    except OSError:
-        traceback.print_exc()
+    _say(f"error: {error}")
     return error.exit_code
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # the log is on the disk that may be full
+        print(text, file=sys.stderr, flush=True)  # noqa: T201 - standard error is the job's log
+
+
+def _say_where(error: BaseException) -> None:
+    _say("".join(traceback.format_exception(error)))
+
+
+@contextlib.contextmanager
+def _room_for_words(directory: Path) -> Iterator[None]:
+    """Hold some blocks back while a station works: on a full disk its error still finds room."""
+    reserve = directory / f".reserve-{os.environ.get('RANK') or 0}"
+    try:
+        reserve.write_bytes(bytes(RESERVE_BYTES))
+        yield
+    finally:
+        reserve.unlink(missing_ok=True)

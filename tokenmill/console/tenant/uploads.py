@@ -5,9 +5,12 @@ A form is parsed while it comes and its file goes to disk, so that no upload is 
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -36,6 +39,10 @@ from tokenmill.domain.tenancy import UPLOADED, Owner, Purpose, TenantFile
 UPLOAD_BYTES = 64 * 2**20
 """As large as a request may be at the gateway, the form around the file included."""
 
+RESERVE_BYTES = 256 * 2**20
+"""What uploads leave free of the disk: a full one stops the factory's database too."""
+
+DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FIELDS_MOST = 16
 FIELD_BYTES = 64 * 1024
 PAGE_MOST = 10_000
@@ -68,17 +75,19 @@ class Uploads:
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
             raise ApiRefusedError(415, "invalid_content_type", "Send the file as multipart/form-data.")
         owner = owner_of(request)
-        try:
-            form = await _Limited(request).form(
-                max_files=1, max_fields=FIELDS_MOST, max_part_size=FIELD_BYTES
-            )
-        except (HTTPException, MultiPartException) as error:
-            raise bad(f"The form cannot be read: {getattr(error, 'detail', error)}") from None
-        try:
-            upload, purpose, keep_us = _read_form(form)
-            stored = await run_in_threadpool(self._keep, owner, upload, purpose, keep_us)
-        finally:
-            await form.close()
+        await run_in_threadpool(self._check_disk, owner)
+        with _disk_errors():
+            try:
+                form = await _Limited(request).form(
+                    max_files=1, max_fields=FIELDS_MOST, max_part_size=FIELD_BYTES
+                )
+            except (HTTPException, MultiPartException) as error:
+                raise bad(f"The form cannot be read: {getattr(error, 'detail', error)}") from None
+            try:
+                upload, purpose, keep_us = _read_form(form)
+                stored = await run_in_threadpool(self._keep, owner, upload, purpose, keep_us)
+            finally:
+                await form.close()
         return answer(file_view(stored))
 
     async def list(self, request: Request) -> Response:
@@ -120,16 +129,39 @@ class Uploads:
         except NotFoundError:
             raise missing("file", name) from None
 
+    def _check_disk(self, owner: Owner) -> None:
+        if shutil.disk_usage(self.shelf.incoming(owner.tenant)).free < UPLOAD_BYTES + RESERVE_BYTES:
+            raise _full()
+
     def _keep(self, owner: Owner, upload: UploadFile, purpose: Purpose, keep_us: int) -> TenantFile:
         folder = self.shelf.incoming(owner.tenant)
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as target:
-            path = Path(target.name)
-            shutil.copyfileobj(upload.file, target, 1024 * 1024)
+        handle, name = tempfile.mkstemp(dir=folder)
+        path = Path(name)
         try:
+            with open(handle, "wb") as target:
+                shutil.copyfileobj(upload.file, target, 1024 * 1024)
             name = _CONTROL.sub("", (upload.filename or "file").replace("\\", "/").rpartition("/")[2])
             return self.shelf.add(owner, purpose, name, path, keep_us=keep_us)
         finally:
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    """A disk that fills up meanwhile is told as one that was full before."""
+    try:
+        yield
+    except OSError as error:
+        raise _full() if error.errno in DISK_ERRNOS else error from None
+
+
+def _full() -> ApiRefusedError:
+    return ApiRefusedError(
+        507,
+        "disk_full",
+        "The factory's disk is full, and nothing of the file was kept. Upload it again when its operator has "
+        "made room.",
+    )
 
 
 def _read_form(form: FormData) -> tuple[UploadFile, Purpose, int]:
