@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from console_bed import Bed
 from test_console_files import secret_of, upload
+
+from tokenmill.console.tenant.tuning_view import job_view
 
 ROW = b'{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"a"}]}\n'
 REQUIRED = {
@@ -89,6 +92,18 @@ def test_a_station_that_fails_is_the_jobs_error(served: Bed, mine: Client) -> No
     error = mine.get(f"/{job}").json()["error"]
     assert error["code"] == "invalid_training_file"
     assert mine.get(f"/{job}/events").json()["data"][0]["level"] == "error"
+
+
+def test_an_error_names_the_clients_file_and_not_where_it_lies(served: Bed, mine: Client) -> None:
+    served.floor.failing.add("intake")
+    job = mine.make().json()["id"]
+    served.until(lambda: mine.get(f"/{job}").json()["status"] == "failed")
+    state = served.runtime.state
+    tuning = state.tunings[job]
+    path = tuning.line.stations[0].params["path"]
+    run = replace(state.runs[tuning.run], reason=f"station intake failed: {path}:4: not JSON")
+    view = job_view(replace(state, runs=state.runs.set(run.id, run)), {}, tuning, 0)
+    assert view["error"]["message"] == f"station intake failed: {mine.file}:4: not JSON"
 
 
 @pytest.mark.parametrize(

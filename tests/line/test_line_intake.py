@@ -146,7 +146,7 @@ def test_header_errors_name_the_first_line(tmp_path: Path) -> None:
 
 def test_too_many_broken_rows_fail_with_the_first_places(tmp_path: Path, job_of: JobOf) -> None:
     (tmp_path / "rows.jsonl").write_text("\n".join([json.dumps(GOOD)] * 8 + ["{", "nope"]))
-    with pytest.raises(DataError, match=r"2 of 10 rows are broken; the first: rows.jsonl:9: not JSON"):
+    with pytest.raises(DataError, match=r"2 of 10 rows are broken; the first: line 9: not JSON"):
         run_intake(job_of("intake", {"path": "rows.jsonl", "max_broken_fraction": 0.1}))
     job = job_of("intake", {"path": "rows.jsonl", "max_broken_fraction": 0.2})
     result = run_intake(job)

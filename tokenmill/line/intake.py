@@ -215,8 +215,7 @@ def _check_broken(sources: Sequence[Source], path: str, refused: int, first: lis
     source = sources[-1]
     where = str(source.path) if len(sources) == 1 else path
     allowed = source.params.max_broken_fraction
-    name = f"{source.path.name}:" if len(sources) == 1 else "line "
-    shown = "; ".join(f"{name}{r.line}: {r.reason}" for r in first)
+    shown = "; ".join(f"line {r.line}: {r.reason}" for r in first)
     if refused == source.records:
         raise DataError(
             f"the file has no usable row{': ' if shown else ''}{shown}",

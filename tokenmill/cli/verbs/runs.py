@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from textwrap import shorten
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +22,9 @@ app = typer.Typer(
         "tokenmill runs", "tokenmill runs show run-000001 --follow", "tokenmill runs cancel run-000002"
     ),
 )
+
+WHY_CHARACTERS = 100
+"""`tokenmill runs show` has the rest."""
 
 Id = Annotated[str, typer.Argument(help="Id of the run, as in the list.")]
 
@@ -55,7 +59,7 @@ def list_runs(
             ago(run["submitted_us"], now_us),
             _shares(run["verdict"]),
             run["release"] or "-",
-            escape(run["reason"]),
+            escape(shorten(run["reason"], WHY_CHARACTERS, placeholder=" …")),
         )
         for run in found
     ]

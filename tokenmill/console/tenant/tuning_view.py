@@ -46,7 +46,7 @@ def job_view(state: State, progress: Progress, tuning: Tuning, now_us: int) -> d
         "id": tuning.id,
         "object": "fine_tuning.job",
         "created_at": seconds(tuning.created_us),
-        "error": _error(run, status),
+        "error": _error(run, status, tuning),
         "fine_tuned_model": tuning.deployment.name if status == "succeeded" and not tuning.dropped else None,
         "finished_at": seconds(run.ended_us) if run is not None else None,
         "hyperparameters": hyperparameters,
@@ -111,18 +111,18 @@ def job_events(state: State, paths: Paths, tuning: Tuning) -> list[dict[str, Any
                 made.step(line)
         if station.status in DONE and station.name in ENDS:
             made.add(station.ended_us, ENDS[station.name](station))
-    _add_end(made, run, tuning.deployment.name)
+    _add_end(made, run, tuning)
     return sorted(made.found, key=lambda event: event["_order"])
 
 
-def _add_end(made: _Events, run: Run, model: str) -> None:
+def _add_end(made: _Events, run: Run, tuning: Tuning) -> None:
     if run.status is RunStatus.SUCCEEDED:
-        made.add(run.ended_us, f"New fine-tuned model created: {model}")
+        made.add(run.ended_us, f"New fine-tuned model created: {tuning.deployment.name}")
         made.add(run.ended_us, "The job has successfully completed")
     elif run.status is RunStatus.CANCELLED:
         made.add(run.ended_us, f"The job was {run.reason or 'cancelled'}", "warn")
     elif run.status.ended:
-        made.add(run.ended_us, f"The job failed: {run.reason}", "error")
+        made.add(run.ended_us, f"The job failed: {reason_of(run, tuning)}", "error")
     elif run.paused:
         made.add(max(s.ended_us or s.started_us for s in run.stations), f"The job is {run.reason}", "warn")
 
@@ -251,7 +251,17 @@ def _trained(tuned: StationState | None) -> int | None:
     return int(tuned.result.metrics.get("tokens") or 0)
 
 
-def _error(run: Run | None, status: str) -> dict[str, Any] | None:
+def reason_of(run: Run, tuning: Tuning) -> str:
+    """Why the run ended, with files named as the client knows them and not by where they lie here."""
+    text = run.reason
+    params = {name: value for station in tuning.line.stations for name, value in station.params.items()}
+    for param, name in (("path", "training_file"), ("test_path", "validation_file")):
+        if params.get(param):
+            text = text.replace(str(params[param]), str(tuning.asked.get(name) or name))
+    return text
+
+
+def _error(run: Run | None, status: str, tuning: Tuning) -> dict[str, Any] | None:
     if status != "failed":
         return None
     if run is None:
@@ -261,8 +271,9 @@ def _error(run: Run | None, status: str) -> dict[str, Any] | None:
         s.status is StationStatus.FAILED and s.name in ("intake", "curate") for s in run.stations
     )
     if wrong_file:
-        return {"code": "invalid_training_file", "message": run.reason, "param": "training_file"}
-    return {"code": code, "message": run.reason, "param": None}
+        code = "invalid_training_file"
+    param = "training_file" if wrong_file else None
+    return {"code": code, "message": reason_of(run, tuning), "param": param}
 
 
 def _estimated(progress: Progress, tuned: StationState | None, now_us: int) -> int | None:
