@@ -114,6 +114,30 @@ def test_many_looks_change_nothing(seed):
     assert np.abs(fleet.floor.log[:, 1] - [w.end_s for w in work]).max() < 1e-9
 
 
+@pytest.mark.parametrize("rules", ["mixed", "one slot", "prompts first", "full cache", "preempting"])
+@pytest.mark.parametrize("router", ["two-choices", "least-work"])
+def test_a_look_at_a_quiet_replica_finds_what_advancing_it_finds(rules, router):
+    """Replicas in which nothing ends before a request comes are compared as they are."""
+    work = workload(2, 400, 90.0)
+    requests, _ = columns(work)
+    requests["units"] = 0
+    fleets = [Fleet([table(RULES[rules], SMALL_CACHE)], [0] * 5, [router], log_rows=400) for _ in range(2)]
+    eager, quiet = fleets
+    passed = 0
+    for one in range(len(requests)):
+        at = float(requests["at"][one])
+        passed += int(((quiet.floor.replicas["quiet"] >= at) & (quiet.outstanding() > 0)).sum())
+        eager.floor.replicas["quiet"] = 0.0
+        for fleet in fleets:
+            fleet.send(requests[one : one + 1])
+    for fleet in fleets:
+        fleet.advance()
+        fleet.check()
+    assert passed > 100 or rules == "preempting"
+    assert (eager.floor.log[:, 2] == quiet.floor.log[:, 2]).all()
+    assert np.abs(eager.floor.log[:, :2] - quiet.floor.log[:, :2]).max() < 1e-9
+
+
 def constant(step_s: float, sequences: int) -> StepTable:
     """An engine whose iteration always takes the same time."""
     rules = EngineRules(token_budget=8192, max_sequences=sequences)

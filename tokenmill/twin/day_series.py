@@ -86,7 +86,7 @@ class Recorder:
                     tpot_p50_s=quantile(times[alias, fa.TPOT], 0.5),
                     tpot_p99_s=quantile(times[alias, fa.TPOT], 0.99),
                     running=int(state["batch"][pool].sum()),
-                    waiting=int((state["tail"] - state["head"])[pool].sum()),
+                    waiting=int(state["waiting"][pool].sum()),
                     ready=len(pool),
                     late=int(served[alias, fa.LATE]),
                     slow=int(served[alias, fa.SLOW]),

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
-from tokenmill.control.state import EMPTY
+from tokenmill.control.state import EMPTY, State
 from tokenmill.domain import events
 from tokenmill.domain.errors import DataError
 from tokenmill.domain.factory import Factory
@@ -23,7 +24,7 @@ from tokenmill.domain.outcomes import Answers
 from tokenmill.domain.work import JobSpec, Replica, ReplicaStatus
 from tokenmill.twin import floor_arrays as fa
 from tokenmill.twin.day_series import Minute, Recorder
-from tokenmill.twin.demand import merged
+from tokenmill.twin.demand import generator, merged
 from tokenmill.twin.factory_world import FactoryWorld
 from tokenmill.twin.faults import Fault
 from tokenmill.twin.fleet import Fleet
@@ -96,7 +97,8 @@ class FactoryDay:
     _numbers: dict[str, int] = field(default_factory=dict)  # replica -> its number in the fleet
     _free: list[int] = field(default_factory=list)
     _again: list[Array] = field(default_factory=list)
-    _seen: tuple[int, int] = (-1, -1)
+    _followed: tuple[State, int] = (EMPTY, -1)
+    _counted: tuple[State, int] = (EMPTY, 0)  # nodes that hold nothing
     _clock: int = 0
     _start_us: int = 0
     _watts: float = 0.0
@@ -143,20 +145,24 @@ class FactoryDay:
 
     def run(self, seconds: float, progress: Callable[[float], None] = lambda _: None) -> None:
         """Go through ``seconds``. ``progress`` hears the time reached after every epoch."""
-        at_s = 0.0
+        at_s, end_s = 0.0, min(self.epoch_s, seconds)
         base = self._totals()
-        while at_s < seconds:
-            end_s = min(at_s + self.epoch_s, seconds)
-            self.world.run(self._us(at_s))
-            self.world.end_drained()
-            self._follow(at_s)
-            self._serve(at_s, end_s)
-            self._meter(at_s, end_s)
-            self._report(end_s)
-            if int(end_s // 60) > int(at_s // 60):
-                base = self._minute(end_s, base)
-            at_s = end_s
-            progress(at_s)
+        with ThreadPoolExecutor(1) as other_core:  # makes the requests of the next epoch
+            coming = other_core.submit(self._arrivals, at_s, end_s)
+            while at_s < seconds:
+                self.world.run(self._us(at_s))
+                self.world.end_drained()
+                self._follow(at_s)
+                requests = coming.result()
+                next_s = min(end_s + self.epoch_s, seconds)
+                coming = other_core.submit(self._arrivals, end_s, next_s)
+                self._serve(at_s, end_s, requests)
+                self._meter(at_s, end_s)
+                self._report(end_s)
+                if int(end_s // 60) > int(at_s // 60):
+                    base = self._minute(end_s, base)
+                at_s, end_s = end_s, next_s
+                progress(at_s)
         self.fleet.check()
 
     def digest(self) -> str:
@@ -182,15 +188,14 @@ class FactoryDay:
     def _follow(self, at_s: float) -> None:
         """Let the floor be what the control plane made of it."""
         world = self.world
+        replicas, (followed, draining) = world.state.replicas, self._followed
+        if replicas is followed.replicas and draining == len(world.draining) and not world.lost:
+            return
+        self._followed = (world.state, len(world.draining))
         for name in world.lost:
             if name in self._numbers:
                 self._drop(name, at_s)
         world.lost.clear()
-        seen = (world.steps, len(world.draining))
-        if seen == self._seen:
-            return
-        self._seen = seen
-        replicas = world.state.replicas
         for name in sorted(set(self._numbers) - set(replicas)):
             self._drop(name, at_s)
         pools: dict[str, list[int]] = {d.name: [] for d in self.factory.deployments}
@@ -207,6 +212,7 @@ class FactoryDay:
                 self._level[number] = levels[replica.deployment]
                 state["now"] = max(float(state["now"]), at_s)
                 state["engine"] = self._level[number] + self._clock
+                state["quiet"] = 0.0
             if replica.status is ReplicaStatus.READY and name in self._numbers:
                 pools[replica.deployment].append(self._numbers[name])
             elif replica.status not in SERVING and name in self._numbers:
@@ -222,19 +228,28 @@ class FactoryDay:
         self.broken += broken
         self._free.append(number)
 
-    def _serve(self, at_s: float, end_s: float) -> None:
+    def _arrivals(self, at_s: float, end_s: float) -> tuple[Array, list[int]]:
+        """The requests of an epoch, in order of time, and how many each demand makes. It changes nothing."""
+        if end_s <= at_s:
+            return np.zeros(0, fa.REQUEST), [0] * len(self.demands)
         windows = [demand.window(self.seed, at_s, end_s) for demand in self.demands]
-        for demand, window in zip(self.demands, windows, strict=True):
-            self._recorder.offered[demand.alias] += len(window)
-            self.offered[demand.alias] += len(window)
+        return merged(windows), [len(window) for window in windows]
+
+    def _serve(self, at_s: float, end_s: float, arrivals: tuple[Array, list[int]]) -> None:
+        requests, counts = arrivals
+        for demand, count in zip(self.demands, counts, strict=True):
+            self._recorder.offered[demand.alias] += count
+            self.offered[demand.alias] += count
         again = [part for part in self._again if len(part)]
         if again:
             back = np.concatenate(again)
             self._again = []
             back["at"] = at_s
-            back["draw"], back["draw2"] = windows[0]["draw"][: len(back)].max(initial=1), 12345
-            windows.insert(0, back)
-        self.fleet.send(merged(windows))
+            draw = generator(self.seed, "again", at_s)
+            for name in ("draw", "draw2"):
+                back[name] = draw.integers(0, 2**31, len(back))
+            requests = np.concatenate([back, requests])
+        self.fleet.send(requests)
         self.fleet.advance(end_s)
 
     def _meter(self, at_s: float, end_s: float) -> None:
@@ -242,9 +257,7 @@ class FactoryDay:
         used = self.fleet.joules()
         serving = sorted(self._numbers.values())
         idle = float(self.fleet.idle_w()[serving].sum()) if serving else 0.0
-        lost = sum(known.lost for known in self.world.state.nodes.values())
-        held = {lease.node for lease in self.world.state.leases.values()}
-        empty = max(0, len(self.factory.nodes) - lost - len(held)) * self.power.node_idle_w
+        empty = self._empty_nodes() * self.power.node_idle_w
         training = self.accelerators() * self.power.training_w
         span = end_s - at_s
         self._watts = ((used - self._used) / span + idle + empty + training) * self.power.pue
@@ -257,7 +270,17 @@ class FactoryDay:
             level = max(level - 1, 0)
         if level != self._clock:
             self._clock = level
-            self.fleet.floor.replicas["engine"][:] = self._level + level
+            self.fleet.clock(self._level + level)
+
+    def _empty_nodes(self) -> int:
+        """Nodes that are up and hold nothing, counted when nodes or leases have changed."""
+        state, (seen, empty) = self.world.state, self._counted
+        if state.nodes is not seen.nodes or state.leases is not seen.leases:
+            lost = sum(known.lost for known in state.nodes.values())
+            held = {lease.node for lease in state.leases.values()}
+            empty = max(0, len(self.factory.nodes) - lost - len(held))
+        self._counted = (state, empty)
+        return empty
 
     def _report(self, end_s: float) -> None:
         """Tell the control plane the load of each deployment, as the gateway does."""

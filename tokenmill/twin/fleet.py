@@ -33,6 +33,7 @@ HOMES = 1 << 16
 
 MAX_LOG = 5_000_000
 MAX_CACHE_UNITS = 1 << 19
+MAX_SLOTS = 1 << replica_kernel.SHIFT
 FOREVER = 1e18
 
 
@@ -93,7 +94,9 @@ class Fleet:
 
     def advance(self, until_s: float = FOREVER) -> None:
         """Bring every replica to ``until_s``; without it, until all work is done."""
-        router_kernel.advance_all(self.floor, until_s)
+        look = np.zeros(1, fa.REQUEST)
+        look["at"], look["alias"] = until_s, fa.LOOK
+        self.send(look)
 
     def fail(self, r: int, at_s: float) -> tuple[Array, int]:
         """A replica is lost at ``at_s``: what waited is returned, to be sent elsewhere; what had begun
@@ -102,43 +105,61 @@ class Fleet:
         Returns the waiting requests, with their first arrival in ``at``, and how many answers broke.
         """
         floor = self.floor
-        replica_kernel.advance(floor, r, at_s)
+        self.advance(at_s)
         state = floor.replicas[r]
-        size = floor.queue.shape[1]
-        slots = [int(floor.queue[r, i % size]) for i in range(int(state["head"]), int(state["tail"]))]
-        waiting = floor.slots[r][slots]
-        running = floor.heap[r, : int(state["batch"])] & replica_kernel.SLOT_MASK
+        queued = self._waiting(r)
+        waiting = floor.slots[queued]
+        decoding = floor.heap[r, : int(state["batch"])] & replica_kernel.SLOT_MASK
+        running = floor.slots[decoding]
         again = _requests_of(waiting[waiting["made"] == 0])
         broken = len(running) + int((waiting["made"] > 0).sum())
         if floor.quotas.shape[0]:
-            for tenant in (*waiting["tenant"], *floor.slots[r][running]["tenant"]):
+            for tenant in (*waiting["tenant"], *running["tenant"]):
                 floor.meters[tenant, 0] -= 1
         floor.counts[fa.TAKEN] -= len(again) + broken
-        prompts = int(floor.slots[r][running]["input"].sum())
+        prompts = int(running["input"].sum())
         floor.counts[fa.INPUT] -= int(waiting["input"].sum()) + prompts
         # What was prefilled for nothing; of those thrown out before, the second time has not come.
         floor.counts[fa.RECOMPUTED] += prompts + int(state["progress"]) - int(waiting["made"].sum())
-        for name in ("batch", "cached", "blocks", "head", "tail", "progress", "free", "fresh", "alone"):
+        for slot in (*queued, *decoding):
+            floor.slots[slot]["next"] = floor.spare[0]
+            floor.spare[0] = slot
+        for name in ("quiet", "batch", "cached", "blocks", "waiting", "progress", "alone"):
             state[name] = 0
         floor.phases[r % floor.phases.shape[0]] = 0
         _empty_cache(floor, r)
         return again, broken
 
+    def clock(self, engines: Array) -> None:
+        """Let each replica go on as the engine that ``engines`` has for it."""
+        self.floor.replicas["engine"][:] = engines
+        self.floor.replicas["quiet"] = 0.0
+
+    def _waiting(self, r: int) -> list[int]:
+        """The slots of the requests that wait in a replica, first come first."""
+        state = self.floor.replicas[r]
+        slots = []
+        at = int(state["first"])
+        for _ in range(int(state["waiting"])):
+            slots.append(at)
+            at = int(self.floor.slots[at]["next"])
+        return slots
+
     def outstanding(self) -> Array:
         """Requests in each replica, running and waiting, as of its own time."""
         state = self.floor.replicas
-        return state["batch"] + state["tail"] - state["head"]
+        return state["batch"] + state["waiting"]
 
     def longest_wait_s(self, alias: int, at_s: float) -> float:
         """How long the oldest request that waits in a replica of an alias has waited; 0 when none does."""
         floor = self.floor
         pool = self.pools[alias, : self.sizes[alias]]
         state = floor.replicas[pool]
-        waits = state["tail"] > state["head"]
+        waits = state["waiting"] > 0
         if not waits.any():
             return 0.0
-        first = floor.queue[pool, state["head"] % floor.queue.shape[1]]
-        return float(max(0.0, (at_s - floor.slots["arrival"][pool, first])[waits].max()))
+        first = floor.slots["arrival"][state["first"][waits]]
+        return float(max(0.0, at_s - first.min()))
 
     def joules(self) -> float:
         """Energy above idle so far."""
@@ -159,8 +180,10 @@ class Fleet:
         invariant(int(counts[fa.TAKEN]) == int(counts[fa.FINISHED]) + inside, "a request was lost")
         capacity = floor.engines["capacity"][state["engine"]]
         invariant(bool(np.all((state["blocks"] >= 0) & (state["blocks"] <= capacity))), "blocks overdrawn")
+        used = int(floor.spare[1]) - _listed(floor)
+        invariant(used == inside, "a slot was lost")
         invariant(bool(np.all(state["cached"] >= 0)), "a cache holds less than nothing")
-        idle = state["batch"] + state["tail"] - state["head"] == 0
+        idle = state["batch"] + state["waiting"] == 0
         invariant(bool(np.all(state["blocks"][idle] == 0)), "an idle replica holds blocks")
         invariant(bool(np.all(state["cached"][idle] == 0)), "an idle replica holds tokens")
         invariant(bool(np.all(state["busy"] <= state["now"] + 1e-6)), "a replica was busy longer than it ran")
@@ -214,22 +237,25 @@ def _requests_of(slots: Array) -> Array:
 def _floor(fleet: Fleet) -> Floor:
     tables, count, aliases = fleet.tables, len(fleet.engine_of), len(fleet.routers)
     sequences = max(table.rules.max_sequences for table in tables)
-    slots = sequences * fleet.queue_per_slot + 1
+    slots = count * sequences * fleet.queue_per_slot + 1
+    if slots > MAX_SLOTS:
+        raise DataError(f"{slots} requests at once", expected=f"at most {MAX_SLOTS}: fewer replicas or slots")
     caching = any(table.rules.prefix_cache for table in tables)
     preempts = any(table.rules.preempt for table in tables)
     units = min(fleet.cache_units, MAX_CACHE_UNITS) if caching else 1
     hashed = 1 << max(1, (2 * units - 1).bit_length())
-    replicas = np.zeros(count, fa.REPLICA)
+    replicas = fa.zeros((count,), fa.REPLICA)
     replicas["engine"] = fleet.engine_of
+    for name in ("newest", "oldest", "spare"):
+        replicas[name] = -1
     tenants = len(fleet.quotas)
     targets = list(fleet.targets) or [(math.inf, math.inf)] * aliases
     block = max(table.rules.block_tokens for table in tables)
-    floor = Floor(
+    return Floor(
         replicas=replicas,
-        slots=np.zeros((count, slots), fa.SLOT),
-        queue=np.zeros((count, slots), np.int32),
-        heap=np.zeros((count, sequences + 1), np.int64),
-        free=np.zeros((count, slots), np.int32),
+        slots=fa.zeros((slots,), fa.SLOT),
+        spare=np.array([-1, 0]),
+        heap=fa.zeros((count, -(-sequences // 8) * 8), np.int64),
         phases=np.zeros((count if preempts else 1, block), np.int32),
         engines=np.array([_engine(table, fleet.queue_per_slot) for table in tables], fa.ENGINE),
         curves=_curves(tables),
@@ -241,20 +267,27 @@ def _floor(fleet: Fleet) -> Floor:
         log=np.zeros((fleet.log_rows, 3)),
         unit_tokens=fleet.unit_tokens,
         units=np.zeros(0, np.int64) if fleet.units is None else np.asarray(fleet.units, np.int64),
-        cache=np.full(count if caching else 1, -1, fa.CACHE),
         nodes=np.zeros((count if caching else 1, units), fa.NODE),
         index=np.full((count if caching else 1, hashed), -1, np.int32),
         quotas=np.array([_limits(quota) for quota in fleet.quotas], np.int64).reshape(tenants, 4),
         meters=np.zeros((tenants, 5), np.int64),
     )
-    floor.cache["count"] = 0
-    return floor
+
+
+def _listed(floor: Floor) -> int:
+    """Free slots that were in use before."""
+    count, at = 0, int(floor.spare[0])
+    while at >= 0:
+        count, at = count + 1, int(floor.slots[at]["next"])
+    return count
 
 
 def _empty_cache(floor: Floor, r: int) -> None:
-    if len(floor.cache) > 1 or len(floor.replicas) == 1:
-        floor.cache[r] = (0, -1, -1, -1)
-        floor.index[r] = -1
+    state = floor.replicas[r]
+    state["units"] = 0
+    for name in ("newest", "oldest", "spare"):
+        state[name] = -1
+    floor.index[r % len(floor.index)] = -1
 
 
 def _limits(quota: Quota) -> tuple[int, int, int, int]:

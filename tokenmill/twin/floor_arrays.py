@@ -7,6 +7,7 @@ argument.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,21 +22,25 @@ exact."""
 REPLICA = np.dtype(
     [
         ("now", "f8"),  # end of the last iteration, seconds
-        ("joules", "f8"),  # above idle
+        ("quiet", "f8"),  # before this nothing ends in it unless a request comes; a look needs no advance
         ("step", "i8"),  # decoding iterations done
-        ("batch", "i8"),  # sequences that decode
-        ("cached", "i8"),  # tokens of theirs in the cache, in 1/1024
+        ("cached", "i8"),  # tokens of decoding sequences in the cache, in 1/1024
         ("blocks", "i8"),  # blocks of the cache that are taken
-        ("head", "i8"),  # waiting requests are queue[head:tail], as a ring
-        ("tail", "i8"),
-        ("progress", "i8"),  # tokens of the first waiting prompt that are done; 0 is not admitted yet
-        ("engine", "i8"),  # which step table
-        ("free", "i8"),  # slots on the free list
-        ("fresh", "i8"),  # slots that were never used begin here
-        ("order", "i8"),  # counts sequences as they begin to decode
+        ("batch", "i4"),  # sequences that decode
+        ("waiting", "i4"),  # requests that wait, a list of slots from first to last
+        ("first", "i4"),
+        ("last", "i4"),
+        ("engine", "i4"),  # which step table
+        ("open", "i2"),  # takes new requests
+        ("alone", "i2"),  # 1 after it threw out a sequence, until its next iteration is over
+        ("joules", "f8"),  # above idle
         ("busy", "f8"),  # seconds in iterations
-        ("open", "i8"),  # takes new requests
-        ("alone", "i8"),  # 1 after it threw out a sequence, until its next iteration is over
+        ("progress", "i8"),  # tokens of the first waiting prompt that are done; 0 is not admitted yet
+        ("order", "i8"),  # counts sequences as they begin to decode
+        ("units", "i8"),  # in the prefix cache, a list from newest to oldest, and its free entries
+        ("newest", "i8"),
+        ("oldest", "i8"),
+        ("spare", "i8"),
     ]
 )
 
@@ -47,7 +52,7 @@ SLOT = np.dtype(
         ("input", "i4"),
         ("output", "i4"),
         ("made", "i4"),  # output tokens made before it was thrown out
-        ("order", "i4"),
+        ("next", "i4"),  # the slot behind it while it waits or is free; while it decodes, its ``order``
         ("units", "i4"),  # leading prefix units of the prompt
         ("shared", "i4"),  # of these, units that belong to the tenant and not to the session
         ("alias", "i4"),
@@ -65,15 +70,16 @@ REQUEST = np.dtype(
         ("output", "i4"),
         ("units", "i4"),
         ("shared", "i4"),
-        ("alias", "i4"),
+        ("alias", "i4"),  # LOOK: no request, every replica is brought to this time
         ("tenant", "i4"),
         ("id", "i4"),
         ("draw", "i4"),  # 0 to 2**31 - 1, for the router
         ("draw2", "i4"),
-        ("weight", "i4"),  # 0 to 999, which release
     ],
     align=True,
 )
+
+LOOK = -1
 
 ENGINE = np.dtype(
     [
@@ -110,15 +116,26 @@ TTFT, TPOT, END_TO_END = range(3)
 ENDED, MADE, MADE_GOOD, LATE, SLOW = range(5)
 
 
+LINE = 64
+"""Bytes of a cache line."""
+
+
+def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
+    """Zeros that begin with a cache line. What is never touched takes no memory."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.zeros(size + LINE, np.uint8)
+    start = -raw.ctypes.data % LINE
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
 class Floor(NamedTuple):
-    """All of a factory's replicas. R replicas, S slots each, B the largest batch, E step tables, A
+    """All of a factory's replicas. R replicas, at most S requests each, B the largest batch, E step tables, A
     aliases."""
 
     replicas: Array  # R of REPLICA
-    slots: Array  # R x S of SLOT
-    queue: Array  # R x S, int32: slots that wait
-    heap: Array  # R x (B + 1), int64: last step << 20 | slot, of those that decode
-    free: Array  # R x S, int32: slots given back
+    slots: Array  # R times S of SLOT, for whichever replica needs one
+    spare: Array  # 2, int64: the first free slot or -1, and how many were ever used
+    heap: Array  # R x (B or more), int64: last step << 28 | slot, of those that decode
     phases: Array  # R x block tokens, int32: sequences by (length - step) modulo block, when preempting
     engines: Array  # E of ENGINE
     curves: Array  # E x tokens x 2: seconds and joules of an iteration
@@ -130,12 +147,10 @@ class Floor(NamedTuple):
     log: Array  # rows x 3: first token, end, replica; no rows when it is not wanted
     unit_tokens: int  # tokens of a prefix unit
     units: Array  # keys of prefix units when requests name them one by one
-    cache: Array  # R of the prefix cache's header
-    nodes: Array  # R x C of its entries
+    nodes: Array  # R x C entries of the prefix cache
     index: Array  # R x H, int32: hash table of entries
     quotas: Array  # T x 4, int64: requests/min, tokens/min, tokens/day, open at once; -1 is no limit
     meters: Array  # T x 5, int64: open, two buckets, day, tokens of the day
 
 
-CACHE = np.dtype([("count", "i8"), ("newest", "i8"), ("oldest", "i8"), ("spare", "i8")])
 NODE = np.dtype([("key", "i8"), ("newer", "i4"), ("older", "i4")])

@@ -48,25 +48,25 @@ def _unlink(floor: Floor, r: int, node: int) -> None:
     newer = floor.nodes[r, node]["newer"]
     older = floor.nodes[r, node]["older"]
     if newer == EMPTY:
-        floor.cache[r]["newest"] = older
+        floor.replicas[r]["newest"] = older
     else:
         floor.nodes[r, newer]["older"] = older
     if older == EMPTY:
-        floor.cache[r]["oldest"] = newer
+        floor.replicas[r]["oldest"] = newer
     else:
         floor.nodes[r, older]["newer"] = newer
 
 
 @inlined
 def _link(floor: Floor, r: int, node: int) -> None:
-    newest = floor.cache[r]["newest"]
+    newest = floor.replicas[r]["newest"]
     floor.nodes[r, node]["newer"] = EMPTY
     floor.nodes[r, node]["older"] = newest
     if newest == EMPTY:
-        floor.cache[r]["oldest"] = node
+        floor.replicas[r]["oldest"] = node
     else:
         floor.nodes[r, newest]["newer"] = node
-    floor.cache[r]["newest"] = node
+    floor.replicas[r]["newest"] = node
 
 
 @inlined
@@ -87,13 +87,13 @@ def _delete(floor: Floor, r: int, at: int) -> None:
 @compiled
 def trim(floor: Floor, r: int, most: int) -> None:
     """Let the oldest units go until at most ``most`` are left."""
-    while floor.cache[r]["count"] > max(0, most):
-        node = floor.cache[r]["oldest"]
+    while floor.replicas[r]["units"] > max(0, most):
+        node = floor.replicas[r]["oldest"]
         _delete(floor, r, _find(floor, r, floor.nodes[r, node]["key"]))
         _unlink(floor, r, node)
-        floor.nodes[r, node]["older"] = floor.cache[r]["spare"]
-        floor.cache[r]["spare"] = node
-        floor.cache[r]["count"] -= 1
+        floor.nodes[r, node]["older"] = floor.replicas[r]["spare"]
+        floor.replicas[r]["spare"] = node
+        floor.replicas[r]["units"] -= 1
 
 
 @compiled
@@ -124,15 +124,15 @@ def insert(floor: Floor, r: int, slot: Array, most: int) -> None:
             _unlink(floor, r, node)
             _link(floor, r, node)
             continue
-        if floor.cache[r]["count"] >= most:
+        if floor.replicas[r]["units"] >= most:
             trim(floor, r, most - 1)
             place = _find(floor, r, key)
-        node = floor.cache[r]["spare"]
+        node = floor.replicas[r]["spare"]
         if node == EMPTY:
-            node = floor.cache[r]["count"]
+            node = floor.replicas[r]["units"]
         else:
-            floor.cache[r]["spare"] = floor.nodes[r, node]["older"]
+            floor.replicas[r]["spare"] = floor.nodes[r, node]["older"]
         floor.nodes[r, node]["key"] = key
         floor.index[r, place] = node
         _link(floor, r, node)
-        floor.cache[r]["count"] += 1
+        floor.replicas[r]["units"] += 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from tokenmill.twin.compiling import compiled, inlined
+from tokenmill.twin.compiling import compiled, embedded, inlined
 from tokenmill.twin.floor_arrays import (
     END_TO_END,
     ENDED,
@@ -37,11 +37,12 @@ from tokenmill.twin.histogram_kernel import bin_of
 from tokenmill.twin.prefix_kernel import insert, lookup, trim
 from tokenmill.twin.quota_kernel import give_back
 
-SHIFT = 20
+SHIFT = 28
 SLOT_MASK = (1 << SHIFT) - 1
+AT_REST = 1e18
 
 
-@compiled
+@embedded
 def advance(floor: Floor, r: int, until: float) -> None:
     """Go on to the first end of an iteration at or after ``until``, or until nothing is left to do."""
     state = floor.replicas[r]
@@ -49,15 +50,23 @@ def advance(floor: Floor, r: int, until: float) -> None:
     while state["now"] < until:
         if engine["preempt"] and state["batch"] > 0:
             _make_room(floor, r, state, engine)
+        begun = 0
+        head = state["first"]
         if _admits(floor, r, state, engine):
-            _prefill(floor, r, state, engine)
+            begun = _prefill(floor, r, state, engine)
         elif state["batch"] > 0:
             _decode(floor, r, state, engine, until)
         else:
-            if until < 1e15:
+            state["quiet"] = AT_REST
+            if until < AT_REST:
                 state["now"] = until
-            return
+            break
         floor.counts[EVENTS] += 1
+        _finish(floor, r, state, engine)
+        for _ in range(begun):
+            behind = floor.slots[head]["next"]
+            _begin(floor, r, state, engine, head)
+            head = behind
 
 
 @inlined
@@ -82,11 +91,11 @@ def _steps(slot: Array, engine: Array) -> int:
 @inlined
 def _admits(floor: Floor, r: int, state: Array, engine: Array) -> bool:
     """Whether the next iteration prefills."""
-    if state["head"] == state["tail"] or state["alone"]:
+    if state["waiting"] == 0 or state["alone"]:
         return False
     if state["progress"] > 0:
         return True
-    return _fits(floor, r, state, engine, floor.queue[r, state["head"] % floor.queue.shape[1]], 0)
+    return _fits(floor, r, state, engine, state["first"], 0)
 
 
 @inlined
@@ -96,22 +105,23 @@ def _fits(floor: Floor, r: int, state: Array, engine: Array, s: int, begun: int)
     growth = 0
     if engine["preempt"]:
         growth = _growth(floor, r, state, engine, 1) if engine["mixed"] else 0
-    return bool(state["blocks"] + growth + _need(floor.slots[r, s], engine) <= engine["capacity"])
+    return bool(state["blocks"] + growth + _need(floor.slots[s], engine) <= engine["capacity"])
 
 
-@inlined
-def _prefill(floor: Floor, r: int, state: Array, engine: Array) -> None:
-    """One iteration that prefills as much as the budget allows, and decodes the batch where both mix."""
+@embedded
+def _prefill(floor: Floor, r: int, state: Array, engine: Array) -> int:
+    """One iteration that prefills as much as the budget allows, and decodes the batch where both mix.
+
+    Returns how many prompts it completed: they left the head of the queue and have yet to begin.
+    """
     decoding = state["batch"] * engine["width"] if engine["mixed"] else 0
     tokens = decoding
     room = max(1, engine["budget"] - tokens)
-    first = state["head"]
     begun = 0
     pairs = 0.0
-    size = floor.queue.shape[1]
-    while room > 0 and state["head"] != state["tail"]:
-        s = floor.queue[r, state["head"] % size]
-        slot = floor.slots[r, s]
+    while room > 0 and state["waiting"] > 0:
+        s = state["first"]
+        slot = floor.slots[s]
         if state["progress"] == 0:
             if not _fits(floor, r, state, engine, s, begun):
                 break
@@ -126,11 +136,11 @@ def _prefill(floor: Floor, r: int, state: Array, engine: Array) -> None:
         if state["progress"] < prompt:
             break
         state["progress"] = 0
-        state["head"] += 1
+        state["first"] = slot["next"]
+        state["waiting"] -= 1
         begun += 1
     _prefilled(floor, r, state, engine, decoding, tokens, pairs)
-    for i in range(begun):
-        _begin(floor, r, state, engine, floor.queue[r, (first + i) % size])
+    return begun
 
 
 @inlined
@@ -155,8 +165,7 @@ def _spare_units(floor: Floor, state: Array, engine: Array) -> int:
 def _prefilled(
     floor: Floor, r: int, state: Array, engine: Array, decoding: int, tokens: int, pairs: float
 ) -> None:
-    """Let the time and energy of a prefilling iteration pass, and end the sequences whose last step it
-    was."""
+    """Let the time and energy of a prefilling iteration pass."""
     curve = floor.curves[state["engine"], tokens]
     seconds, joules = 0.0, 0.0
     if decoding > 0:
@@ -174,12 +183,15 @@ def _prefilled(
     state["now"] += seconds
     state["busy"] += seconds
     state["joules"] += joules
-    _finish(floor, r, state, engine)
+    state["quiet"] = state["now"]
 
 
 @inlined
 def _decode(floor: Floor, r: int, state: Array, engine: Array, until: float) -> None:
-    """As many decoding iterations as nothing interrupts: an end, a full cache, or somebody who looks."""
+    """As many decoding iterations as nothing interrupts: an end, a full cache, or somebody who looks.
+
+    All but the last one before an end are quiet: who looks during them finds the batch as it is now.
+    """
     steps = (floor.heap[r, 0] >> SHIFT) - state["step"]
     if engine["preempt"]:
         steps = 1 if state["alone"] else _steps_that_fit(floor, r, state, engine, steps)
@@ -189,7 +201,10 @@ def _decode(floor: Floor, r: int, state: Array, engine: Array, until: float) -> 
     slope = engine["cached_s"] * won
     left = until - state["now"]
     seconds = steps * first + slope * (0.5 * steps * (steps - 1))
+    quiet = state["now"]
     if seconds > left:
+        if not engine["preempt"]:
+            quiet += (steps - 1) * first + slope * (0.5 * (steps - 1) * (steps - 2))
         steps = min(steps, _steps_for(first, slope, left))
         seconds = steps * first + slope * (0.5 * steps * (steps - 1))
     if engine["preempt"]:
@@ -197,11 +212,11 @@ def _decode(floor: Floor, r: int, state: Array, engine: Array, until: float) -> 
     joules = curve[1] + engine["cached_j"] * state["cached"]
     state["joules"] += steps * joules + engine["cached_j"] * won * (0.5 * steps * (steps - 1))
     state["now"] += seconds
+    state["quiet"] = quiet
     state["busy"] += seconds
     state["step"] += steps
     state["cached"] += won * steps
     state["alone"] = 0
-    _finish(floor, r, state, engine)
 
 
 @inlined
@@ -221,12 +236,12 @@ def _steps_for(first: float, slope: float, seconds: float) -> int:
     return steps
 
 
-@inlined
+@embedded
 def _finish(floor: Floor, r: int, state: Array, engine: Array) -> None:
     """End the sequences whose last step this was."""
     while state["batch"] > 0 and (floor.heap[r, 0] >> SHIFT) == state["step"]:
         s = floor.heap[r, 0] & SLOT_MASK
-        slot = floor.slots[r, s]
+        slot = floor.slots[s]
         state["batch"] -= 1
         sift_down(floor.heap[r], state["batch"], floor.heap[r, state["batch"]])
         state["cached"] -= (slot["input"] + slot["made"] + 1) * UNIT + _steps(slot, engine) * engine["gain"]
@@ -236,10 +251,10 @@ def _finish(floor: Floor, r: int, state: Array, engine: Array) -> None:
         _end(floor, r, state, s, slot)
 
 
-@inlined
+@embedded
 def _begin(floor: Floor, r: int, state: Array, engine: Array, s: int) -> None:
     """A prompt is done: its first token is out, and it decodes from the next iteration on."""
-    slot = floor.slots[r, s]
+    slot = floor.slots[s]
     now = state["now"]
     if engine["prefix"]:
         insert(floor, r, slot, _spare_units(floor, state, engine))
@@ -256,7 +271,7 @@ def _begin(floor: Floor, r: int, state: Array, engine: Array, s: int) -> None:
         length = slot["input"] + slot["made"] + 1
         floor.phases[r, (length - state["step"]) % engine["block"]] += 1
     state["order"] += 1
-    slot["order"] = state["order"]
+    slot["next"] = state["order"]
     state["cached"] += (slot["input"] + slot["made"] + 1) * UNIT
     sift_up(floor.heap[r], state["batch"], ((state["step"] + steps) << SHIFT) | s)
     state["batch"] += 1
@@ -304,8 +319,8 @@ def _end(floor: Floor, r: int, state: Array, s: int, slot: Array) -> None:
         quota, meter = floor.quotas[slot["tenant"]], floor.meters[slot["tenant"]]
         begun_us, now_us = int(slot["arrival"] * 1e6), int(now * 1e6)
         give_back(quota, meter, slot["input"] + slot["output"], begun_us, now_us)
-    floor.free[r, state["free"]] = s
-    state["free"] += 1
+    slot["next"] = floor.spare[0]
+    floor.spare[0] = s
 
 
 @inlined
@@ -342,7 +357,7 @@ def _make_room(floor: Floor, r: int, state: Array, engine: Array) -> None:
         floor.counts[PREEMPTED] += 1
         state["alone"] = 1
         if state["progress"] > 0:
-            waiting = floor.slots[r, floor.queue[r, state["head"] % floor.queue.shape[1]]]
+            waiting = floor.slots[state["first"]]
             floor.counts[RECOMPUTED] += state["progress"]
             state["blocks"] -= _need(waiting, engine)
             state["progress"] = 0
@@ -356,13 +371,10 @@ def _throw_out(floor: Floor, r: int, state: Array, engine: Array) -> None:
     heap = floor.heap[r]
     youngest = 0
     for at in range(1, state["batch"]):
-        if (
-            floor.slots[r, heap[at] & SLOT_MASK]["order"]
-            > floor.slots[r, heap[youngest] & SLOT_MASK]["order"]
-        ):
+        if floor.slots[heap[at] & SLOT_MASK]["next"] > floor.slots[heap[youngest] & SLOT_MASK]["next"]:
             youngest = at
     s = heap[youngest] & SLOT_MASK
-    slot = floor.slots[r, s]
+    slot = floor.slots[s]
     length = slot["input"] + slot["output"] - ((heap[youngest] >> SHIFT) - state["step"])
     floor.phases[r, (length - state["step"]) % engine["block"]] -= 1
     state["blocks"] -= _blocks(length, engine)
@@ -377,5 +389,8 @@ def _throw_out(floor: Floor, r: int, state: Array, engine: Array) -> None:
             heap[at] = heap[(at - 1) >> 1]
             at = (at - 1) >> 1
         sift_down(heap, state["batch"], last)
-    state["head"] -= 1
-    floor.queue[r, state["head"] % floor.queue.shape[1]] = s
+    slot["next"] = state["first"]
+    if state["waiting"] == 0:
+        state["last"] = s
+    state["first"] = s
+    state["waiting"] += 1

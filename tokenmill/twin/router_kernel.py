@@ -8,7 +8,7 @@ prefix last, or a single one. Which of these wins is ``policy.route``'s rule, wi
 
 from __future__ import annotations
 
-from tokenmill.twin.compiling import compiled, inlined
+from tokenmill.twin.compiling import compiled, fetch, inlined
 from tokenmill.twin.floor_arrays import (
     INPUT,
     OVER_QUOTA,
@@ -20,7 +20,7 @@ from tokenmill.twin.floor_arrays import (
 from tokenmill.twin.quota_kernel import charge, within
 from tokenmill.twin.replica_kernel import advance
 
-RANDOM, TWO_CHOICES, LEAST_WORK, AFFINITY = range(4)
+RANDOM, TWO_CHOICES, AFFINITY, LEAST_WORK, EVERYONE = range(5)
 
 QUEUE_PER_SLOT = 8
 PREFIX_BONUS_MILLI = 200
@@ -28,6 +28,9 @@ PREFIX_HITS_MOST = 4
 """As in ``policy.route``; a test compares them."""
 
 FULL = 1 << 40
+AHEAD = 6
+"""Requests between asking for the memory of one's replicas and needing it: some hundred nanoseconds each."""
+
 HOME_KEY, HOME_REPLICA, HOME_UNITS = range(3)
 
 
@@ -40,16 +43,13 @@ def score(outstanding: int, slots: int, most: int, hits: int) -> int:
 
 
 @inlined
-def replica_score(floor: Floor, r: int, at: float, hits: int) -> int:
-    """A replica's score as of time ``at``, to which it is advanced."""
+def replica_score(floor: Floor, r: int, hits: int) -> int:
+    """A replica's score as it was when last advanced."""
     state = floor.replicas[r]
-    if state["now"] < at:
-        advance(floor, r, at)
     if not state["open"]:
         return FULL
-    outstanding = state["batch"] + state["tail"] - state["head"]
     engine = floor.engines[state["engine"]]
-    return score(outstanding, engine["sequences"], engine["most"], hits)
+    return score(state["batch"] + state["waiting"], engine["sequences"], engine["most"], hits)
 
 
 @inlined
@@ -61,40 +61,71 @@ def prefix_of(floor: Floor, request: Array) -> int:
 
 
 @inlined
-def choose(floor: Floor, request: Array, pool: Array, count: int, kind: int, home: Array) -> int:
-    """The replica that takes a request, or -1 when all of its candidates are full."""
-    at = request["at"]
-    if kind == LEAST_WORK:
-        return _least(floor, at, pool, count)
-    best = int(pool[(request["draw"] * count) >> 31])
-    least = replica_score(floor, best, at, 0)
-    if kind != RANDOM:
-        other = int(pool[(request["draw2"] * count) >> 31])
-        found = replica_score(floor, other, at, 0)
-        if found < least or (found == least and other < best):
-            best, least = other, found
+def home_of(floor: Floor, request: Array, home: Array) -> Array:
+    """The entry of the request's prefix, which may be another's."""
+    return home[prefix_of(floor, request) % home.shape[0]]
+
+
+@inlined
+def compared(floor: Floor, request: Array, kind: int, count: int, home: Array) -> int:
+    """How many replicas are compared, out of a pool of ``count``."""
+    if kind >= LEAST_WORK:
+        return count
+    if kind == RANDOM or count == 0:
+        return min(1, count)
     if kind == AFFINITY and request["units"] > 0:
-        key = prefix_of(floor, request)
-        seen = home[key % home.shape[0]]
-        if seen[HOME_KEY] == key + 1:
-            other = int(seen[HOME_REPLICA])
-            found = replica_score(floor, other, at, min(request["units"], seen[HOME_UNITS]))
-            if found < least or (found == least and other < best):
-                best, least = other, found
-    if least < FULL:
-        return best
-    return _least(floor, at, pool, count)
+        return 3 if home_of(floor, request, home)[HOME_KEY] == prefix_of(floor, request) + 1 else 2
+    return 2
 
 
-@compiled
-def _least(floor: Floor, at: float, pool: Array, count: int) -> int:
-    """The one with the least score of all, the first on a tie; -1 when all are full."""
-    best = -1
-    least = FULL
-    for i in range(count):
-        found = replica_score(floor, pool[i], at, 0)
-        if found < least:
-            best, least = int(pool[i]), found
+@inlined
+def candidate(floor: Floor, request: Array, k: int, pool: Array, count: int, kind: int, home: Array) -> int:
+    """The replica that is compared as number ``k``."""
+    if kind == EVERYONE:
+        return k
+    if kind == LEAST_WORK:
+        return int(pool[k])
+    if k == 2:
+        return int(home_of(floor, request, home)[HOME_REPLICA])
+    draw = request["draw2"] if k else request["draw"]
+    return int(pool[(draw * count) >> 31])
+
+
+@inlined
+def choose(floor: Floor, request: Array, pools: Array, sizes: Array, kinds: Array, home: Array) -> int:
+    """The replica that takes a request, brought to its time, or -1 when all of its candidates are full.
+
+    This loop is where replicas are advanced, and the only place: those compared unless they are quiet, then
+    the chosen one. When all that were drawn are full, the whole pool is compared.
+    """
+    at = request["at"]
+    alias = max(0, request["alias"])
+    kind = kinds[alias] if request["alias"] >= 0 else EVERYONE
+    pool = pools[alias]
+    count = sizes[alias] if request["alias"] >= 0 else floor.replicas.shape[0]
+    most = compared(floor, request, kind, count, home)
+    best, least, k = -1, FULL, 0
+    while True:
+        r = best
+        if k < most:
+            r = candidate(floor, request, k, pool, count, kind, home)
+        elif best < 0:
+            if kind >= LEAST_WORK:
+                break
+            kind, most, k = LEAST_WORK, count, 0
+            continue
+        state = floor.replicas[r]
+        if state["now"] < at and (k == most or kind == EVERYONE or state["quiet"] < at):
+            advance(floor, r, at)
+        if k == most:
+            break
+        hits = 0
+        if k == 2 and kind == AFFINITY:
+            hits = min(request["units"], home_of(floor, request, home)[HOME_UNITS])
+        found = replica_score(floor, r, hits)
+        if kind != EVERYONE and (found < least or (found == least and r < best)):
+            best, least = r, found
+        k += 1
     return best
 
 
@@ -110,13 +141,13 @@ def fits(floor: Floor, request: Array, r: int) -> bool:
 def place(floor: Floor, request: Array, r: int, arrival: float) -> None:
     """Put a request that fits into a replica's queue."""
     state = floor.replicas[r]
-    if state["free"] > 0:
-        state["free"] -= 1
-        s = floor.free[r, state["free"]]
+    s = floor.spare[0]
+    if s >= 0:
+        floor.spare[0] = floor.slots[s]["next"]
     else:
-        s = state["fresh"]
-        state["fresh"] += 1
-    slot = floor.slots[r, s]
+        s = floor.spare[1]
+        floor.spare[1] += 1
+    slot = floor.slots[s]
     slot["arrival"] = arrival
     slot["key"] = request["key"]
     slot["input"] = request["input"]
@@ -128,8 +159,26 @@ def place(floor: Floor, request: Array, r: int, arrival: float) -> None:
     slot["tenant"] = request["tenant"]
     slot["id"] = request["id"]
     slot["hits"] = 0
-    floor.queue[r, state["tail"] % floor.queue.shape[1]] = s
-    state["tail"] += 1
+    if state["waiting"] == 0:
+        state["first"] = s
+    else:
+        floor.slots[state["last"]]["next"] = s
+    state["last"] = s
+    state["waiting"] += 1
+    state["quiet"] = state["now"]
+
+
+@inlined
+def ask_for(floor: Floor, request: Array, pools: Array, sizes: Array, kinds: Array) -> None:
+    """Let the memory of the two replicas that a later request will draw come nearer meanwhile."""
+    alias = request["alias"]
+    if alias < 0 or sizes[alias] == 0 or kinds[alias] == LEAST_WORK:
+        return
+    for k in range(2):
+        draw = request["draw2"] if k else request["draw"]
+        r = pools[alias, (draw * sizes[alias]) >> 31]
+        fetch(floor.replicas[r])
+        fetch(floor.heap[r])
 
 
 @compiled
@@ -137,10 +186,12 @@ def run(floor: Floor, requests: Array, pools: Array, sizes: Array, kinds: Array,
     """Send requests, which are in order of time, to the replicas of their alias."""
     for i in range(requests.shape[0]):
         request = requests[i]
+        if i + AHEAD < requests.shape[0]:
+            ask_for(floor, requests[i + AHEAD], pools, sizes, kinds)
+        r = choose(floor, request, pools, sizes, kinds, home)
         alias = request["alias"]
-        r = -1
-        if sizes[alias] > 0:
-            r = choose(floor, request, pools[alias], sizes[alias], kinds[alias], home)
+        if alias < 0:
+            continue
         if r < 0 or not fits(floor, request, r):
             floor.counts[REFUSED] += 1
             floor.refused[alias] += 1
@@ -157,15 +208,7 @@ def run(floor: Floor, requests: Array, pools: Array, sizes: Array, kinds: Array,
         floor.counts[TAKEN] += 1
         floor.counts[INPUT] += request["input"]
         if kinds[alias] == AFFINITY and request["units"] > 0:
-            key = prefix_of(floor, request)
-            seen = home[key % home.shape[0]]
-            seen[HOME_KEY] = key + 1
+            seen = home_of(floor, request, home)
+            seen[HOME_KEY] = prefix_of(floor, request) + 1
             seen[HOME_REPLICA] = r
             seen[HOME_UNITS] = request["units"]
-
-
-@compiled
-def advance_all(floor: Floor, until: float) -> None:
-    """Bring every replica to ``until``."""
-    for r in range(floor.replicas.shape[0]):
-        advance(floor, r, until)
