@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
+from tokenmill.control.edge import EndpointMemory
 from tokenmill.control.requests import (
     Break,
     Call,
@@ -223,3 +224,37 @@ def test_random_lives_settle_exactly_once() -> None:
         assert set(settles.values()) == {1}, f"seed {seed}"
         assert all(meter.open == 0 for meter in memory.meters.values()), f"seed {seed}"
         assert all(entry.outstanding == 0 for entry in memory.endpoints.values()), f"seed {seed}"
+
+
+def test_among_many_replicas_none_is_refused_for_want_of_luck() -> None:
+    """All but one of a hundred are full: whatever is drawn, the one that is not takes it."""
+    many = index(100)
+    memory = EdgeMemory()
+    for number in range(1, 100):
+        busy = EndpointMemory(outstanding=1000)
+        memory = replace(memory, endpoints=memory.endpoints.set(f"r{number}", busy))
+    for lot in range(0, 10_000, 777):
+        turn = arrive(many, memory, call(lot=lot))
+        assert isinstance(turn.actions[0], Forward)
+        assert turn.actions[0].endpoint.replica == "r100"
+
+
+def test_among_many_replicas_weights_warmth_and_residency_hold() -> None:
+    endpoints = tuple(
+        Endpoint(f"{release}{i}", release, f"127.0.0.1:{i}", "EU" if i % 2 else "US", 2)
+        for release, count in (("old", 60), ("new", 20))
+        for i in range(count)
+    )
+    bound = index(law=("EU",), endpoints=endpoints, targets=(("old", 900), ("new", 100)))
+    memory, seen = EdgeMemory(), []
+    for draw in range(1000):
+        turn = arrive(bound, memory, call(draw=draw, lot=draw * 7919))
+        assert isinstance(turn.actions[0], Forward)
+        seen.append(turn.actions[0].endpoint)
+    assert [e.release for e in seen].count("new") == 100
+    assert {e.jurisdiction for e in seen} == {"EU"}
+    warm = arrive(bound, memory, call(prefix=(1, 2, 3), lot=5))
+    assert isinstance(warm.actions[0], Forward)
+    for lot in range(0, 5000, 333):
+        again = arrive(bound, warm.memory, call(prefix=(1, 2, 3, 4), lot=lot))
+        assert again.actions == warm.actions

@@ -65,6 +65,35 @@ def test_wrong_parts_of_tool_calls_reach_the_sdk_right(tmp_path: Path, kind: str
     run(work)
 
 
+INTERLEAVED = [
+    part("", index=0, id="a", type="function", name="look"),
+    part("", index=1, id="b", type="function", name="find"),
+    part('{"x":', index=0),
+    part('{"y":"', index=1),
+    part("12", index=0),
+    part("zz", index=1),
+    part("}", index=0),
+    part('"}', index=1),
+]
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_parts_of_calls_that_take_turns_reach_the_sdk_right(tmp_path: Path, repeated: bool) -> None:
+    sent = [{**x, "id": "ab"[x["index"]]} for x in INTERLEAVED] if repeated else INTERLEAVED
+
+    async def work() -> None:
+        async with rig(tmp_path) as r, openai.AsyncOpenAI(base_url=r.url + "/v1", api_key=SECRET) as c:
+            words: Any = [{"role": "user", "content": json.dumps({"tokens": 0, "calls": sent})}]
+            async with c.chat.completions.stream(model="m", messages=words) as stream:
+                calls = (await stream.get_final_completion()).choices[0].message.tool_calls or []
+            assert [(x.id, x.function.name, x.function.arguments) for x in calls] == [
+                ("a", "look", '{"x":12}'),
+                ("b", "find", '{"y":"zz"}'),
+            ]
+
+    run(work)
+
+
 def test_right_parts_keep_their_bytes_and_a_missing_id_is_made() -> None:
     def events(parts: list[dict[str, Any]]) -> list[bytes]:
         made = (

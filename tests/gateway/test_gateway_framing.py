@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenmill.gateway.upstream import Address, Pool, Upstream, address_of
+from tokenmill.gateway.pool import Pool
+from tokenmill.gateway.upstream import Address, Upstream, address_of
 
 
 class Heard:

@@ -8,14 +8,15 @@ from tokenmill.domain.table import KeyEntry
 from tokenmill.gateway import idempotency
 from tokenmill.gateway.errors import ApiError
 from tokenmill.gateway.idempotency import Entry, Replays
-from tokenmill.gateway.message import HttpRequest
+from tokenmill.gateway.message import HttpRequest, RequestHead
 
 KEY = KeyEntry("k", "d", "acme", "p", "inference")
 
 
 def begin(replays: Replays, name: str, now_s: float = 0.0) -> Entry:
     headers = [(b"idempotency-key", name.encode())]
-    http = HttpRequest("POST", "/v1/x", b"/v1/x", headers, b"{}", True, True, 0.0, 0)
+    head = RequestHead("POST", "/v1/x", b"/v1/x", headers, dict(headers), True, True)
+    http = HttpRequest(head, "/v1/x", b"/v1/x", b"{}", True, True, 0.0, 0)
     entry = replays.begin(KEY, http, "req-1", now_s)
     assert entry is not None
     return entry

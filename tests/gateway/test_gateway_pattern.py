@@ -13,10 +13,11 @@ from test_gateway_framing import Wire
 
 from tokenmill.control.requests import TokenUsage
 from tokenmill.gateway.errors import ApiError
-from tokenmill.gateway.message import HttpRequest
+from tokenmill.gateway.message import HttpRequest, RequestHead
 from tokenmill.gateway.pattern import LONGEST, Pattern
+from tokenmill.gateway.pool import Pool
 from tokenmill.gateway.relay import Relay
-from tokenmill.gateway.upstream import Address, Pool, Upstream
+from tokenmill.gateway.upstream import Address, Upstream
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 
@@ -37,7 +38,9 @@ class Sink:
     def __init__(self) -> None:
         self.got: list[bytes] = []
         self.connection = self
-        self.http = HttpRequest("POST", "/", b"/", [], b"", True, True, 0.0, 0)
+        self.http = HttpRequest(
+            RequestHead("POST", "/", b"/", [], {}, True, True), "/", b"/", b"", True, True, 0.0, 0
+        )
         self.settled = self.settling = False
         self.hide_usage = True
         self.hide_running = True

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import random
+
 from tokenmill.domain.table import Endpoint
 from tokenmill.policy.reside import allowed, reside
-from tokenmill.policy.route import QUEUE_PER_SLOT, Candidate, Routed, Unroutable, route
+from tokenmill.policy.route import FEW, QUEUE_PER_SLOT, Candidate, Routed, Unroutable, route, shortlist
 
 
 def endpoint(
@@ -70,3 +72,35 @@ def test_residency_removes_and_fails_closed() -> None:
     assert reside(endpoints, ()) == (endpoints, ())
     assert allowed("", ())
     assert not allowed("", ("EU",))
+
+
+POOL = [endpoint(f"r{number:03}") for number in range(100)]
+
+
+def test_of_many_two_and_the_warm_are_looked_at() -> None:
+    pools, warm = {"a": POOL, "b": POOL[:FEW]}, {"r050": POOL[50]}
+    for lot in (0, 1, 99, 100, 12_345_678):
+        found = shortlist(pools, (("a", 1000),), warm, 0, lot)
+        assert found is not None
+        names = [e.replica for e in found[1]]
+        assert names[0] == "r050"
+        assert len({*names}) == len(names) >= 2
+    assert shortlist(pools, (("b", 1000),), {}, 0, 7) == ("b", POOL[:FEW])
+    assert shortlist(pools, (("gone", 1000),), {}, 0, 7) is None
+    every = {
+        name for lot in range(9900) for name in (shortlist(pools, (("a", 1000),), {}, 0, lot) or ("", []))[1]
+    }
+    assert len(every) == 100
+
+
+def test_the_better_of_two_keeps_work_even() -> None:
+    """1,000 requests on 100 replicas that end none: by chance alone one would have some twenty."""
+    draws = random.Random(3)
+    work = dict.fromkeys([e.replica for e in POOL], 0)
+    for _ in range(1000):
+        found = shortlist({"a": POOL}, (("a", 1000),), {}, 0, draws.getrandbits(30))
+        assert found is not None
+        chosen_one = route([Candidate(e, work[e.replica]) for e in found[1]], ((found[0], 1000),), 0, 0)
+        assert isinstance(chosen_one, Routed)
+        work[chosen_one.endpoint.replica] += 1
+    assert max(work.values()) <= 13

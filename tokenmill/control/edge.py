@@ -6,7 +6,7 @@ size; ``Request`` and the actions are the words of one request's life. ``control
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Protocol, TypeVar
 
@@ -18,6 +18,7 @@ from tokenmill.domain.table import AliasEntry, Endpoint, KeyEntry, Table, Tenant
 from tokenmill.domain.value import replace, value
 from tokenmill.policy.admit import NO_QUOTA, Limit, Meter, Use
 from tokenmill.policy.price import FREE, price_id
+from tokenmill.policy.reside import reside
 
 COOLING_US = 1_000_000
 COOLING_MOST_US = 30_000_000
@@ -40,6 +41,16 @@ FREE_TARIFF = Tariff(price_id(FREE), FREE)
 
 
 @value
+class Reach:
+    """The replicas of an alias that data bound to some jurisdictions may go to."""
+
+    endpoints: Sequence[Endpoint]
+    barred: tuple[str, ...]  # a reason for each that it may not go to
+    pools: Mapping[str, Sequence[Endpoint]]  # by release
+    named: Mapping[str, Endpoint]  # by replica id
+
+
+@value
 class Index:
     """A ``Table`` arranged for look-up. Replace it whole when a newer table comes."""
 
@@ -51,6 +62,19 @@ class Index:
     limits: Mapping[tuple[str, str], tuple[Limit, ...]]  # what binds a project, by (tenant, project)
     model_limits: Mapping[tuple[str, str, str], tuple[Limit, ...]]  # the same where an alias has a quota too
     books: Mapping[str, tuple[Tariff, ...]]  # prices of an alias, by the time from which they are valid
+    reaches: dict[tuple[str, tuple[str, ...]], Reach]  # filled as they are asked for
+
+    def reach(self, alias: AliasEntry, jurisdictions: tuple[str, ...]) -> Reach:
+        """Where requests for ``alias`` may go. Arranged once per table."""
+        asked = (alias.name, jurisdictions)
+        found = self.reaches.get(asked)
+        if found is None:
+            endpoints, barred = reside(alias.endpoints, jurisdictions)
+            pools: dict[str, list[Endpoint]] = {}
+            for endpoint in endpoints:
+                pools.setdefault(endpoint.release, []).append(endpoint)
+            found = self.reaches[asked] = Reach(endpoints, barred, pools, {e.replica: e for e in endpoints})
+        return found
 
     def bounds(self, key: KeyEntry, alias: str) -> tuple[Limit, ...]:
         """Every limit that a request has to keep."""
@@ -80,6 +104,8 @@ class EndpointMemory:
     failures: int = 0  # in a row
     cooling_until_us: int = 0
 
+
+NEW_ENDPOINT = EndpointMemory()
 
 V = TypeVar("V")
 
@@ -115,7 +141,8 @@ class Call:
     """What the gateway read from one HTTP request.
 
     ``input_estimate`` and ``max_output`` are in tokens; ``prefix`` holds hashes of the prompt's leading
-    blocks, each over everything up to its end, shortest first, eight at most; ``draw`` is 0..999.
+    blocks, each over everything up to its end, shortest first, eight at most; ``draw`` is 0..999 and ``lot``
+    any whole number, both by chance.
     """
 
     id: str
@@ -127,6 +154,7 @@ class Call:
     max_output: int
     prefix: tuple[int, ...] = ()
     draw: int = 0
+    lot: int = 0
 
 
 @value
@@ -226,6 +254,7 @@ def index_of(table: Table) -> Index:
         limits={(t.name, name): _limits(t, name) for t in table.tenants for name, _ in t.projects},
         model_limits=_model_limits(table),
         books={a.name: tuple(Tariff(price_id(p), p) for p in a.prices) for a in table.aliases},
+        reaches={},
     )
 
 
@@ -299,14 +328,14 @@ def opened(
     kept: tuple[Meter, ...],
     endpoint: Endpoint,
 ) -> EdgeMemory:
-    meters = keep_meters(memory.meters, limits, kept)
-    metered = EdgeMemory(meters, memory.endpoints, memory.prefixes, memory.prefixes_old)
-    return taken(metered, endpoint, call.prefix)
+    return taken(memory, endpoint, call.prefix, keep_meters(memory.meters, limits, kept))
 
 
-def taken(memory: EdgeMemory, endpoint: Endpoint, prefix: tuple[int, ...]) -> EdgeMemory:
+def taken(
+    memory: EdgeMemory, endpoint: Endpoint, prefix: tuple[int, ...], meters: Kept[Meter] | None = None
+) -> EdgeMemory:
     """``endpoint`` takes one more request, and is where its prefix blocks are warm from now on."""
-    seen = memory.endpoints.get(endpoint.replica) or EndpointMemory()
+    seen = memory.endpoints.get(endpoint.replica) or NEW_ENDPOINT
     busier = EndpointMemory(seen.outstanding + 1, seen.failures, seen.cooling_until_us)
     young, old = memory.prefixes, memory.prefixes_old
     if prefix:
@@ -314,12 +343,20 @@ def taken(memory: EdgeMemory, endpoint: Endpoint, prefix: tuple[int, ...]) -> Ed
             young = young.set(block, endpoint.replica)
         if len(young) > PREFIXES:
             young, old = Map(), young
-    return EdgeMemory(memory.meters, memory.endpoints.set(endpoint.replica, busier), young, old)
+    endpoints = memory.endpoints.set(endpoint.replica, busier)
+    return EdgeMemory(memory.meters if meters is None else meters, endpoints, young, old)
 
 
-def left(memory: EdgeMemory, endpoint: Endpoint, now_us: int, *, failed: bool) -> EdgeMemory:
+def left(
+    memory: EdgeMemory,
+    endpoint: Endpoint,
+    now_us: int,
+    *,
+    failed: bool,
+    meters: Kept[Meter] | None = None,
+) -> EdgeMemory:
     """``endpoint`` has one request fewer; one that failed cools, one that answered is trusted again."""
-    seen = memory.endpoints.get(endpoint.replica) or EndpointMemory(1)
+    seen = memory.endpoints.get(endpoint.replica) or NEW_ENDPOINT
     outstanding = max(0, seen.outstanding - 1)
     if failed:
         failures = seen.failures + 1
@@ -328,4 +365,5 @@ def left(memory: EdgeMemory, endpoint: Endpoint, now_us: int, *, failed: bool) -
     else:
         entry = EndpointMemory(outstanding)
     endpoints = memory.endpoints.set(endpoint.replica, entry)
-    return EdgeMemory(memory.meters, endpoints, memory.prefixes, memory.prefixes_old)
+    kept = memory.meters if meters is None else meters
+    return EdgeMemory(kept, endpoints, memory.prefixes, memory.prefixes_old)

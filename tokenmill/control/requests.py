@@ -21,7 +21,10 @@ It does no I/O and parses no HTTP; the spool line is the caller's, made from ``S
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from tokenmill.control.edge import (
+    NEW_ENDPOINT,
     Action,
     Break,
     Call,
@@ -50,8 +53,7 @@ from tokenmill.domain.table import AliasEntry, Endpoint, KeyEntry, TenantEntry
 from tokenmill.domain.value import replace
 from tokenmill.policy.admit import Admitted, Limit, Use, admit, settle
 from tokenmill.policy.price import cost_micros
-from tokenmill.policy.reside import reside
-from tokenmill.policy.route import Candidate, Routed, Unroutable, route
+from tokenmill.policy.route import FEW, Candidate, Routed, Unroutable, route, shortlist
 
 __all__ = [
     "RETRIES",
@@ -114,7 +116,7 @@ def arrive(index: Index, memory: EdgeMemory, call: Call) -> Turn:
         reasons = (alias.reason,) if alias.reason else ()
         message = f"The model {call.alias!r} is not ready."
         return _refused(memory, call, Refuse(503, "model_not_ready", message, 5, reasons))
-    found = _routed(memory, alias, tenant, call, (), call.at_us)
+    found = _routed(index, memory, alias, tenant, call, (), call.at_us)
     if isinstance(found, Refuse):
         return _refused(memory, call, found)
     limits = index.bounds(call.key, call.alias)
@@ -184,7 +186,9 @@ def engine_lost(
         alias = index.aliases.get(request.call.alias)
         tenant = index.tenants.get(request.call.key.tenant)
         tried = (*request.tried, endpoint.replica)
-        found = _routed(memory, alias, tenant, request.call, tried, at_us) if alias and tenant else None
+        found = (
+            _routed(index, memory, alias, tenant, request.call, tried, at_us) if alias and tenant else None
+        )
         if isinstance(found, Endpoint):
             memory = taken(left(memory, endpoint, at_us, failed=True), found, request.call.prefix)
             return Turn(memory, replace(request, endpoint=found, tried=tried), (Forward(found),))
@@ -203,6 +207,7 @@ def engine_lost(
 
 
 def _routed(
+    index: Index,
     memory: EdgeMemory,
     alias: AliasEntry,
     tenant: TenantEntry,
@@ -210,25 +215,39 @@ def _routed(
     tried: tuple[str, ...],
     now_us: int,
 ) -> Endpoint | Refuse:
-    endpoints, barred = reside(alias.endpoints, tenant.jurisdictions)
+    reach = index.reach(alias, tenant.jurisdictions)
+    endpoints, barred = reach.endpoints, reach.barred
     if barred and not endpoints:
         message = "No replica of this model is where this tenant's data may be."
         return Refuse(403, "residency_refused", message, 0, barred)
     hits = prefix_hits(memory, call.prefix) if call.prefix else {}
-    candidates: list[Candidate] = []
-    for endpoint in endpoints:
-        if tried and endpoint.replica in tried:
-            continue
-        seen = memory.endpoints.get(endpoint.replica)
-        warm = hits.get(endpoint.replica, 0) if hits else 0
-        if seen is None:
-            candidates.append(Candidate(endpoint, 0, 0, warm))
-        else:
-            candidates.append(Candidate(endpoint, seen.outstanding, seen.cooling_until_us, warm))
-    routed = route(candidates, alias.targets, now_us, call.draw)
+    if len(endpoints) > FEW:
+        warm = {replica: reach.named[replica] for replica in hits if replica in reach.named}
+        found = shortlist(reach.pools, alias.targets, warm, call.draw, call.lot)
+        if found is not None:
+            release, looked_at = found
+            routed = route(_candidates(memory, looked_at, hits, tried), ((release, 1000),), now_us, 0)
+            if isinstance(routed, Routed):
+                return routed.endpoint
+    routed = route(_candidates(memory, endpoints, hits, tried), alias.targets, now_us, call.draw)
     if isinstance(routed, Routed):
         return routed.endpoint
     return _no_route(call.alias, alias, routed)
+
+
+def _candidates(
+    memory: EdgeMemory, endpoints: Sequence[Endpoint], hits: Mapping[str, int], tried: tuple[str, ...]
+) -> list[Candidate]:
+    candidates: list[Candidate] = []
+    seen_of = memory.endpoints.get
+    for endpoint in endpoints:
+        replica = endpoint.replica
+        if tried and replica in tried:
+            continue
+        seen = seen_of(replica) or NEW_ENDPOINT
+        warm = hits.get(replica, 0) if hits else 0
+        candidates.append(Candidate(endpoint, seen.outstanding, seen.cooling_until_us, warm))
+    return candidates
 
 
 def _no_route(name: str, alias: AliasEntry, found: Unroutable) -> Refuse:
@@ -288,9 +307,8 @@ def _settled(
     used = _used(usage, limits, request.tariff)
     before = meters_of(memory, limits)
     kept = settle(limits, before, request.reserved, used, request.call.at_us, at_us)
-    memory = left(memory, request.endpoint, at_us, failed=failed)
     meters = keep_meters(memory.meters, limits, kept)
-    memory = EdgeMemory(meters, memory.endpoints, memory.prefixes, memory.prefixes_old)
+    memory = left(memory, request.endpoint, at_us, failed=failed, meters=meters)
     settlement = _settlement(request, at_us, outcome, status, usage, reason)
     call, endpoint = request.call, request.endpoint
     ended = Request(

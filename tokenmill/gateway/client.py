@@ -7,16 +7,12 @@ nothing of models or tenants: a finished request goes to ``dispatch``, which ans
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from typing import Protocol, cast
-from urllib.parse import unquote
 
-import httptools
-
-from tokenmill.gateway.errors import ApiError, bad_request
-from tokenmill.gateway.message import PHRASES, HttpRequest, ambiguity
-from tokenmill.gateway.options import Options
+from tokenmill.gateway.errors import ApiError
+from tokenmill.gateway.message import PHRASES, HttpRequest
+from tokenmill.gateway.reading import Reading, ReadingEdge
 
 QUEUED_REQUESTS = 64  # pipelined ahead of the one being answered
 LINGER_S = 10.0  # for the rest of a body that was refused
@@ -35,47 +31,35 @@ class Responder(Protocol):
         """It does again."""
 
 
-class Edge(Protocol):
+class Edge(ReadingEdge, Protocol):
     """What a connection needs of the gateway around it."""
 
-    options: Options
     connections: set[ClientConnection]
-    buffered: int
     draining: bool
 
     def dispatch(self, connection: ClientConnection, request: HttpRequest) -> Responder | None:
         """Answer ``request`` at once and return ``None``, or return who will."""
 
-    def known(self, headers: dict[bytes, bytes]) -> bool:
-        """Whether these headers identify a key, so that a large body may be read."""
-
     def count_response(self, status: int) -> None:
         """A response begins."""
 
 
-class ClientConnection(asyncio.Protocol):
-    """See the module. ``on_*`` are httptools' callbacks."""
+class ClientConnection(Reading):
+    """See the module; the other half is ``reading``."""
+
+    edge: Edge
 
     def __init__(
         self, edge: Edge, loop: asyncio.AbstractEventLoop, clock: Callable[[], int], *, inside: bool = False
     ) -> None:
-        self.edge = edge
+        super().__init__(edge, loop, clock)
         self.inside = inside  # another process of this gateway, not a client
-        self.loop = loop
-        self.clock = clock
         self.transport: asyncio.Transport | None = None
         self.peer = ""
         self.responder: Responder | None = None
-        self.busy = False  # a request is being answered
-        self._answering = 0  # bytes of its body
-        self.queue: deque[HttpRequest] = deque()
-        self.since = loop.time()  # of the state it is in: idle, in headers, in body, stalled
+        self._answering = 0  # bytes of the body of the request that is being answered
         self.stalled = False
-        self._refused = False
-        self._lingers = False  # refused, and reads on until the client has sent all
         self._held = False  # reading is paused because requests queue up
-        self._parser = httptools.HttpRequestParser(self)
-        self._begin()
 
     # -- asyncio
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -83,47 +67,27 @@ class ClientConnection(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         self.peer = str(peer[0]) if isinstance(peer, tuple) and peer else ""
         if len(self.edge.connections) >= self.edge.options.connections:
-            self._refuse(ApiError(503, "overloaded", "Too many connections are open.", retry_us=1_000_000))
+            self.refuse(ApiError(503, "overloaded", "Too many connections are open.", retry_us=1_000_000))
         self.edge.connections.add(self)
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
             if self._lingers:
-                self._discard(data)
+                self.discard(data)
             return
-        self._raw += len(data)
-        if self._state == "body":
-            # A body may pause, but must arrive with a kilobyte a second on the whole.
-            self.since = min(self.loop.time(), self.since + len(data) / 1024)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._refuse(bad_request("Protocol upgrades are not supported.", code=None))
-        except httptools.HttpParserCallbackError as error:
-            self._failed(error.__context__)
-        except httptools.HttpParserError as error:
-            self._refuse(bad_request(f"Your request is not valid HTTP/1.1: {error}.", code=None))
-        else:
-            self._check_size()
+        self.read(data)
         if not self.busy:
             self._next()
         elif len(self.queue) >= QUEUED_REQUESTS and self.transport is not None:
             self._held = True
             self.transport.pause_reading()
 
-    def _check_size(self) -> None:
-        options = self.edge.options
-        if self._state != "body" and self._raw > options.head_bytes:
-            self._refuse(ApiError(431, None, f"Request headers exceed {options.head_bytes} bytes."))
-        elif self._raw > 2 * options.body_bytes:
-            self._refuse(ApiError(413, None, f"The request exceeds {options.body_bytes} bytes."))
-
     def eof_received(self) -> bool:
         return False  # a client that says it is done is gone: nobody reads what would still come
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.edge.connections.discard(self)
-        self._release()
+        self.release()
         self.edge.buffered -= self._answering
         self._answering = 0
         for request in self.queue:
@@ -143,92 +107,6 @@ class ClientConnection(asyncio.Protocol):
         self.stalled = False
         if self.responder is not None:
             self.responder.resume()
-
-    # -- httptools
-    def _begin(self) -> None:
-        self._state = "idle"
-        self._raw = 0
-        self._target = b""
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._body: list[bytes] = []
-        self._length = 0
-        self._limit = 0
-
-    def on_message_begin(self) -> None:
-        raw = self._raw
-        self._begin()
-        self._raw = raw
-        self._state = "head"
-        if not self.busy:
-            self.since = self.loop.time()
-
-    def on_url(self, url: bytes) -> None:
-        self._target += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._state == "head":  # later ones are trailers, which nobody asked for
-            self._headers.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
-        options = self.edge.options
-        size = len(self._target) + sum(len(n) + len(v) + 4 for n, v in self._headers)
-        if size > options.head_bytes:
-            self._refuse(ApiError(431, None, f"Request headers exceed {options.head_bytes} bytes."))
-            return
-        self._state, self._raw = "body", 0
-        if not self.busy:
-            self.since = self.loop.time()
-        problem = ambiguity(self._headers)
-        if problem:
-            self._refuse(bad_request(problem, code=None))
-            return
-        names = dict(self._headers)
-        length = int(names.get(b"content-length", b"0"))
-        large = length > options.anonymous_body_bytes or b"transfer-encoding" in names
-        known = large and self.edge.known(names)
-        self._limit = options.body_bytes if known else options.anonymous_body_bytes
-        if length > self._limit:
-            self._refuse(ApiError(413, None, f"The body exceeds {self._limit} bytes."), linger=True)
-        elif names.get(b"expect", b"").lower() == b"100-continue" and not self.busy:
-            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-    def on_body(self, data: bytes) -> None:
-        if self._refused:
-            return
-        self._length += len(data)
-        self.edge.buffered += len(data)
-        self._body.append(data)
-        if self._length > self._limit:
-            self._refuse(ApiError(413, None, f"The body exceeds {self._limit} bytes."), linger=True)
-        elif self.edge.buffered > self.edge.options.buffered_bytes:
-            error = ApiError(503, "overloaded", "Too many request bodies are in memory.", retry_us=1_000_000)
-            self._refuse(error, linger=True)
-
-    def on_message_complete(self) -> None:
-        if self._refused:
-            if self._lingers:
-                self.close()
-            return
-        parser = self._parser
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._body = []  # its bytes stay counted until the request has been answered
-        target = self._target
-        path = target.partition(b"?")[0].decode("latin-1")
-        self.queue.append(
-            HttpRequest(
-                method=parser.get_method().decode("latin-1"),
-                path=unquote(path) if "%" in path else path,
-                target=target,
-                headers=self._headers,
-                body=body,
-                keep_alive=parser.should_keep_alive(),
-                chunked_ok=parser.get_http_version() == "1.1",
-                arrived_s=self.loop.time(),
-                arrived_us=self.clock(),
-            )
-        )
-        self._length = 0
-        self._state, self._raw = "idle", 0
 
     # -- answering
     def _next(self) -> None:
@@ -307,7 +185,7 @@ class ClientConnection(asyncio.Protocol):
         if self.transport is not None:
             self.transport.abort()
 
-    def _refuse(self, error: ApiError, *, linger: bool = False) -> None:
+    def refuse(self, error: ApiError, *, linger: bool = False) -> None:
         """Answer what is wrong with the bytes themselves, and close: what follows cannot be trusted.
 
         ``linger``: the rest of a body is still under way. To close at once would reset the connection, and
@@ -316,7 +194,7 @@ class ClientConnection(asyncio.Protocol):
         if self._refused:
             return
         self._refused = True
-        self._release()
+        self.release()
         if not self.busy:
             self.edge.count_response(error.status)
             body = error.body
@@ -342,22 +220,10 @@ class ClientConnection(asyncio.Protocol):
         """More header lines for what ``_refuse`` answers."""
         return b""
 
-    def _discard(self, data: bytes) -> None:
-        """Look in the rest of a refused request for its end only."""
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError:
-            self.close()
-
-    def _failed(self, error: BaseException | None) -> None:
+    def failed(self, error: BaseException | None) -> None:
         """A mistake of ours: report it, and close this connection only."""
         self.loop.call_exception_handler({"message": "a request could not be read", "exception": error})
         self.abort()
-
-    def _release(self) -> None:
-        self.edge.buffered -= self._length
-        self._length = 0
-        self._body = []
 
     def sweep(self, now: float) -> None:
         """Enforce the time limits. Called every second."""
@@ -375,4 +241,4 @@ class ClientConnection(asyncio.Protocol):
             if waited > options.idle_s or self.edge.draining:
                 self.close()
         elif waited > (options.head_s if self._state == "head" else options.body_s):
-            self._refuse(ApiError(408, None, "Your request took too long to arrive."))
+            self.refuse(ApiError(408, None, "Your request took too long to arrive."))

@@ -15,7 +15,8 @@ from tokenmill.control.requests import TokenUsage
 from tokenmill.domain.table import Endpoint
 from tokenmill.gateway.body import CHAT, Asked
 from tokenmill.gateway.fetch import fetch
-from tokenmill.gateway.upstream import Address, Pool, address_of
+from tokenmill.gateway.pool import Pool
+from tokenmill.gateway.upstream import Address, address_of
 
 PATIENCE_S = 2.0
 

@@ -24,11 +24,12 @@ from tokenmill.gateway.metrics import Metrics
 from tokenmill.gateway.options import Options
 from tokenmill.gateway.origins import SharingConnection
 from tokenmill.gateway.outcomes import OutcomeCounts
+from tokenmill.gateway.pool import Pool
 from tokenmill.gateway.shadow_file import Shadows
 from tokenmill.gateway.shared import OwnEndpoints, SharedEndpoints, SharedFile, SharedMeters
 from tokenmill.gateway.spool import Spool
 from tokenmill.gateway.table import Serving, TableFile
-from tokenmill.gateway.upstream import Pool, address_of
+from tokenmill.gateway.upstream import address_of
 from tokenmill.spec.paths import Paths
 
 FORGET_S = 3600.0
@@ -108,6 +109,10 @@ class Gateway:
     def draw(self) -> int:
         """0..999, for the weights of releases."""
         return int(self._random.random() * 1000)
+
+    def lot(self) -> int:
+        """30 random bits, for the replicas that are looked at."""
+        return self._random.getrandbits(30)
 
     def request_id(self) -> str:
         """Unique over restarts and processes: time, a random part per process and a serial number."""

@@ -151,6 +151,7 @@ class Exchange:
             max_output=output_bound(asked, entry),
             prefix=prefix_blocks(asked, self.key.tenant) if warm else (),
             draw=gateway.draw(),
+            lot=gateway.lot(),
         )
 
     def _turn_away(self, error: ApiError) -> None:
@@ -275,8 +276,7 @@ class Exchange:
     def answer_headers(self) -> bytes:
         gateway = self.gateway
         spent_ms = int((gateway.loop.time() - self.http.arrived_s) * 1000)
-        now_us, index = gateway.clock(), gateway.serving.index
-        limits = ratelimit_headers(index, gateway.memory, self.key, now_us, self.model)
+        limits = ratelimit_headers(self._index(), gateway.memory, self.key, gateway.clock(), self.model)
         return b"x-request-id: %b\r\nopenai-processing-ms: %d\r\n%b" % (self.id.encode(), spent_ms, limits)
 
     def first_byte(self) -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 
-from tokenmill.gateway.upstream import Address, Pool
+from tokenmill.gateway.pool import Pool
+from tokenmill.gateway.upstream import Address
 
 COLLECTED_BYTES = 16 * 1024 * 1024
 

@@ -78,7 +78,7 @@ class Forwarding:
 
     def _forward(self, upstream: Upstream) -> None:
         http = self.http
-        lines = b"".join(b"%b: %b\r\n" % (n, v) for n, v in http.headers if n not in _DROPPED)
+        lines = b"".join(b"%b: %b\r\n" % (n, v) for n, v in http.head.headers if n not in _DROPPED)
         scheme = b"https" if self.gateway.options.tls_cert else b"http"
         # The upstream parser would wait for the body that HEAD does not have, so the controller sees a GET.
         method = "GET" if http.method == "HEAD" else http.method

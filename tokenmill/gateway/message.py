@@ -35,26 +35,39 @@ PHRASES = {
 }
 
 
-@dataclass(slots=True)
-class HttpRequest:
-    """One whole request. Header names are in lower case."""
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """What a request says before its body, but for that one's length. Header names are in lower case."""
 
     method: str
     path: str  # percent-decoded, without the query
     target: bytes  # as it came
     headers: list[tuple[bytes, bytes]]
-    body: bytes
+    fields: dict[bytes, bytes]  # the first value of each
     keep_alive: bool
     chunked_ok: bool  # HTTP/1.1
+
+
+@dataclass(slots=True)
+class HttpRequest:
+    """One whole request. What follows ``head`` begins as that says it, and may be changed."""
+
+    head: RequestHead
+    path: str
+    target: bytes
+    body: bytes
+    keep_alive: bool
+    chunked_ok: bool
     arrived_s: float  # loop time of the last byte
     arrived_us: int
 
+    @property
+    def method(self) -> str:
+        return self.head.method
+
     def header(self, name: bytes) -> bytes:
         """The first value of a header, or ``b""``."""
-        for key, value in self.headers:
-            if key == name:
-                return value
-        return b""
+        return self.head.fields.get(name, b"")
 
 
 def ambiguity(headers: list[tuple[bytes, bytes]]) -> str:

@@ -36,6 +36,8 @@ _NUMBERS = 7
 _OPEN = 2 + _NUMBERS  # where the columns begin in a slot, after digest and numbers
 _WORDS = _OPEN + PROCESSES_MOST
 _SLOT = struct.Struct(f"<{_NUMBERS}q")
+_FIRST = struct.Struct(f"<{_NUMBERS + 1}q")
+"""The numbers and the first column, which is the only one of a process that shares with none."""
 
 
 class SharedFile:
@@ -129,10 +131,18 @@ class SharedFile:
 
     def put(self, base: int, numbers: tuple[int, ...], opened: int) -> None:
         """Write a slot; ``opened`` is what all processes have open, and the difference is this one's."""
+        if self.alone:
+            _FIRST.pack_into(self._map, 8 * base + 16, *numbers, opened)
+            return
         _SLOT.pack_into(self._map, 8 * base + 16, *numbers)
         words = self.words
         own = base + _OPEN + self.index
-        words[own] = max(0, opened if self.alone else words[own] + opened - self.opened(base))
+        words[own] = max(0, words[own] + opened - self.opened(base))
+
+    def said(self, base: int) -> bytes:
+        """The bytes of a slot that its values are read from."""
+        start = 8 * base + 16
+        return self._map[start : start + (_FIRST.size if self.alone else 8 * (_WORDS - 2))]
 
     def opened(self, base: int) -> int:
         """What all processes have open."""
@@ -191,10 +201,19 @@ class SharedMeters(_Shared):
     """``control.edge.Kept`` of meters. They outlive their tenant's place in the table: who is taken out
     and put in again has no new budget."""
 
+    def __init__(self, file: SharedFile, kind: str) -> None:
+        super().__init__(file, kind)
+        self._read: dict[str, tuple[bytes, Meter]] = {}  # what the bytes of a slot were read as
+
     def get(self, name: str) -> Meter:
         base, file = self._base(name), self._file
-        opened = file.words[base + _OPEN] if file.alone else file.opened(base)
-        return Meter(opened, *file.numbers(base))
+        said = file.said(base)
+        read = self._read.get(name)
+        if read is not None and read[0] == said:
+            return read[1]
+        found = Meter(file.opened(base), *file.numbers(base))
+        self._read[name] = said, found
+        return found
 
     def set(self, name: str, value: Meter) -> SharedMeters:
         numbers = (
@@ -206,11 +225,14 @@ class SharedMeters(_Shared):
             value.month,
             value.month_micros,
         )
-        self._file.put(self._base(name), numbers, value.open)
+        base, file = self._base(name), self._file
+        file.put(base, numbers, value.open)
+        self._read[name] = file.said(base), value
         return self
 
     def delete(self, name: str) -> SharedMeters:
         self._known.pop(name, None)
+        self._read.pop(name, None)
         return self
 
     def items(self) -> Iterable[tuple[str, Meter]]:

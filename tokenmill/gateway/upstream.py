@@ -7,8 +7,6 @@ transfer framing removed, and an end; a connection that dies says so once. Nothi
 from __future__ import annotations
 
 import asyncio
-import ssl
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,9 +14,10 @@ from typing import Protocol, cast
 
 import httptools
 
+from tokenmill.gateway.heads import Familiar
+
 DEFAULT_KEEP_S = 4.0  # uvicorn closes idle connections after 5 s; llama.cpp says 5 s in its header
 HEAD_BYTES = 64 * 1024
-IDLE_PER_ADDRESS = 64
 
 
 class Receiver(Protocol):
@@ -61,10 +60,22 @@ def address_of(text: str, tls: bool = False) -> Address:
     return Address(host.strip("[]"), int(port), tls)
 
 
+class Home(Protocol):
+    """Where connections come from and go back to."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def give(self, upstream: Upstream) -> None:
+        """Take a connection back that has finished its answer."""
+
+    def forget(self, upstream: Upstream) -> None:
+        """A connection is gone."""
+
+
 class Upstream(asyncio.Protocol):
     """One connection. Callbacks named ``on_*`` without a receiver's meaning are httptools'."""
 
-    def __init__(self, pool: Pool, address: Address) -> None:
+    def __init__(self, pool: Home, address: Address) -> None:
         self.pool = pool
         self.address = address
         self.authority = address.authority  # of the head's ``host``
@@ -83,10 +94,13 @@ class Upstream(asyncio.Protocol):
         self._head_bytes = 0
         self._headers: list[tuple[bytes, bytes]] | None = []
         self._sized = False
+        self._length = -1  # of the body, where it is stated
+        self._said: list[tuple[bytes, bytes]] = []  # the answer's headers, but for that
         self._closing = False
         self._ended = False
         self._extra = False  # more came after the answer's end
         self._pieces: list[bytes] = []  # of the body, in the bytes that are being parsed
+        self._familiar: Familiar[list[tuple[bytes, bytes]]] = Familiar()
         self._parser = httptools.HttpResponseParser(self)
 
     # -- asyncio
@@ -106,6 +120,8 @@ class Upstream(asyncio.Protocol):
                 if _is_partial(data):
                     self._kept = data
                     return
+        elif not self._answered and self._recognised(data):
+            return
         self._parse(data)
 
     def _parse(self, data: bytes) -> None:
@@ -135,6 +151,24 @@ class Upstream(asyncio.Protocol):
         else:
             # A size line that ends here was told by ``on_chunk_header``, so this is the end of a chunk.
             self._aligned = self._between and data.endswith(b"\r\n")
+
+    def _recognised(self, data: bytes) -> bool:
+        """Take a whole answer that came at once, with the head that the last one had; nothing is parsed."""
+        receiver = self.receiver
+        headers, length, start = self._familiar.recognise(data, len(data))
+        if receiver is None or headers is None or start + length != len(data):
+            return False
+        self._answered, self._headers = True, None
+        try:
+            receiver.on_head(200, [*headers, (b"content-length", b"%d" % length)])
+            if self.receiver is receiver:
+                receiver.on_payload(data[start:])
+        except Exception as error:  # noqa: BLE001 - a mistake of ours costs this answer and no other
+            self._failed(error)
+            return True
+        if self.receiver is receiver:
+            self._finish()
+        return True
 
     def _hand_on(self) -> None:
         """Give the receiver, in one piece, all of the body that came at once: a stream that is read late
@@ -191,8 +225,13 @@ class Upstream(asyncio.Protocol):
         receiver = self.receiver
         if receiver is None or headers is None or status < 200:
             return
+        self._length, self._said = -1, []
         for name, value in headers:
-            if name == b"content-length" or name == b"transfer-encoding":
+            if name == b"content-length":
+                self._sized, self._length = True, int(value)
+                continue
+            self._said.append((name, value))
+            if name == b"transfer-encoding":
                 self._sized = True
             elif name == b"keep-alive":
                 self.keep_s = _keep_of(value)
@@ -215,6 +254,10 @@ class Upstream(asyncio.Protocol):
             # Unsized bodies are complete for llhttp only at the end of the connection.
             if not self._parser.should_keep_alive():
                 self._closing = True
+            elif self._parser.get_status_code() == 200 and self._length >= 0:
+                self._familiar.remember(self._length, self._said)
+            else:
+                self._familiar.pass_over()
 
     # -- ours
     def begin(self, receiver: Receiver, head: bytes, body: bytes) -> None:
@@ -304,87 +347,3 @@ def _keep_of(value: bytes) -> float:
         if name.lower() == b"timeout" and number.isdigit():
             return max(0.0, min(60.0, int(number[:6]) - 1.0))
     return DEFAULT_KEEP_S
-
-
-class Pool:
-    """Idle connections by address, newest first, at most ``IDLE_PER_ADDRESS`` each."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, connect_s: float) -> None:
-        self.loop = loop
-        self.connect_s = connect_s
-        self.opened = 0
-        self._idle: dict[Address, deque[Upstream]] = {}
-        self._live: set[Upstream] = set()
-        self._tls: ssl.SSLContext | None = None
-
-    def take(self, address: Address) -> Upstream | None:
-        """An idle connection that is fresh enough to be used, or ``None``."""
-        idle = self._idle.get(address)
-        now = self.loop.time()
-        while idle:
-            upstream = idle.pop()
-            if upstream.usable and now - upstream.idle_since < upstream.keep_s:
-                return upstream
-            upstream.abort()
-        return None
-
-    async def connect(self, address: Address) -> Upstream:
-        """Open a connection. Raises ``OSError`` (also for a timeout or a TLS failure)."""
-
-        def build() -> Upstream:
-            return Upstream(self, address)
-
-        try:
-            async with asyncio.timeout(self.connect_s):
-                if address.path:
-                    _, upstream = await self.loop.create_unix_connection(build, address.path)
-                elif address.tls:
-                    _, upstream = await self.loop.create_connection(
-                        build, address.host, address.port, ssl=self.tls_context()
-                    )
-                else:
-                    _, upstream = await self.loop.create_connection(build, address.host, address.port)
-        except TimeoutError as error:
-            raise OSError(f"no connection within {self.connect_s:g} s") from error
-        self.opened += 1
-        self._live.add(upstream)
-        return upstream
-
-    def tls_context(self) -> ssl.SSLContext:
-        """The client context for peers: the system's authorities, or those in ``SSL_CERT_FILE``."""
-        if self._tls is None:
-            self._tls = ssl.create_default_context()
-        return self._tls
-
-    def give(self, upstream: Upstream) -> None:
-        """Take a connection back that has finished its answer."""
-        idle = self._idle.setdefault(upstream.address, deque())
-        if len(idle) >= IDLE_PER_ADDRESS:
-            idle.popleft().abort()
-        upstream.idle_since = self.loop.time()
-        idle.append(upstream)
-
-    def forget(self, upstream: Upstream) -> None:
-        """A connection is gone."""
-        self._live.discard(upstream)
-        idle = self._idle.get(upstream.address)
-        if idle is not None and upstream in idle:
-            idle.remove(upstream)
-
-    def sweep(self, live: set[Address] | None = None) -> None:
-        """Close connections that were idle too long, and forget addresses that nobody uses any more."""
-        now = self.loop.time()
-        for address in list(self._idle):
-            idle = self._idle[address]
-            while idle and (
-                now - idle[0].idle_since >= idle[0].keep_s or (live is not None and address not in live)
-            ):
-                idle.popleft().abort()
-            if not idle:
-                del self._idle[address]
-
-    def close(self) -> None:
-        """Abort every connection."""
-        for upstream in list(self._live):
-            upstream.abort()
-        self._idle.clear()

@@ -6,7 +6,8 @@ used. The caller gives ``draw``, so that a canary's share is random in the gatew
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from tokenmill.domain.table import Endpoint
 from tokenmill.domain.value import value
@@ -23,8 +24,13 @@ PEER_PREFIX = "peer:"
 """Endpoints of peers carry ``peer:<name>`` as their release; they are used when no own replica can be."""
 
 
-@value
-class Candidate:
+FEW = 16
+"""Up to so many replicas are all looked at; of more, two by chance and those with a warm prefix. The better
+of two is nearly as good as the best of all (Mitzenmacher, IEEE TPDS 12(10), 2001), and what a request costs
+does not grow with the factory."""
+
+
+class Candidate(NamedTuple):
     """One endpoint as the gateway sees it now. ``prefix_hits`` counts leading prompt blocks it has seen."""
 
     endpoint: Endpoint
@@ -57,18 +63,13 @@ def route(
     replica's id.
     """
     best: dict[str, tuple[int, str, Endpoint]] = {}
-    for candidate in candidates:
-        endpoint = candidate.endpoint
+    for endpoint, outstanding, cooling_until_us, prefix_hits in candidates:
         slots = endpoint.slots or 1
-        if (
-            endpoint.draining
-            or candidate.cooling_until_us > now_us
-            or candidate.outstanding >= slots * QUEUE_PER_SLOT
-        ):
+        if endpoint.draining or cooling_until_us > now_us or outstanding >= slots * QUEUE_PER_SLOT:
             continue
-        score = candidate.outstanding * 1000 // slots
-        if candidate.prefix_hits:
-            score -= PREFIX_BONUS_MILLI * min(candidate.prefix_hits, PREFIX_HITS_MOST)
+        score = outstanding * 1000 // slots
+        if prefix_hits:
+            score -= PREFIX_BONUS_MILLI * min(prefix_hits, PREFIX_HITS_MOST)
         found = best.get(endpoint.release)
         if found is None or (score, endpoint.replica) < (found[0], found[1]):
             best[endpoint.release] = (score, endpoint.replica, endpoint)
@@ -81,12 +82,36 @@ def route(
     return _unroutable(candidates, targets, now_us)
 
 
-def _release(
-    targets: Sequence[tuple[str, int]], best: dict[str, tuple[int, str, Endpoint]], draw: int
-) -> str | None:
+def shortlist(
+    pools: Mapping[str, Sequence[Endpoint]],
+    targets: Sequence[tuple[str, int]],
+    warm: Mapping[str, Endpoint],
+    draw: int,
+    lot: int,
+) -> tuple[str, list[Endpoint]] | None:
+    """The release that ``draw`` chooses and the replicas of it that are looked at, or ``None`` for all.
+
+    ``pools`` are the replicas by release, ``warm`` those with a warm prefix by id, ``lot`` any whole number.
+    Where none of them can take the request all are looked at, so nothing is refused for want of luck.
+    """
+    release = _release(targets, pools, draw)
+    if release is None:
+        return None
+    pool = pools[release]
+    if len(pool) <= FEW:
+        return release, list(pool)
+    first = lot % len(pool)
+    second = (first + 1 + lot // len(pool) % (len(pool) - 1)) % len(pool)
+    found = [endpoint for endpoint in warm.values() if endpoint.release == release]
+    found += [pool[at] for at in (first, second) if pool[at].replica not in warm]
+    return release, found
+
+
+def _release(targets: Sequence[tuple[str, int]], there: Mapping[str, object], draw: int) -> str | None:
+    """Of the releases that are ``there``, the one that ``draw`` falls to."""
     if len(targets) == 1:
-        return targets[0][0] if targets[0][0] in best else None
-    usable = [(release, weight) for release, weight in targets if weight > 0 and release in best]
+        return targets[0][0] if targets[0][0] in there else None
+    usable = [(release, weight) for release, weight in targets if weight > 0 and release in there]
     total = sum(weight for _, weight in usable)
     point = draw * total // 1000
     for release, weight in usable:
