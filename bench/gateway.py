@@ -163,14 +163,19 @@ def rows(stands: Sequence[Stand]) -> dict[str, dict[str, float | None]]:
     return shown
 
 
-BARS = (
-    ("us/chunk, 512", 5.0),
-    ("us/chunk, full", 7.5),
-    ("us/request", 50.0),
-    ("added TTFT p50, ms", 0.1),
-    ("added TTFT p99, ms", 0.4),
-    ("MB, 512", 100.0),
+BARS: tuple[tuple[str, float, float | None], ...] = (
+    ("us/chunk, 512", 5.0, 2.4),
+    ("us/chunk, full", 7.5, None),
+    ("us/request", 50.0, 15.6),
+    ("added TTFT p50, ms", 0.1, 0.03),
+    ("added TTFT p99, ms", 0.4, None),
+    ("MB, 512", 100.0, None),
 )
+"""What is aimed at, and what nginx took on the machine on which that was set."""
+
+
+def verdict(found: float, bar: float) -> str:
+    return "met" if found <= bar else "MISSED"
 
 
 def show(report: dict[str, Any]) -> None:
@@ -189,11 +194,15 @@ def show(report: dict[str, Any]) -> None:
     for name, reason in {**report["skipped"], **report["failed"]}.items():
         print(f"not measured or not clean: {name}: {reason}")
     ours, nginx = report["programs"].get(US, {}), report["programs"].get("nginx", {})
-    for name, bar in BARS:
+    for name, bar, then in BARS:
         if ours.get(name) is not None:
-            verdict = "met" if ours[name] <= bar else "MISSED"
-            times = f"; {ours[name] / nginx[name]:.1f} times nginx" if nginx.get(name) else ""
-            print(f"{name}: {ours[name]:.3g}, at most {bar:g}: {verdict}{times}")
+            print(f"{name}: {ours[name]:.3g}, at most {bar:g}: {verdict(ours[name], bar)}", end="")
+            if nginx.get(name):
+                times = ours[name] / nginx[name]
+                print(f"; {times:.1f} times nginx", end="")
+                if then is not None:
+                    print(f", at most {bar / then:.1f}: {verdict(times, bar / then)}", end="")
+            print()
     for what, figures in report.get("two processes", {}).items():
         for name, value in figures.items():
             print(f"two processes, a {what}, {name}: {value:,.2f}")

@@ -162,3 +162,15 @@ def test_a_hard_budget_is_never_passed(calls: list[tuple[int, int, bool]]) -> No
                 meters = (kept[0], kept[1])
                 spent += min(used, reserved)
             assert spent <= meters[0].month_micros <= 100
+
+
+def test_a_quota_of_no_tokens_lets_a_request_without_any_pass() -> None:
+    limits = (Limit("a", "tenant a", Quota(tokens_per_minute=0)),)
+    assert isinstance(policy.admit(limits, (Meter(),), Use(0), NOW), Admitted)
+    refused = policy.admit(limits, (Meter(),), Use(1), NOW)
+    assert isinstance(refused, Refused)
+    assert refused.code == "request_too_large"
+    two = (*limits, Limit("b", "project b", Quota(concurrent_requests=0)))
+    refused = policy.admit(two, (Meter(), Meter()), Use(0), NOW)
+    assert isinstance(refused, Refused)
+    assert refused.reasons == ("project b: 0 requests are open, limit 0",)

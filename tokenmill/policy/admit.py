@@ -76,23 +76,28 @@ def admit(limits: Sequence[Limit], meters: Sequence[Meter], asked: Use, now_us: 
     ``meters`` are those of ``limits``, in their order. Every limit is looked at, so that ``Refused.reasons``
     is complete. On a refusal nothing is charged.
     """
-    reasons: list[str] = []
     charged: list[Meter] = []
+    for limit, meter in zip(limits, meters, strict=True):
+        kept = _charged(limit.quota, meter, asked, now_us)
+        if kept is None:
+            return _refused(limits, meters, asked, now_us)
+        charged.append(kept)
+    return Admitted(tuple(charged), asked)
+
+
+def _refused(limits: Sequence[Limit], meters: Sequence[Meter], asked: Use, now_us: int) -> Refused:
+    """Why not, by every limit that forbids it."""
+    reasons: list[str] = []
     wait_us = 0
     never = broke = False
     for limit, meter in zip(limits, meters, strict=True):
-        quota = limit.quota
-        limit_wait, limit_never = _refusals(limit.who, quota, meter, asked.tokens, now_us, reasons)
+        limit_wait, limit_never = _refusals(limit.who, limit.quota, meter, asked.tokens, now_us, reasons)
         wait_us = max(wait_us, limit_wait)
         never = never or limit_never
-        if quota.in_money and not quota.warn:
+        if limit.quota.in_money and not limit.quota.warn:
             broke = _over_budget(limit, meter, asked.micros, now_us, reasons) or broke
-        if not reasons:
-            charged.append(_charged(quota, meter, asked, now_us))
-    if reasons:
-        code = "insufficient_quota" if broke else "request_too_large" if never else "rate_limit_exceeded"
-        return Refused(code, tuple(reasons), 0 if never or broke else max(wait_us, 1))
-    return Admitted(tuple(charged), asked)
+    code = "insufficient_quota" if broke else "request_too_large" if never else "rate_limit_exceeded"
+    return Refused(code, tuple(reasons), 0 if never or broke else max(wait_us, 1))
 
 
 def settle(
@@ -207,7 +212,7 @@ def _refusals(
         ("requests", quota.requests_per_minute, 1, meter.requests_empty_us),
         ("tokens", quota.tokens_per_minute, tokens, meter.tokens_empty_us),
     ):
-        if limit is None:
+        if limit is None or limit == amount == 0:
             continue
         if amount > limit:
             never = True
@@ -230,21 +235,39 @@ def _refusals(
     return wait_us, never
 
 
-def _charged(quota: Quota, meter: Meter, asked: Use, now_us: int) -> Meter:
+def _charged(quota: Quota, meter: Meter, asked: Use, now_us: int) -> Meter | None:
+    """The meter with the request on it, or ``None`` where that is more than the quota allows."""
     requests_empty_us = tokens_empty_us = day = day_tokens = day_micros = month = month_micros = 0
+    full_us = now_us + MINUTE_US
+    if quota.concurrent_requests is not None and meter.open >= quota.concurrent_requests:
+        return None
+    if quota.requests_per_minute == 0 or (quota.tokens_per_minute == 0 and asked.tokens):
+        return None
     if quota.requests_per_minute is not None:
         requests_empty_us = max(meter.requests_empty_us, now_us) + _span_us(1, quota.requests_per_minute)
-    if quota.tokens_per_minute is not None:
+    if quota.tokens_per_minute:
         tokens_empty_us = max(meter.tokens_empty_us, now_us) + _span_us(asked.tokens, quota.tokens_per_minute)
+    if requests_empty_us > full_us or tokens_empty_us > full_us:
+        return None
     if _by_day(quota):
         day, month = _calendar(quota, now_us)
         day_tokens, day_micros, month_micros = _spent(meter, day, month)
         day_tokens += asked.tokens
         day_micros += asked.micros
         month_micros += asked.micros
+        if quota.tokens_per_day is not None and day_tokens > quota.tokens_per_day:
+            return None
+        if not quota.warn and _passed(quota, day_micros, month_micros):
+            return None
     return Meter(
         meter.open + 1, requests_empty_us, tokens_empty_us, day, day_tokens, day_micros, month, month_micros
     )
+
+
+def _passed(quota: Quota, day_micros: int, month_micros: int) -> bool:
+    """Whether so much of a day and of a month is over a bound in money."""
+    by_day, by_month = quota.micros_per_day, quota.micros_per_month
+    return (by_day is not None and day_micros > by_day) or (by_month is not None and month_micros > by_month)
 
 
 def _corrected(quota: Quota, meter: Meter, reserved: Use, used: Use, begun: int, now_us: int) -> Meter:
