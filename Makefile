@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test unit live lint format docs bench sim clean
+.PHONY: help demo plan test unit live lint format docs bench sim clean
 
 help: ## say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -10,6 +10,10 @@ help: ## say what there is
 demo: ## run the first factory: make, release, serve and bill a real model
 	@$(PYTHON) .ci/setup.py demo
 	@$(BIN)/python examples/first/demo.py
+
+plan: ## rehearse ten minutes of the reference site: 6,912 accelerators, 2 million requests (report in day.html)
+	@$(PYTHON) .ci/setup.py demo
+	@$(BIN)/tokenmill plan examples/taiwan/factory.yaml --traffic examples/taiwan/day.yaml --duration 10m --report day.html
 
 test: lint unit live ## lint, types, and every test (needs what .ci/run installs for the browser and PostgreSQL ones)
 

@@ -187,13 +187,10 @@ def test_a_layout_that_does_not_fit_says_what_would(folder):
     text = FACTORY.replace("Qwen/Qwen3-32B", "deepseek-ai/DeepSeek-R1")
     (folder / "factory.yaml").write_text(text)
     result = call("--traffic", "noon.yaml", "--json")
-    error = json.loads(result.stdout)["error"]
-    assert result.exit_code == 10
-    assert "deepseek-r1 in fp8 as TP4 does not fit NVIDIA H200 SXM" in error["message"]
-    assert "The smallest layout that fits is" in error["fix"]
-    (folder / "factory.yaml").write_text(FACTORY.replace('"4", --quant', '"8", --quant'))
-    error = json.loads(call("--traffic", "noon.yaml", "--json").stdout)["error"]
-    assert error["message"] == "chat: TP8 takes 8 accelerators, a replica has 4"
+    [problem] = json.loads(result.stdout)["error"]["problems"]
+    assert result.exit_code == 3
+    assert problem["message"] == "deepseek-r1 in fp8 as TP4 does not fit NVIDIA H200 SXM"
+    assert "The smallest layout that fits is" in problem["fix"]
 
 
 def test_an_unknown_accelerator_is_refused_in_its_place(folder):
@@ -203,6 +200,24 @@ def test_an_unknown_accelerator_is_refused_in_its_place(folder):
     assert problem["where"].endswith("factory.yaml:30:43")
     assert result.exit_code == 3
     assert "h200-sxm" in problem["fix"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"4", --quant', '"2", --quant', "TP2 takes 2 accelerators, a replica has 4"),
+        ("context: 8192", "context: 9000000", "does not fit NVIDIA H200 SXM"),
+    ],
+)
+def test_a_layout_that_does_not_fit_is_named_with_its_line(folder, old, new, said):
+    assert old in FACTORY
+    # A file's hundredth line must not become an emoji.
+    text = FACTORY.replace("name: chat", "\n" * 69 + "name: chat").replace(old, new)
+    (folder / "factory.yaml").write_text(text)
+    result = call("--traffic", "noon.yaml")
+    assert result.exit_code == 3
+    assert "factory.yaml:100:14: deployment chat: engine_args: " in result.output
+    assert said in result.output
 
 
 def test_a_trace_by_itself_needs_targets(folder):

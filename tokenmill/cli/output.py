@@ -32,9 +32,12 @@ def stderr() -> Console:
 
 
 def _console(terminal: bool, *, stderr: bool) -> Console:
-    """Where no terminal says how wide it is, lines are wide enough not to break a table."""
+    """Where no terminal says how wide it is, lines are wide enough not to break a table.
+
+    ``:100:`` in ``factory.yaml:100:12`` is a line, no emoji.
+    """
     width = None if terminal or os.environ.get("COLUMNS") else WIDE
-    return Console(stderr=stderr, highlight=False, width=width, soft_wrap=not terminal)
+    return Console(stderr=stderr, highlight=False, emoji=False, width=width, soft_wrap=not terminal)
 
 
 def print_json(value: Any) -> None:

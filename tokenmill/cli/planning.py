@@ -18,7 +18,7 @@ from tokenmill.domain.codec import to_plain
 from tokenmill.domain.errors import UsageError
 from tokenmill.domain.factory import Factory
 from tokenmill.domain.units import format_money, parse_duration
-from tokenmill.spec.factory_file import load
+from tokenmill.spec.factory_file import load, written_at
 from tokenmill.spec.override import Override
 from tokenmill.spec.traffic import TargetFields, Traffic, load_traffic, of_trace
 from tokenmill.twin.day_page import error, service_row, to_html
@@ -62,6 +62,10 @@ class Asked:
         duration_us = parse_duration(self.duration) if self.duration else TRACE_US
         return factory, of_trace(self.traffic, self._deployment(factory), targets_of(self.slo), duration_us)
 
+    def layout_of(self, deployment: str) -> str:
+        """Where the factory file says how a deployment is laid out."""
+        return written_at([self.file], os.environ, "deployment", deployment, "engine_args")
+
     def _deployment(self, factory: Factory) -> str:
         names = [deployment.name for deployment in factory.deployments]
         if self.deployment is None and len(names) == 1:
@@ -93,7 +97,8 @@ def outlook_of(
     asked: Asked, overrides: Sequence[Override], progress: Callable[[float, float], None]
 ) -> Outlook:
     factory, traffic = asked.load(overrides)
-    return rehearse_day(ask(factory, traffic, asked.seed, read_profile(asked.profile)), asked.seed, progress)
+    question = ask(factory, traffic, asked.seed, read_profile(asked.profile), asked.layout_of)
+    return rehearse_day(question, asked.seed, progress)
 
 
 def plan_traffic(asked: Asked, report: Path | None, *, as_json: bool) -> None:

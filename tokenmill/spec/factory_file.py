@@ -64,6 +64,13 @@ def load(
     return _factory(models)
 
 
+def written_at(paths: Sequence[Path], environ: Mapping[str, str], kind: str, name: str, field: str) -> str:
+    """File, line and column of a document's field, or of the document where it is not written."""
+    reading = _Reading(environ, read_text)
+    found = reading.layer(_expand(paths, reading), ()).get((kind, name))
+    return str(found.place((field,))) if found is not None else ""
+
+
 @dataclass(slots=True)
 class _Reading:
     """Reads files and what they extend; gathers problems and counts what it read."""

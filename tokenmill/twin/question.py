@@ -6,14 +6,16 @@ deployment is listed at once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from tokenmill.domain.errors import Problem, SpecError
-from tokenmill.domain.factory import Factory
+from tokenmill.domain.errors import DataError, Problem, SpecError
+from tokenmill.domain.factory import Deployment, Factory
 from tokenmill.spec.traffic import StreamFields, Traffic, TrafficDocument
+from tokenmill.twin.capacity import need_fit
 from tokenmill.twin.configuration import Configuration, configuration
 from tokenmill.twin.demand import Demand
 from tokenmill.twin.engine_tables import arrival_s
@@ -48,11 +50,17 @@ class Question:
     profile: Profile
 
 
-def ask(factory: Factory, traffic: Traffic, seed: int, fitted: Profile) -> Question:
+def ask(
+    factory: Factory,
+    traffic: Traffic,
+    seed: int,
+    fitted: Profile,
+    place: Callable[[str], str] = lambda _: "",
+) -> Question:
     """The question that factory and traffic put together; deployments without traffic are left out.
 
-    ``fitted`` answers for the engines. Raises ``SpecError`` with every missing or unknown part; a broken
-    trace raises ``DataError``.
+    ``fitted`` answers for the engines; ``place`` says where a deployment's layout is written. Raises
+    ``SpecError`` with every missing, unknown or unfit part; a broken trace raises ``DataError``.
     """
     streams = traffic.model.streams
     named = {stream.deployment for stream in streams}
@@ -73,7 +81,13 @@ def ask(factory: Factory, traffic: Traffic, seed: int, fitted: Profile) -> Quest
             problems.append(Problem(message, traffic.where("streams", number, "deployment"), "", expected))
             continue
         alias = aliases[stream.deployment]
-        asked, missing = configuration(factory, factory.deployments[alias])
+        try:
+            asked, missing = _fitting(factory, factory.deployments[alias])
+        except DataError as error:
+            wrong = error.problem
+            field = f"deployment {stream.deployment}: engine_args"
+            problems.append(replace(wrong, where=place(stream.deployment), field=field))
+            continue
         known = [problem.message for problem in problems]
         problems += [
             Problem(f"deployment {stream.deployment} does not say its {text}", where)
@@ -95,6 +109,14 @@ def ask(factory: Factory, traffic: Traffic, seed: int, fitted: Profile) -> Quest
         np.concatenate(units) if any(one.prefixes for one in services.values()) and units else None,
         left_out, fitted,
     )  # fmt: skip
+
+
+def _fitting(factory: Factory, deployment: Deployment) -> tuple[Configuration | None, list[str]]:
+    """What serves a deployment; raises ``DataError`` for a layout that its accelerators cannot hold."""
+    asked, missing = configuration(factory, deployment)
+    if asked is not None:
+        need_fit(asked.model, asked.accelerator, asked.layout, asked.precision, asked.context)
+    return asked, missing
 
 
 def _targets(stream: StreamFields, factory: Factory) -> tuple[float, float] | None:
