@@ -6,8 +6,9 @@ arrival order: ``fifo`` strictly, on the first node that fits; ``best-fit`` pass
 and takes the node with the fewest free GPUs; ``fgd`` does the same by the smallest growth of expected
 fragmentation (Weng et al., USENIX ATC 2023, implemented from the paper's description for whole GPUs: a task
 type that a node cannot hold finds all its free GPUs fragmented; types and their weights are those of the
-trace). Jobs state their true run time to the core. A trace meets a stated floor of nodes, chosen so that
-jobs have to wait. Fragmentation is the expected share of all GPUs.
+trace). Jobs state their true run time to the core. ``tokenmill`` shares between the trace's tenants, of whom
+the others know nothing; ``tokenmill-one`` has all jobs in one tenant, as the others do. A trace meets a
+stated floor of nodes, chosen so that jobs have to wait. Fragmentation is the expected share of all GPUs.
 """
 
 from __future__ import annotations
@@ -292,8 +293,9 @@ def play(work: list[Work], machines: list[Machine], policy: str) -> Meter:
     meter = Meter(sum(m.gpus for m in machines), [(kind, n / weight) for kind, n in counts.most_common(60)])
     meter.broken = sum(meter.fragment(m.gpus, m.cpu_millis, m.memory_bytes) for m in machines)
     meter.last_s = work[0].at_s
-    if policy == "tokenmill":
-        ours(work, machines, meter)
+    if policy.startswith("tokenmill"):
+        one = policy == "tokenmill-one"
+        ours([replace(w, tenant="all") for w in work] if one else work, machines, meter)
     else:
         rules = {"fifo": (first_fit, True), "best-fit": (best_fit, False), "fgd": (least_fragments, False)}
         in_order(work, machines, meter, *rules[policy])
@@ -301,11 +303,11 @@ def play(work: list[Work], machines: list[Machine], policy: str) -> Meter:
     return meter
 
 
-def measure(trace: str, policy: str, most: int) -> str:
+def measure(trace: str, policy: str, most: int, skip: int = 0, load: float = LOAD) -> str:
     """One row of the table."""
     work, machines = TRACES[trace]()
     able = [w for w in work if holds(machines, w)]
-    work = scaled(sorted(able, key=lambda w: w.at_s)[:most], machines)
+    work = scaled(sorted(able, key=lambda w: w.at_s)[skip : skip + most], machines, load)
     meter = play(work, machines, policy)
     waits = sorted(meter.waits)
     span = max(1.0, work[-1].at_s - work[0].at_s) * meter.total
@@ -321,12 +323,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("traces", nargs="*", default=sorted(TRACES))
     parser.add_argument("--jobs", type=int, default=10_000)
+    parser.add_argument("--skip", type=int, default=0, help="jobs of the trace before the first one taken")
+    parser.add_argument("--load", type=float, default=LOAD, help="of the scarcest resource")
     given = parser.parse_args()
     print("| trace | policy | jobs | GPUs | mean wait s | p95 wait s | allocated | fragmented |")
     print("|---|---|---|---|---|---|---|---|")
     for trace in given.traces:
-        for policy in ("fifo", "best-fit", "fgd", "tokenmill"):
-            print(measure(trace, policy, given.jobs), flush=True)
+        for policy in ("fifo", "best-fit", "fgd", "tokenmill-one", "tokenmill"):
+            print(measure(trace, policy, given.jobs, given.skip, given.load), flush=True)
 
 
 if __name__ == "__main__":

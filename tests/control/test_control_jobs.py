@@ -6,13 +6,13 @@ import pytest
 from control_mill import GPU, SMALL, Mill, chat, factory
 
 from tokenmill.control.core import check
-from tokenmill.control.schedule import PATIENCE_US
 from tokenmill.control.why import why
 from tokenmill.domain import events as ev
 from tokenmill.domain.effects import ChargeWork, StartJob, StopJob
 from tokenmill.domain.errors import ConflictError, NotFoundError, RefusedError
 from tokenmill.domain.factory import JobTemplate, Project, Tenant
 from tokenmill.domain.work import JobSpec, JobStatus, WorkUsage
+from tokenmill.policy.share import PATIENCE_US
 
 SPEC = JobSpec("command", "a", "p", ("true",), resources=GPU, timeout_us=60_000_000)
 

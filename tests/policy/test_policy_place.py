@@ -7,7 +7,7 @@ from tokenmill.domain.factory import Accelerator, Resources, Tenant
 from tokenmill.policy.fleet import Room, fleet_of
 from tokenmill.policy.place import Demand, Placement, explain
 from tokenmill.policy.place import place as place_in
-from tokenmill.policy.share import Head, Holding, Shares, dominant_ppm, pick
+from tokenmill.policy.share import Head, Holding, Shares, dominant_ppm, doublings, pick
 
 GB = 1 << 30
 
@@ -114,3 +114,24 @@ def test_share_is_priority_then_dominant_share_then_age_then_id() -> None:
     assert pick([a, b], Shares(held, {}, total, {"a": Tenant("a", share=2)}), 9) is a
     assert pick([b, Head(5, "a", 9, "j9")], even, 9).id == "j9"
     assert pick([Head(0, "c", 2, "j4"), Head(0, "d", 2, "j3")], even, 9).id == "j3"
+
+
+def test_of_one_tenant_who_waits_longest_for_its_own_length_goes_first() -> None:
+    view, minute_us, day_us = Shares({}, {}, Holding(100, 100, 10), {}), 60_000_000, 86_400_000_000
+    long, short = Head(0, "a", 0, "j1", day_us), Head(0, "a", 5, "j2", minute_us)
+    assert pick([long, short], view, 9 * minute_us) is long, "nobody has waited for long: as they came"
+    assert pick([long, short], view, 11 * minute_us) is short, (
+        "ten minutes are long for a minute, not for a day"
+    )
+    assert [doublings(short, 5 + n * minute_us) for n in (9, 10, 19, 20, 40, 80)] == [0, 1, 1, 2, 3, 4]
+    assert [doublings(long, n * day_us // 2) for n in (1, 2, 3, 4, 8)] == [0, 1, 1, 2, 3]
+    late = Head(0, "a", 3 * day_us - 11 * minute_us, "j0", minute_us)
+    assert pick([long, late], view, 3 * day_us) is long, (
+        "a job of a day moves up too, each time its wait doubles"
+    )
+    weeks = Head(0, "a", 0, "j3", 30 * day_us)
+    assert doublings(weeks, day_us) == doublings(long, day_us) == 1, "no job counts as longer than a day"
+    assert doublings(Head(0, "a", 9, "j4"), 5) == 0, "the clock was set back"
+    poor = Head(0, "b", 7, "j5", 30 * day_us)
+    rich = Shares({"a": Holding(50, 0, 0)}, {}, view.total, {})
+    assert pick([long, short, poor], rich, 11 * minute_us) is poor, "between tenants the shares decide"

@@ -9,7 +9,8 @@ from tokenmill.domain.factory import Accelerator, Resources, Tenant
 from tokenmill.domain.work import Usage
 from tokenmill.policy.backfill import Ending, foresee
 from tokenmill.policy.fleet import Fleet, Room, fleet_of
-from tokenmill.policy.place import Demand, Placement, largest_gang, place
+from tokenmill.policy.idle import largest_gang
+from tokenmill.policy.place import Demand, Placement, place
 from tokenmill.policy.preempt import Held, Victim, evict, job_cost_us
 from tokenmill.policy.share import HALF_LIFE_US, Holding, Shares, borrowed, refusal, used, within_guarantee
 

@@ -33,6 +33,7 @@ from tokenmill.control.state import State
 from tokenmill.domain.effects import Effect
 from tokenmill.domain.work import Alias, Job, Lease, Replica, ReplicaStatus, Run
 from tokenmill.policy.fleet import Fleet, Room, fleet_of
+from tokenmill.policy.fragment import Kinds, kind_of, most_asked
 from tokenmill.policy.power import History
 from tokenmill.policy.share import NO_USAGE, NOTHING, Holding, dominant_ppm, used
 
@@ -42,6 +43,7 @@ class Draft:
 
     __slots__ = (
         "aliases",
+        "asked",
         "base",
         "changed",
         "done",
@@ -57,6 +59,7 @@ class Draft:
         "index",
         "jobs",
         "keys",
+        "known_kinds",
         "leases",
         "leases_of",
         "models",
@@ -91,6 +94,7 @@ class Draft:
         self.freed = False  # room was given back, so what waits may fit now
         self.freed_nodes: set[str] | None = set()  # where it was; None is anywhere
         self.shown = False  # something the table shows may have changed
+        self.known_kinds: Kinds | None = None
         self.fresh_jobs: list[str] = []  # jobs that joined a queue in this step
         self.touched_deployments: set[str] = set()
         self.touched_runs: set[str] = set()
@@ -123,6 +127,7 @@ class Draft:
         self.fleet = index.fleet
         self.ranks = index.ranks
         self.held: Map[str, Holding] = index.held
+        self.asked = index.asked
         self.leases_of = index.leases_of
         self.replicas_of = index.replicas_of
         self.unplaced = index.unplaced
@@ -167,6 +172,7 @@ class Draft:
             self.ranks,
             old.total,
             self.held,
+            self.asked,
             self.leases_of,
             self.replicas_of,
             self.unplaced,
@@ -212,6 +218,8 @@ class Draft:
         """Keep a job's next value; its queue and timer follow."""
         self.changed = True
         old = self.jobs.get(job.id)
+        if old is None:
+            self.count_asked(job, 1)
         self.jobs = self.jobs.set(job.id, job)
         status, was_status = job.status, None if old is None else old.status
         was = was_status is PENDING and old is not None and old.retry_us == 0
@@ -234,6 +242,20 @@ class Draft:
             count = self.ranks.get(rank, 0) + (1 if holds else -1)
             self.ranks = self.ranks.set(rank, count) if count else self.ranks.delete(rank)
         self._move_timer(job_timer(old) if old is not None else None, job_timer(job))
+
+    def count_asked(self, job: Job, more: int) -> None:
+        """A job is known now, or no more."""
+        need = job.spec.resources
+        if need.accelerators:
+            kind = kind_of(need)
+            count = self.asked.get(kind, 0) + more
+            self.asked = self.asked.set(kind, count) if count else self.asked.delete(kind)
+
+    def kinds(self) -> Kinds:
+        """What kinds of work room should be left for."""
+        if self.known_kinds is None:
+            self.known_kinds = most_asked(self.asked)
+        return self.known_kinds
 
     def put_draw(self, place: str, history: History) -> None:
         """Remember what a place drew lately; an empty history forgets it."""

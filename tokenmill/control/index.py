@@ -7,6 +7,7 @@ checks.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from immutables import Map
@@ -25,6 +26,7 @@ from tokenmill.domain.work import (
     Tuning,
 )
 from tokenmill.policy.fleet import Block, Fleet, Room, fleet_of
+from tokenmill.policy.fragment import Kind, kind_of
 from tokenmill.policy.power import History, Ramp, ramps_of
 from tokenmill.policy.share import NOTHING, Holding, bounded
 
@@ -49,6 +51,7 @@ class Index:
     ranks: Map[int, int] = Map()  # priority -> jobs of that priority that hold something
     total: Holding = Holding()
     held: Map[str, Holding] = Map()  # by tenant
+    asked: Map[Kind, int] = Map()  # jobs that are known, by the accelerators and so on of a worker
     leases_of: Map[str, tuple[str, ...]] = Map()  # by owner
     replicas_of: Map[str, tuple[str, ...]] = Map()  # by deployment
     unplaced: Map[str, int] = Map()  # deployment -> replicas that wait for room
@@ -249,6 +252,7 @@ def index_state(
         shapes=_shapes(idle_fleet),
         ranks=ranks,
         total=total,
+        asked=Map(_asked(jobs.values())),
         held=Map({name: holding for name, holding in held.items() if holding != NOTHING}),
         leases_of=Map(leases_of),
         replicas_of=Map(replicas_of),
@@ -257,6 +261,10 @@ def index_state(
         timers=_timers(leases.values(), replicas.values(), jobs.values(), draws, ramps),
         open_runs=tuple(sorted(run.id for run in runs.values() if not run.status.ended)),
     )
+
+
+def _asked(jobs: Iterable[Job]) -> Counter[Kind]:
+    return Counter(kind_of(job.spec.resources) for job in jobs if job.spec.resources.accelerators)
 
 
 def _queues(

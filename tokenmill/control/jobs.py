@@ -21,7 +21,8 @@ from tokenmill.domain.events import JobCancelled, JobExited, JobSaved, JobStarte
 from tokenmill.domain.value import replace
 from tokenmill.domain.work import Checkpoints, Job, JobResult, JobSpec, JobStatus
 from tokenmill.policy.checkpoint import pace
-from tokenmill.policy.place import Demand, could_hold, explain, largest_gang, place
+from tokenmill.policy.idle import could_hold, largest_gang
+from tokenmill.policy.place import Demand, explain, place
 from tokenmill.policy.share import line_of
 
 BACKOFF_US = 2_000_000

@@ -21,10 +21,10 @@ def find(
     fleet = open_fleet(draft, owner, until_us)
     caps, ramps = caps_of(draft.factory), draft.index.ramps
     if not caps and not ramps:
-        return place(fleet, demand, memo)
+        return place(fleet, demand, memo, draft.kinds())
     drawn = drawn_mw(draft, (*caps, *ramps))
     for _ in range(TRIES_MOST):
-        placement = place(fleet, demand, memo)
+        placement = place(fleet, demand, memo, draft.kinds())
         if placement is None:
             return None
         nodes = [draft.nodes[name].node for name in placement.nodes]

@@ -43,6 +43,7 @@ def _prune_jobs(draft: Draft) -> None:
     ended.sort()
     with draft.jobs.mutate() as jobs:
         for _, name in ended[: len(ended) - JOBS_KEPT]:
+            draft.count_asked(draft.jobs[name], -1)
             del jobs[name]
         draft.jobs = jobs.finish()
 

@@ -32,9 +32,17 @@ from tokenmill.policy.backfill import foresee
 from tokenmill.policy.fleet import Room
 from tokenmill.policy.place import Demand, Memo, holds
 from tokenmill.policy.preempt import Victim, evict, job_cost_us, replica_cost_us
-from tokenmill.policy.share import Head, Shares, borrowed, pick, refusal, within_guarantee
+from tokenmill.policy.share import (
+    LONGEST_US,
+    PATIENCE_US,
+    Head,
+    Shares,
+    borrowed,
+    pick,
+    refusal,
+    within_guarantee,
+)
 
-PATIENCE_US = 600_000_000
 SCAN_MOST = 256
 """Queues that may be passed over in one pass; the rest wait for the next one."""
 
@@ -59,7 +67,7 @@ def schedule(draft: Draft, now_us: int) -> None:
         if len(heads) == 1:
             key, head = next(iter(heads.items()))
         else:
-            head = pick(heads.values(), shares(draft), now_us, now_us - PATIENCE_US)
+            head = pick(heads.values(), shares(draft), now_us)
             key = queue_key(draft.jobs[head.id], draft.index.tenants)
         job, demand = draft.jobs[head.id], demand_of(draft, key)
         barred = is_bounded and _refusal(draft, job, shares(draft))
@@ -68,7 +76,7 @@ def schedule(draft: Draft, now_us: int) -> None:
         ):
             waiting = draft.queues.get(key)
             if waiting:
-                heads[key] = Head(key[0], key[1], waiting[0][0], waiting[0][1])
+                heads[key] = _head(draft, key)
             else:
                 del heads[key]
             continue
@@ -111,12 +119,18 @@ def _hopeful(draft: Draft, now_us: int) -> dict[QueueKey, Head]:
         if submitted_us < late_us:
             return _all_heads(draft)
         if job in fresh or (rooms and _holds_any(draft, key, rooms)):
-            heads[key] = Head(key[0], key[1], submitted_us, job)
+            heads[key] = _head(draft, key)
     return heads
 
 
 def _all_heads(draft: Draft) -> dict[QueueKey, Head]:
-    return {key: Head(key[0], key[1], waiting[0][0], waiting[0][1]) for key, waiting in draft.queues.items()}
+    return {key: _head(draft, key) for key in draft.queues}
+
+
+def _head(draft: Draft, key: QueueKey) -> Head:
+    submitted_us, name = draft.queues[key][0]
+    spec = draft.jobs[name].spec
+    return Head(key[0], key[1], submitted_us, name, spec.runtime_us or spec.timeout_us or LONGEST_US)
 
 
 def _holds_any(draft: Draft, key: QueueKey, rooms: list[Room]) -> bool:

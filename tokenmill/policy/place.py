@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from tokenmill.domain.factory import Accelerator, Resources
 from tokenmill.domain.value import value
 from tokenmill.policy.fleet import Block, Fleet, Room
+from tokenmill.policy.fragment import Kinds, growth
 from tokenmill.policy.reside import allowed
 
 
@@ -55,15 +56,18 @@ Memo = dict[tuple[Resources, tuple[str, ...]], dict[str, Capacity]]
 """Capacities already counted in one pass. A block that changed is another value, so nothing grows stale."""
 
 
-def place(fleet: Fleet, demand: Demand, memo: Memo | None = None) -> Placement | None:
-    """Find room for the whole gang, or ``None``; ``explain`` then says why, node by node."""
+def place(fleet: Fleet, demand: Demand, memo: Memo | None = None, kinds: Kinds = ()) -> Placement | None:
+    """Find room for the whole gang, or ``None``; ``explain`` then says why, node by node.
+
+    ``kinds`` are those that room is left for, where one worker may go to several nodes.
+    """
     need = demand.resources
     if fleet.free < need.accelerators * demand.workers:
         return None
     if demand.workers == 1:
-        found = _one(fleet, demand)
+        found = _one(fleet, demand, kinds)
         return None if found is None else Placement((found.node,), (_take(found, need, 0),))
-    capacities = [c for c in _capacities(fleet, demand, {} if memo is None else memo) if c.workers]
+    capacities = [c for c in capacities_of(fleet, demand, {} if memo is None else memo) if c.workers]
     if sum(c.workers for c in capacities) < demand.workers:
         return None
     if not need.accelerators:
@@ -75,20 +79,36 @@ def place(fleet: Fleet, demand: Demand, memo: Memo | None = None) -> Placement |
 # One worker.
 
 
-def _one(fleet: Fleet, demand: Demand) -> Room | None:
-    """The best node for one worker: of the best block that holds it, broken and full ones first."""
+LOOK_MOST = 256
+"""How many nodes are compared by what they would strand."""
+
+
+def _one(fleet: Fleet, demand: Demand, kinds: Kinds) -> Room | None:
+    """The best node for one worker: of the best block that holds it, broken and full ones first.
+
+    Where that would strand more than it did, the node that strands least, in blocks that are no less broken.
+    """
     near = _near(fleet, demand) if demand.siblings else {}
     ranks = _ranks(fleet, demand, near)
     if not ranks:
         return None
     found = _in_block(fleet.blocks[min(ranks)[-1]], demand)
-    if found is not None:
+    kinds = () if demand.siblings else kinds
+    if found is not None and (not kinds or growth(kinds, found, demand.resources) <= 0):
         return found
-    for *_, name in sorted(ranks)[1:]:
-        found = _in_block(fleet.blocks[name], demand)
+    best: tuple[tuple[int, int, int, int, str], Room] | None = None
+    looked = 0
+    for _, whole, *_, name in sorted(ranks):
+        if best is not None and (not kinds or whole > best[0][0] or looked > LOOK_MOST):
+            break
+        found = _in_block(fleet.blocks[name], demand, kinds)
+        looked += len(fleet.blocks[name].rooms)
         if found is not None:
-            return found
-    return None
+            grows = growth(kinds, found, demand.resources)
+            rank = (whole, grows, len(found.accelerators), found.cpu_millis, found.node)
+            if best is None or rank < best[0]:
+                best = (rank, found)
+    return None if best is None else best[1]
 
 
 def _ranks(fleet: Fleet, demand: Demand, near: dict[str, int]) -> list[tuple[int, int, int, int, int, str]]:
@@ -126,14 +146,16 @@ def _near(fleet: Fleet, demand: Demand) -> dict[str, int]:
     return near
 
 
-def _in_block(block: Block, demand: Demand) -> Room | None:
-    """The node with the fewest free accelerators, then the least free CPU, that holds one worker."""
+def _in_block(block: Block, demand: Demand, kinds: Kinds = ()) -> Room | None:
+    """The node that strands least, then has the fewest accelerators and the least CPU free, of those that
+    hold one worker.
+    """
     need = demand.resources
     cpu_millis, memory_bytes, count = need.cpu_millis, need.memory_bytes, need.accelerators
     spare = block.most_nodes > block.used
     siblings = demand.siblings
     best: Room | None = None
-    best_key: tuple[int, int, int, str] | None = None
+    best_key: tuple[int, int, int, int, str] | None = None
     for room in block.rooms:
         free = len(room.accelerators)
         if free < count or room.cpu_millis < cpu_millis or room.memory_bytes < memory_bytes:
@@ -143,7 +165,8 @@ def _in_block(block: Block, demand: Demand) -> Room | None:
         if count and need.accelerator_kind and len(_matching(room, need)) < count:
             continue
         crowd = siblings.count(room.node) if siblings else 0
-        key = (crowd, free, room.cpu_millis, room.node)
+        grows = growth(kinds, room, need) if kinds else 0
+        key = (crowd, grows, free, room.cpu_millis, room.node)
         if best_key is None or key < best_key:
             best, best_key = room, key
     return best
@@ -152,7 +175,7 @@ def _in_block(block: Block, demand: Demand) -> Room | None:
 # A gang.
 
 
-def _capacities(fleet: Fleet, demand: Demand, memo: Memo) -> list[Capacity]:
+def capacities_of(fleet: Fleet, demand: Demand, memo: Memo) -> list[Capacity]:
     """What each block takes of the demand's kind of worker, counted again only where it changed."""
     known = memo.setdefault((demand.resources, demand.jurisdictions), {})
     count = demand.resources.accelerators
@@ -374,24 +397,3 @@ def explain(rooms: Iterable[Room], demand: Demand) -> tuple[tuple[str, bool, str
         count = min(holds(room, need, demand.jurisdictions), demand.workers)
         out.append((room.node, not wrong, "; ".join(wrong) or f"holds {count} of {demand.workers} workers"))
     return tuple(out)
-
-
-def could_hold(shapes: Iterable[Block], demand: Demand) -> bool:
-    """Whether one idle block of any of these kinds would hold the whole gang: a quick yes."""
-    need, laws, workers = demand.resources, demand.jurisdictions, demand.workers
-    for block in shapes:
-        if holds(block.rooms[0], need, laws) >= workers or capacity_of(block, demand).workers >= workers:
-            return True
-    return False
-
-
-def largest_gang(fleet: Fleet, demand: Demand) -> int:
-    """The largest such gang, up to what is asked, that the fleet holds; it looks 128 sizes down."""
-    memo: Memo = {}
-    total = sum(c.workers for c in _capacities(fleet, demand, memo))
-    most = min(total, demand.workers)
-    for workers in range(most, max(0, most - 128), -1):
-        asked = Demand(demand.resources, workers, demand.jurisdictions)
-        if place(fleet, asked, memo) is not None:
-            return workers
-    return 0

@@ -2,8 +2,9 @@
 
 A tenant's dominant share is the largest of its shares of CPU, memory and accelerators (dominant resource
 fairness; Ghodsi et al., NSDI 2011). What counts is what it holds now and what it held lately, both divided
-by its weight, so that who waited while others worked comes first. Equal shares go to the job that waited
-longest, then to the smaller id.
+by its weight, so that who waited while others worked comes first. Of one tenant that job comes first
+whose wait has doubled most often since it was as long as the job itself is to run: an hour's wait is long
+for a job of a minute and short for one of a day. Then the one that waited longest, then the smaller id.
 
 Bounds are in accelerators: a guarantee is lent while idle and taken back (``policy.preempt``), a reserve is
 lent to nobody, a limit holds for what is borrowed too. A parent's bounds hold for the sum of its children.
@@ -38,12 +39,13 @@ NOTHING = Holding()
 
 @value
 class Head:
-    """The first pending job of one tenant at one priority."""
+    """The first pending job of one tenant at one priority. ``run_us`` is how long it says that it runs."""
 
     priority: int
     tenant: str
     submitted_us: int
     id: str
+    run_us: int = 0
 
 
 def dominant_ppm(held: Holding, total: Holding) -> int:
@@ -105,15 +107,30 @@ class Shares:
     tenants: Mapping[str, Tenant]
 
 
-def pick(heads: Iterable[Head], view: Shares, now_us: int, late_us: int = 0) -> Head:
-    """The job whose turn it is; of one priority those submitted before ``late_us`` go first. Needs a head."""
-    standing: dict[str, int] = {}
+PATIENCE_US = 600_000_000
+"""Who has waited for that long goes before who has not; no job counts as shorter."""
 
-    def rank(head: Head) -> tuple[int, bool, int, int, str]:
+LONGEST_US = 24 * 3_600_000_000
+"""No job counts as longer, so that also one of weeks moves up."""
+
+
+def doublings(head: Head, now_us: int) -> int:
+    """How often a wait has doubled since it was as long as the job's own run; 0 is before that."""
+    run_us = min(max(head.run_us, PATIENCE_US), LONGEST_US)
+    return (max(0, now_us - head.submitted_us) // run_us).bit_length()
+
+
+def pick(heads: Iterable[Head], view: Shares, now_us: int) -> Head:
+    """The job whose turn it is. Needs a head."""
+    standing: dict[str, int] = {}
+    late_us = now_us - PATIENCE_US
+
+    def rank(head: Head) -> tuple[int, bool, int, int, int, str]:
         share = standing.get(head.tenant)
         if share is None:
             share = standing[head.tenant] = standing_ppm(head.tenant, view, now_us)
-        return -head.priority, head.submitted_us >= late_us, share, head.submitted_us, head.id
+        is_early = head.submitted_us >= late_us
+        return -head.priority, is_early, share, -doublings(head, now_us), head.submitted_us, head.id
 
     return min(heads, key=rank)
 
