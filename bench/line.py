@@ -1,14 +1,19 @@
 """What a line costs beside its training: the bare trainer against the same training inside a factory.
 
-    python bench/line.py [--rounds 2] [--rows 400] [--epochs 2] [--json]
+    python bench/line.py [--pairs 6] [--rows 120] [--epochs 1] [--json]
 
 Both tune the same base on the same rows with the same settings and seed. The bare one is a process that calls
 the trainer and ends; it is timed from its start to its end. The line reads the data file, curates, tunes,
 converts the adapter for the engine and stores it; it is timed from the order to the end of the run, with no
 station reused. They take turns (bare, line, line, bare, ...), after a short run that converts the base.
-Evaluating is work that the bare trainer does not do, so this line has none. Targets: 3 % of the bare
-trainer's wall time, 2 % from ten minutes on. CPU time is shown too (the line's is of its jobs, the controller
-and the gateway together), because neighbours on the cores disturb it less.
+Evaluating is work that the bare trainer does not do, so this line has none.
+
+What is told is the difference of each pair, with the 95 % interval of its mean (bootstrap over the pairs): of
+CPU time (the line's is of its jobs), which neighbours on the cores disturb little, and of wall time, which
+they may double. What jobs add is done once for each run and does not grow with the training, so the share of
+a run of ten minutes follows from the seconds. Controller and gateway run anyway; their CPU time while the
+line runs is told by itself, as a share of one core. Targets: 3 % of the bare trainer's wall time, 2 % from
+ten minutes on.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ from typing import Any
 from tokenmill.engine.trainer import train
 from tokenmill.engine.tuning import TrainRequest
 from tokenmill.floor import procfs
+from tokenmill.line.intervals import bootstrap
 from tokenmill.line.tune import WAITING
 
 COMMAND = [str(Path(sys.executable).with_name("tokenmill"))]
@@ -96,13 +102,15 @@ def line_round(folder: Path) -> dict[str, Any]:
     """One whole run, nothing reused: seconds of all, and of each station."""
     before_s = factory_cpu_s(folder)
     run = call(folder, "run", "work", "--force", "intake")
-    cpu_s = factory_cpu_s(folder) - before_s
+    all_cpu_s = factory_cpu_s(folder) - before_s
+    cpu_s = sum(station["usage"]["cpu_us"] for station in run["stations"]) / 1e6
     found = {f"{s['name']}_s": s["seconds"] for s in run["stations"]}
     tune = next(s for s in run["stations"] if s["kind"] == "tune")
     between_s = run["seconds"] - sum(found.values())
     return {
         "line_s": run["seconds"],
         "line_cpu_s": cpu_s,
+        "house_cpu_s": all_cpu_s - cpu_s,
         **found,
         "between_s": between_s,
         "tuned": tune["metrics"],
@@ -147,8 +155,8 @@ def bare(asked: dict[str, Any]) -> None:
     print(json.dumps({"steps": outcome.steps, "tokens": outcome.tokens, "loss": outcome.loss_curve[-1][1]}))
 
 
-def measure(folder: Path, rounds: int, epochs: float) -> list[dict[str, Any]]:
-    """Interleaved rounds; raises ``SystemExit`` when the two did not train the same."""
+def measure(folder: Path, pairs: int, epochs: float) -> list[dict[str, Any]]:
+    """Interleaved pairs; raises ``SystemExit`` when the two did not train the same."""
     status = call(folder, "run", "warm")
     curate = next(s for s in status["stations"] if s["kind"] == "curate")
     data = folder / ".tokenmill"
@@ -156,7 +164,7 @@ def measure(folder: Path, rounds: int, epochs: float) -> list[dict[str, Any]]:
     digest = curate["outputs"]["train"].removeprefix("sha256:")
     rows = data / "artifacts" / "sha256" / digest[:2] / digest
     found = []
-    for number in range(rounds):
+    for number in range(pairs):
         line_first = bool(number % 2)
         one = line_round(folder) if line_first else bare_round(folder, rows, base, epochs)
         other = bare_round(folder, rows, base, epochs) if line_first else line_round(folder)
@@ -169,11 +177,36 @@ def measure(folder: Path, rounds: int, epochs: float) -> list[dict[str, Any]]:
     return found
 
 
+def added(pairs: list[dict[str, Any]], mark: str) -> dict[str, Any]:
+    """Seconds that the line took more in each pair, their mean with its 95 % interval, and the bare mean."""
+    more = [pair[f"line{mark}"] - pair[f"bare{mark}"] for pair in pairs]
+    low, high = bootstrap(more, statistics.fmean, seed=0)
+    bare_s = statistics.fmean(pair[f"bare{mark}"] for pair in pairs)
+    return {"each_s": more, "mean_s": statistics.fmean(more), "interval_s": (low, high), "bare_s": bare_s}
+
+
+def show(pairs: list[dict[str, Any]]) -> None:
+    first = pairs[0]
+    print(f"{first['steps']:.0f} steps, {first['tokens']:.0f} tokens, {len(pairs)} pairs")
+    for key in (key for key in first if key.endswith("_s")):
+        values = [pair[key] for pair in pairs]
+        print(f"{key:20}{min(values):9.2f}{statistics.median(values):9.2f}{max(values):9.2f}")
+    house = statistics.median(pair["house_cpu_s"] / pair["line_s"] for pair in pairs)
+    print(f"controller and gateway take {100 * house:.1f} % of one core meanwhile")
+    for name, mark in (("CPU time", "_cpu_s"), ("wall time", "_s")):
+        found = added(pairs, mark)
+        low, high = found["interval_s"]
+        bare_s, mean_s = found["bare_s"], found["mean_s"]
+        each = ", ".join(f"{seconds:+.1f}" for seconds in found["each_s"])
+        print(f"the line adds {mean_s:.1f} s of {name} ({low:.1f} to {high:.1f}; {each})")
+        print(f"  {100 * mean_s / bare_s:.1f} % of these {bare_s:.0f} s, {mean_s / 6:.1f} % of ten minutes")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--rows", type=int, default=400)
-    parser.add_argument("--epochs", type=float, default=2.0)
+    parser.add_argument("--pairs", type=int, default=6)
+    parser.add_argument("--rows", type=int, default=120)
+    parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--bare", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -199,26 +232,13 @@ def main() -> None:
         (folder / "factory.yaml").write_text(FACTORY.format(line=work, warm=warm))
         call(folder, "up", "--timeout", "120")
         try:
-            rounds = measure(folder, options.rounds, options.epochs)
+            pairs = measure(folder, options.pairs, options.epochs)
         finally:
             call(folder, "down")
-    middle = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
-    added = {
-        name: [r[f"line{mark}"] / r[f"bare{mark}"] - 1 for r in rounds]
-        for name, mark in (("wall time", "_s"), ("CPU time", "_cpu_s"))
-    }
     if options.json:
-        print(json.dumps({"rounds": rounds, "median": middle, "added": added}))
-        return
-    print(f"{middle['steps']:.0f} steps, {middle['tokens']:.0f} tokens, {len(rounds)} rounds")
-    for key, median in middle.items():
-        if key.endswith("_s"):
-            print(
-                f"{key:20}{min(r[key] for r in rounds):9.2f}{median:9.2f}{max(r[key] for r in rounds):9.2f}"
-            )
-    for name, shares in added.items():
-        each = ", ".join(f"{100 * share:.1f}" for share in shares)
-        print(f"the line adds {100 * statistics.median(shares):.1f} % of {name} ({each})")
+        print(json.dumps({"pairs": pairs, "added": {mark: added(pairs, mark) for mark in ("_cpu_s", "_s")}}))
+    else:
+        show(pairs)
 
 
 if __name__ == "__main__":

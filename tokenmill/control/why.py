@@ -192,7 +192,9 @@ def _alias(state: State, name: str, now_us: int) -> Explanation:
         changes += first.changes
     rule = "Traffic goes to a release when enough of its replicas are ready; only then do the others drain."
     status = "serving" if serving else "not serving"
-    return Explanation(name, "deployment", status, rule, tuple(reasons), choices, tuple(changes))
+    return Explanation(
+        name, "deployment", status, rule, tuple(dict.fromkeys(reasons)), choices, tuple(changes)
+    )
 
 
 def _scaling(state: State, deployment: Deployment, now_us: int) -> list[str]:
