@@ -311,9 +311,12 @@ def test_a_sweep_of_what_is_not_there_is_refused(folder, sweep, code, said):
 
 
 def slower(folder, factor):
-    """A profile file by which every engine takes ``factor`` times as long."""
+    """A profile file by which every engine takes some ``factor`` times as long, or longer."""
     known = profile()
-    base = {**known.base, "scale": known.base["scale"] + math.log(factor)}
+    by, slow = math.log(factor), ("host_s", "layer_s", "reduce_s", "exchange_s")
+    rates = ("compute", "memory", "expert_compute", "expert_memory", "attention", "prefill_attention", "link")
+    base = {**known.base, **{knob: known.base[knob] + by for knob in slow}}
+    base |= {knob: known.base[knob] - 4 * by for knob in rates}
     path = folder / f"slower-{factor}.json"
     path.write_text(to_json(replace(known, base=base, source="my rows")))
     return str(path)

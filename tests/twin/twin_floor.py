@@ -25,6 +25,7 @@ def table(rules: EngineRules, cache_tokens: int = 1_000_000, host_s: float = 0.0
         2e-6,
         500.0,
         prefill_share=0.8,
+        eager_s=0.004,
     )
 
 

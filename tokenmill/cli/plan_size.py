@@ -94,7 +94,9 @@ def _print(question: Question, found: list[Answer], used: Profile) -> None:
             f"up to {first.most_racks} racks for the first line."
         )
     if any(not one.measured for one in found):
-        console.print("* nothing of this engine on this accelerator was measured: an extrapolation.")
+        console.print(
+            "* this engine on this accelerator, or this model, was never measured: an extrapolation."
+        )
     console.print(
         "Lengths are taken as constant. Power is the racks' maximum, without cooling; prices are the\n"
         f"catalogue's assumptions, without energy. Profile: {escape(used.source)}"

@@ -36,6 +36,13 @@ MODES = {
     "fp8": "fp8", "fp8_block": "fp8", "nvfp4": "fp4", "bfloat16": "bf16", "float16": "bf16",
     "int4_wo": "int4",
 }  # fmt: skip
+
+PUBLISHED = {
+    "fp8": "fp8", "fp4": "fp4", "int4": "int4", "awq": "int4", "gptq": "int4", "gpt-oss": "fp4",
+    "deepseek-v3": "fp8", "deepseek-r1": "fp8", "minimax-m2": "fp8", "kimi-k2": "int4",
+}  # fmt: skip
+"""What a checkpoint's name says of its weights: an engine that is not told otherwise serves them as they were
+published, which is in 16 bit where the name says nothing."""
 FOLDS = 5
 NEEDED = (
     "backend", "model_path", "system", "precision", "mode", "isl", "osl", "batch_size", "silicon_ttft_ms",
@@ -215,7 +222,9 @@ def _row(path: Path, line: int, plain: Mapping[str, str]) -> ServingRow | None:
 
 
 def _precision(where: str, plain: Mapping[str, str]) -> str:
-    stated = plain.get("precision") or "fp8"
+    name = plain["model_path"].lower()
+    published = next((bits for mark, bits in PUBLISHED.items() if mark in name), "bf16")
+    stated = plain.get("precision") or published
     found = MODES.get(plain.get("gemm_quant_mode") or "", stated)
     if found not in WEIGHT_BYTES:
         raise DataError(f"{where}: precision is {stated!r}", expected=", ".join(WEIGHT_BYTES))

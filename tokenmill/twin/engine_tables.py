@@ -39,15 +39,16 @@ def basis(asked: Configuration, known: Profile) -> Basis:
     """The stated error of a configuration, and whether its accelerator and model were measured at all."""
     kind = "moe" if asked.model.experts else "dense"
     engine, chip, model = asked.engine.id.rpartition("-")[0], asked.accelerator, asked.model.id
-    measured = known.measured(engine, chip.id, kind)
-    unseen = [] if measured else [f"{engine} on {chip.id}"]
+    seen_here = known.measured(engine, chip.id, kind)
+    unseen = [] if seen_here else [f"{engine} on {chip.id}"]
     if f"model:{model}" not in known.offsets:
         unseen.append(model)
+    measured = not unseen
     seen = "that the fit had not seen" if measured else "of accelerators left out of the fit"
     rows = len(known.errors_of(f"{kind}_tpot", measured=measured))
     text = f"{rows} {kind} rows {seen}" + (f"; none of {' or '.join(unseen)}" if unseen else "")
     kinds = catalogue().accelerators.values()
-    if not any(f"accelerator:{one.id}" in known.offsets for one in kinds if one.vendor == chip.vendor):
+    if not any(f"accelerator:{one.id}|{kind}" in known.offsets for one in kinds if one.vendor == chip.vendor):
         text += f", nor of any other of {chip.vendor}"
     ttft, tpot = (known.error_at(f"{kind}_{what}", 0.9, measured=measured) for what in ("ttft", "tpot"))
     return Basis(ttft, tpot, text)
@@ -99,6 +100,7 @@ def _table(asked: Configuration, known: Profile, clock: float, prefix_cache: boo
         pair_j=slope[3] / copies,
         idle_w=_idle_w(asked),
         prefill_share=protocol.prompt * protocol.interference,
+        eager_s=efficiency.eager_s * work.layers / protocol.prompt,
         late_share=protocol.prompt * max(0.0, 1 - protocol.interference),
     )
     if fit.cache_tokens * layout.data < engine.block:

@@ -1,53 +1,59 @@
-"""Fits the profile to measured rows: least squares of log errors, offsets held near zero by a prior.
+"""Fits the profile to measured rows, offsets held near zero by a prior.
 
-Needs numpy and scipy (``tokenmill[twin]``). Every row is weighed alike; an outlier's weight falls with its
-error (soft L1). A row that lies far off stays in: it counts in the residuals that are stored. Those are of
-rows that the fit had not seen: each sweep is foretold by a fit of the other folds' sweeps.
+Needs numpy (``tokenmill[twin]``). What is made small is the mean of an error's two readings, foretold over
+measured and measured over foretold, so that neither latency nor throughput is favoured; small errors count
+by their square, larger ones by their size. A row that lies far off stays in: it counts in the residuals that
+are stored. Those are of rows that the fit had not seen: each sweep is foretold by a fit of the other folds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
-from scipy.optimize import least_squares
 
 from tokenmill.domain.errors import DataError
 from tokenmill.spec.catalogue import catalogue
 from tokenmill.twin.bench_rows import FOLDS, ServingRow
 from tokenmill.twin.capacity import fit_of
 from tokenmill.twin.iteration import Efficiency, Work, work_of
-from tokenmill.twin.profiles import EFFICIENCIES, ELSEWHERE, PROTOCOL, Profile, names_of
+from tokenmill.twin.profiles import EFFICIENCIES, ELSEWHERE, PROTOCOL, SHARES, Profile, names_of, total_of
 from tokenmill.twin.steady import Protocol, Steady, steady
 
 BUDGET_TOKENS = 8192
-OUTLIER = 0.1
-STEPS = 40
-STEP = 1e-4
-TTFT_WEIGHT = 0.7
+OUTLIER = 0.05
+MOST_ERROR = 3.0
+STEPS, STEP = 60, 1e-4
+ENOUGH, MOST_DAMPING = 1e-5, 1e6
+TTFT_WEIGHT = 0.4
 FEWEST_ERRORS = 10
 """Fewer errors of a quantity than this say nothing of nine rows in ten."""
 
-BASE_SPREAD, KEPT_SPREAD = 1.0, 0.001
-"""How far the base may move: freely in a fit of its own, hardly where a profile is brought up to date."""
+KEPT_SPREAD = 0.001
+"""How far what all models of a kind share may move where a profile is brought up to date: hardly."""
+
+SMALLEST = 0.002
+"""An offset below this is none."""
 
 # Which knobs a kind of name may move, and how far (one standard deviation of the prior, in log units).
 PRIORS: dict[str, tuple[float, tuple[str, ...]]] = {
+    "kind": (0.5, (*EFFICIENCIES, *PROTOCOL)),
     "engine": (
-        0.5,
+        0.7,
         ("compute", "memory", "expert_compute", "expert_memory", "host_s", "layer_s", "reduce_s",
-         "exchange_s", "interference", "wave", "arrival_s", "prompt", "imbalance", "half_rate_expert_tokens"),
+         "exchange_s", "eager_s", "interference", "wave", "arrival_s", "prompt", "token_s",
+         "ahead", "imbalance", "half_rate_expert_tokens"),
     ),
-    "version": (0.25, ("scale", "prompt", "wave", "arrival_s", "host_s", "layer_s", "interference")),
-    "accelerator": (0.3, ("compute", "memory", "expert_memory", "expert_compute", "link", "layer_s",
+    "version": (0.25, ("prompt", "wave", "arrival_s", "ahead", "host_s", "layer_s")),
+    "accelerator": (0.4, ("compute", "memory", "expert_memory", "expert_compute", "link", "layer_s",
                           "attention")),
-    "precision": (0.3, ("compute", "memory", "expert_compute", "expert_memory", "half_rate_tokens")),
-    "model": (0.3, ("scale", "layer_s", "compute", "expert_memory", "expert_compute", "prefill_attention",
-                    "attention", "prompt")),
-    "group": (0.25, ("scale", "prompt", "wave", "arrival_s", "host_s", "layer_s", "interference",
-                     "compute", "memory", "expert_memory")),
+    "precision": (0.4, ("compute", "memory", "expert_compute", "expert_memory", "half_rate_tokens")),
+    "model": (0.4, ("layer_s", "eager_s", "compute", "expert_memory", "expert_compute", "prefill_attention",
+                    "attention", "prompt", "ahead")),
+    "group": (0.35, ("prompt", "wave", "arrival_s", "host_s", "layer_s", "compute", "memory",
+                     "expert_memory")),
 }  # fmt: skip
 
 
@@ -80,7 +86,7 @@ class Rows:
         shared = {name: knobs[name] for name in PROTOCOL}
         shared["interference"] = shared["interference"] * self.mixed
         return steady(
-            self.work, eff, Protocol(**shared), batch=self.batch, waiting=self.waiting,
+            self.work, eff, Protocol(**shared), batch=self.batch, waiting=self.waiting + shared["ahead"],
             inputs=self.inputs, outputs=self.outputs, budget=BUDGET_TOKENS, stages=self.stages,
         )  # fmt: skip
 
@@ -92,24 +98,36 @@ def knobs_of(rows: Rows, profile: Profile) -> dict[str, Any]:
 
 
 class Design:
-    """Where each parameter acts: (knob, rows it moves, prior)."""
+    """Where each parameter acts: (name, knob, rows it moves), where it starts and how far it may move.
 
-    def __init__(self, rows: Rows) -> None:
-        self.columns: list[tuple[str, str, Any, float]] = []
+    The base stays as it is. What all models of a kind share moves little where a profile is brought up to
+    date (``kept``).
+    """
+
+    def __init__(
+        self, rows: Rows, base: Mapping[str, float], known: Mapping[str, Mapping[str, float]], *, kept: bool
+    ) -> None:
+        self.base = base
         members: dict[str, list[int]] = {}
         for index, names in enumerate(rows.names):
             for name in names:
                 members.setdefault(name, []).append(index)
+        self.columns: list[tuple[str, str, Any]] = []
+        first, spreads = [], []
         for name, indices in sorted(members.items()):
             spread, knobs = PRIORS[name.split(":")[0]]
             for knob in knobs:
-                self.columns.append((name, knob, np.array(indices), spread))
+                self.columns.append((name, knob, np.array(indices)))
+                first.append(known.get(name, {}).get(knob, 0.0))
+                spreads.append(KEPT_SPREAD if kept and name.startswith("kind:") else spread)
+        self.first, self.spreads = np.array(first), np.array(spreads)
 
-    def knobs(self, base: dict[str, float], offsets: Any, count: int) -> dict[str, Any]:
-        logs = {knob: np.full(count, value) for knob, value in base.items()}
-        for (_, knob, indices, _), offset in zip(self.columns, offsets, strict=True):
-            logs[knob][indices] += offset
-        return {knob: np.exp(np.clip(value, -40, 40)) for knob, value in logs.items()}
+    def knobs(self, offsets: Any, count: int) -> dict[str, Any]:
+        totals = {knob: np.full(count, value) for knob, value in self.base.items()}
+        for (_, knob, indices), offset in zip(self.columns, offsets, strict=True):
+            totals[knob][indices] += offset
+        found = {knob: np.exp(np.clip(value, -40, 40)) for knob, value in totals.items()}
+        return {knob: e / (1 + e) if knob in SHARES else e for knob, e in found.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,63 +209,78 @@ def foretell(measured: Sequence[ServingRow], profile: Profile) -> list[Foretold]
 
 
 def _fitted(measured: Sequence[ServingRow], source: str, start: Profile | None) -> Profile:
-    rows = Rows(measured)
-    design = Design(rows)
-    assumed = {**asdict(Efficiency()), **asdict(Protocol())}
-    first = dict(start.base) if start else {name: float(np.log(value)) for name, value in assumed.items()}
-    known = start.offsets if start else {}
-    names = sorted(first)
-    x0 = np.array(
-        [first[name] for name in names]
-        + [known.get(name, {}).get(knob, 0.0) for name, knob, _, _ in design.columns]
-    )
-    spread = KEPT_SPREAD if start else BASE_SPREAD
-    spreads = np.array([spread] * len(names) + [column[3] for column in design.columns])
-    x = _solve(rows, design, names, x0, spreads)
-    base = {name: round(float(value), 5) for name, value in zip(names, x[: len(names)], strict=True)}
-    offsets = {name: dict(knobs) for name, knobs in known.items()}
-    for (name, knob, _, _), value in zip(design.columns, x[len(names) :], strict=True):
-        if abs(value) >= 0.002:
-            offsets.setdefault(name, {})[knob] = round(float(value), 4)
-        else:
-            offsets.get(name, {}).pop(knob, None)
+    """Dense models and mixtures of experts share no parameter: each kind has a fit of its own."""
+    base = start.base if start else _assumed()
+    offsets = {name: dict(knobs) for name, knobs in (start.offsets if start else {}).items()}
+    for dense in (True, False):
+        kind = [row for row in measured if row.dense == dense]
+        if not kind:
+            continue
+        rows = Rows(kind)
+        design = Design(rows, base, offsets, kept=start is not None)
+        for (name, knob, _), value in zip(design.columns, _solve(rows, design), strict=True):
+            if abs(value) >= SMALLEST:
+                offsets.setdefault(name, {})[knob] = round(float(value), 4)
+            else:
+                offsets.get(name, {}).pop(knob, None)
     return Profile(base, offsets, {}, len(measured), source)
 
 
-def _solve(rows: Rows, design: Design, names: list[str], x0: Any, spreads: Any) -> Any:
-    """Gauss-Newton with the exact structure: an offset moves its rows as the knob itself does."""
-    count, width = len(rows.rows), len(names)
+def _assumed() -> dict[str, float]:
+    values = {**asdict(Efficiency()), **asdict(Protocol())}
+    return {name: round(total_of(name, value), 5) for name, value in values.items()}
 
-    def logs(x: Any) -> dict[str, Any]:
-        return design.knobs(dict(zip(names, x[:width], strict=True)), x[width:], count)
 
-    def errors(x: Any) -> Any:
-        return np.concatenate([_soft(_raw(rows, logs(x))), OUTLIER * (x - x0) / spreads])
+def _solve(rows: Rows, design: Design) -> Any:
+    """Levenberg-Marquardt with the exact structure: an offset moves its rows as the knob itself does."""
+    count = len(rows.rows)
+    pull = OUTLIER / design.spreads
 
-    def jacobian(x: Any) -> Any:
-        knobs = logs(x)
-        here = _raw(rows, knobs)
-        slope = _soft_slope(here)
-        whole = np.zeros((len(here) + len(x), len(x)))
+    def cost_of(errors: Any, x: Any) -> float:
+        return float((_soft(errors) ** 2).sum() + ((pull * (x - design.first)) ** 2).sum())
+
+    def slopes(knobs: dict[str, Any], errors: Any) -> Any:
+        slope = _soft_slope(errors)
         each = {}
-        for number, name in enumerate(names):
-            moved = {**knobs, name: knobs[name] * np.exp(STEP)}
-            each[name] = slope * (_raw(rows, moved) - here) / STEP
-            whole[: len(here), number] = each[name]
-        for number, (_, knob, indices, _) in enumerate(design.columns, start=width):
+        for knob, values in knobs.items():
+            moved = _raw(rows, {**knobs, knob: values * np.exp(STEP)})
+            steep = np.concatenate([1 - values] * 2) if knob in SHARES else 1.0
+            each[knob] = slope * steep * (moved - errors) / STEP
+        whole = np.zeros((2 * count, len(design.columns)))
+        for number, (_, knob, indices) in enumerate(design.columns):
             both = np.concatenate([indices, indices + count])
             whole[both, number] = each[knob][both]
-        whole[len(here) :] = np.diag(OUTLIER / spreads)
         return whole
 
-    return least_squares(errors, x0, jac=jacobian, method="trf", max_nfev=STEPS, x_scale=spreads).x
+    x, damping = design.first, 1e-3
+    knobs = design.knobs(x, count)
+    errors = _raw(rows, knobs)
+    cost = cost_of(errors, x)
+    for _ in range(STEPS):
+        whole = slopes(knobs, errors)
+        square = whole.T @ whole + np.diag(pull**2)
+        down = whole.T @ _soft(errors) + pull**2 * (x - design.first)
+        before = cost
+        while damping < MOST_DAMPING:
+            trial = x - np.linalg.solve(square + damping * np.diag(np.diag(square)), down)
+            found = design.knobs(trial, count)
+            missed = _raw(rows, found)
+            if (tried := cost_of(missed, trial)) < cost:
+                x, knobs, errors, cost, damping = trial, found, missed, tried, damping / 5
+                break
+            damping *= 4
+        if before - cost <= ENOUGH * before:
+            break
+    return x
 
 
 def _raw(rows: Rows, knobs: dict[str, Any]) -> Any:
-    """Log errors of TPOT, then of TTFT: zero where the row has no prefill."""
+    """Errors of TPOT, then of TTFT: (f/m - m/f) / 2 of foretold and measured, zero where there is no prefill.
+    Beyond twenty times off they stay as they are, lest a first guess that far off outweighs all else."""
     found = rows.steady(knobs)
-    ttft = np.log(found.ttft_s / rows.measured_ttft) * (rows.mixed > 0)
-    return np.concatenate([np.log(found.tpot_s / rows.measured_tpot), TTFT_WEIGHT * ttft])
+    ttft = TTFT_WEIGHT * np.log(found.ttft_s / rows.measured_ttft) * (rows.mixed > 0)
+    both = np.concatenate([np.log(found.tpot_s / rows.measured_tpot), ttft])
+    return np.sinh(np.clip(both, -MOST_ERROR, MOST_ERROR))
 
 
 def _soft(errors: Any) -> Any:

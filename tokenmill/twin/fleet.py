@@ -310,6 +310,7 @@ def _engine(table: StepTable, queue_per_slot: int) -> tuple[object, ...]:
         table.idle_w,
         table.prefill_share,
         table.late_share,
+        table.eager_s,
         table.cache_tokens // rules.block_tokens,
         rules.block_tokens,
         rules.token_budget,

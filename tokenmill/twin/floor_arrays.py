@@ -90,6 +90,7 @@ ENGINE = np.dtype(
         ("idle_w", "f8"),
         ("prefill", "f8"),  # shares of a prompt's time: what the engine spends, and what comes on top for its
         ("late", "f8"),  # own request
+        ("eager_s", "f8"),
         ("capacity", "i8"),  # blocks
         ("block", "i8"),
         ("budget", "i8"),

@@ -80,7 +80,11 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Efficiency:
-    """What software reaches of the data sheet; every one is fitted, see ``profiles``. Times in seconds."""
+    """What software reaches of the data sheet; every one is fitted, see ``profiles``. Times in seconds.
+
+    ``eager_s``: of the host, for each layer of an iteration with prompts, which replays no captured graph:
+    its kernels are launched one by one.
+    """
 
     compute: Number = 0.55
     memory: Number = 0.8
@@ -92,11 +96,11 @@ class Efficiency:
     half_rate_expert_tokens: Number = 20.0
     host_s: Number = 0.001
     layer_s: Number = 10e-6
+    eager_s: Number = 100e-6
     reduce_s: Number = 8e-6
     exchange_s: Number = 20e-6
     link: Number = 0.5
     imbalance: Number = 1.2
-    scale: Number = 1.0
 
 
 def work_of(model: ModelType, accelerator: AcceleratorType, layout: Layout, precision: str) -> Work:
@@ -162,21 +166,20 @@ def combined(first: Number, second: Number) -> Number:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Seconds of an iteration by what bounds them. ``fixed`` does not depend on the batch."""
+    """Seconds of an iteration by what bounds them; ``host`` is what the engine itself takes."""
 
-    fixed: Number
+    host: Number
     dense: Number
     experts: Number
     head: Number
     cache: Number
     pairs: Number
     network: Number
-    scale: Number = 1.0
 
     @property
     def total(self) -> Number:
         busy = self.dense + self.experts + self.head + self.cache + self.pairs
-        return self.scale * (self.fixed + busy + self.network)
+        return self.host + busy + self.network
 
 
 def parts(
@@ -196,14 +199,13 @@ def parts(
     network = work.reduces * eff.reduce_s + work.exchanges * eff.exchange_s
     network = network + tokens * (work.reduce_bytes + work.exchange_bytes) / (work.link_s * eff.link)
     return Parts(
-        fixed=eff.host_s + work.layers * eff.layer_s,
+        host=eff.host_s + work.layers * eff.layer_s,
         dense=dense,
         experts=_experts_s(work, eff, tokens),
         head=head,
         cache=cache,
         pairs=pairs * work.pair_flops / (work.flops16_s * eff.prefill_attention),
         network=network,
-        scale=eff.scale,
     )
 
 

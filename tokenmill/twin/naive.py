@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tokenmill.domain.errors import invariant
+from tokenmill.twin.iteration import combined
 from tokenmill.twin.step_table import StepTable
 
 
@@ -145,7 +146,7 @@ class NaiveReplica:
             self.progress = 0
             done.append(self.waiting.pop(0))
         added = [self._cost(tokens, n) - (self._cost(decoding, n) if decoding else 0.0) for n in (0, 1)]
-        added[0] += self.table.pair_s * pairs
+        added[0] = combined(added[0] + self.table.pair_s * pairs, self.table.eager_s)
         added[1] += self.table.pair_j * pairs
         self._pass_time(decoding, [self.table.prefill_share * one for one in added], decodes=rules.mixed)
         for n, one in enumerate(done):

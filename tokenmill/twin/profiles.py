@@ -1,8 +1,9 @@
 """Fitted efficiencies: a base and named offsets, which a configuration adds up to its own.
 
-A value is ``exp(base + sum of offsets)`` over the names that a configuration belongs to: its engine, that
-engine's version, accelerator, precision, model, and its group: this engine on this generation of accelerators
-with dense or mixture-of-experts models. What no measured row had adds nothing; no offset is of one sweep.
+A value is that of base + sum of offsets over the names that a configuration belongs to: its kind (dense or
+mixture of experts), engine, that engine's version, accelerator, precision, model, and its group: this engine
+on this generation of accelerators. The sum is a logarithm, or the logit of a ``SHARES``. Each name is of one
+kind, so that the two kinds share nothing. What no measured row had adds nothing; no offset is of one sweep.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ from tokenmill.twin.steady import Protocol
 
 EFFICIENCIES = tuple(one.name for one in fields(Efficiency))
 PROTOCOL = tuple(one.name for one in fields(Protocol))
+SHARES = frozenset(("compute", "memory", "expert_compute", "expert_memory", "attention", "prefill_attention",
+                    "link", "interference", "wave"))  # fmt: skip
+"""Of a data sheet's rate, or of a time: never above 1, however offsets add up."""
+
 ELSEWHERE = "elsewhere_"
 """Before a quantity: errors on rows of an accelerator of which the fit had seen no row at all."""
 
@@ -43,7 +48,7 @@ class Profile:
         for name in names:
             for knob, offset in self.offsets.get(name, {}).items():
                 total[knob] = total.get(knob, 0.0) + offset
-        return {knob: math.exp(value) for knob, value in total.items()}
+        return {knob: value_of(knob, total[knob]) for knob in total}
 
     def efficiency(self, names: tuple[str, ...]) -> Efficiency:
         found = self.values(names)
@@ -55,7 +60,7 @@ class Profile:
 
     def measured(self, engine: str, accelerator: str, kind: str) -> bool:
         """Whether the fit has seen this engine on this very type with models of ``kind``: dense or moe."""
-        needed = (f"accelerator:{accelerator}", group_of(engine, accelerator, kind))
+        needed = (f"accelerator:{accelerator}|{kind}", group_of(engine, accelerator, kind))
         return all(name in self.offsets for name in needed)
 
     def errors_of(self, quantity: str, *, measured: bool) -> tuple[float, ...]:
@@ -68,6 +73,16 @@ class Profile:
         return within(errors, share) if errors else None
 
 
+def value_of(knob: str, total: float) -> float:
+    """A knob's value from its base and offsets."""
+    return 1 / (1 + math.exp(-total)) if knob in SHARES else math.exp(total)
+
+
+def total_of(knob: str, value: float) -> float:
+    """The inverse of ``value_of``."""
+    return math.log(value / (1 - value)) if knob in SHARES else math.log(value)
+
+
 def within(errors: Sequence[float], share: float) -> float:
     """What ``share`` of sorted errors, at least one, stayed within."""
     return errors[min(len(errors) - 1, int(share * len(errors)))]
@@ -78,10 +93,11 @@ def names_of(engine: str, version: str, accelerator: str, precision: str, model:
     chip = accelerator.split("-")[0]
     kind = "moe" if catalogue().models[model].experts else "dense"
     return (
-        f"engine:{engine}",
-        f"version:{engine}-{version}",
-        f"accelerator:{accelerator}",
-        f"precision:{chip}-{precision}",
+        f"kind:{kind}",
+        f"engine:{engine}|{kind}",
+        f"version:{engine}-{version}|{kind}",
+        f"accelerator:{accelerator}|{kind}",
+        f"precision:{chip}-{precision}|{kind}",
         f"model:{model}",
         group_of(engine, accelerator, kind),
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tokenmill.twin.floor_arrays import Array
+from tokenmill.twin.iteration import combined
 from tokenmill.twin.step_table import StepTable
 
 
@@ -35,8 +36,10 @@ def step_s(table: StepTable, lengths: Lengths, batch: float) -> float:
     decoding = table.seconds[min(last, max(1, round(batch)))]
     prefill = full * table.seconds[last] + table.seconds[max(1, round(rest))] - decoding
     cached = batch * (lengths.inputs + lengths.outputs_squared / lengths.outputs / 2)
-    pairs = batch / lengths.outputs * lengths.inputs_squared / 2
-    return decoding + table.cached_token_s * cached + table.prefill_share * (prefill + table.pair_s * pairs)
+    begun = batch / lengths.outputs
+    prefill += table.pair_s * begun * lengths.inputs_squared / 2
+    added = combined(prefill, table.eager_s * min(1.0, begun))
+    return float(decoding + table.cached_token_s * cached + table.prefill_share * added)
 
 
 def best_batch(table: StepTable, lengths: Lengths, tpot_s: float) -> int:

@@ -34,6 +34,7 @@ from tokenmill.twin.floor_arrays import (
 )
 from tokenmill.twin.heap_kernel import sift_down, sift_up
 from tokenmill.twin.histogram_kernel import bin_of
+from tokenmill.twin.overlap_kernel import combined
 from tokenmill.twin.prefix_kernel import insert, lookup, trim
 from tokenmill.twin.quota_kernel import give_back
 
@@ -171,7 +172,7 @@ def _prefilled(
     if decoding > 0:
         without = floor.curves[state["engine"], decoding]
         seconds, joules = without[0], without[1]
-    seconds += engine["prefill"] * (curve[0] - seconds + engine["pair_s"] * pairs)
+    seconds += engine["prefill"] * combined(curve[0] - seconds + engine["pair_s"] * pairs, engine["eager_s"])
     joules += engine["prefill"] * (curve[1] - joules + engine["pair_j"] * pairs)
     if engine["mixed"]:
         seconds += engine["cached_s"] * state["cached"]
@@ -285,7 +286,8 @@ def _late(floor: Floor, state: Array, engine: Array, slot: Array) -> float:
     tokens = slot["input"] - slot["hits"]
     chunk = min(tokens, engine["budget"])
     alone = floor.curves[state["engine"], chunk, 0] * (tokens / chunk)
-    return float(engine["late"] * (alone + engine["pair_s"] * (0.5 * tokens * tokens)))
+    alone += engine["pair_s"] * (0.5 * tokens * tokens)
+    return float(engine["late"] * combined(alone, engine["eager_s"] * (tokens / chunk)))
 
 
 @inlined

@@ -15,7 +15,7 @@ from tokenmill.spec.catalogue import AcceleratorType, ModelType, RackType, catal
 from tokenmill.twin.capacity import fit_of, layouts, need_fit
 from tokenmill.twin.iteration import Efficiency, Layout, Work, work_of
 from tokenmill.twin.profiles import Profile, names_of
-from tokenmill.twin.steady import Protocol, among_others_s, prefill_s, steady
+from tokenmill.twin.steady import Protocol, among_others_s, prompt_s, steady
 
 BUDGET_TOKENS = 8192
 MOST_SEQUENCES = 1024
@@ -152,7 +152,7 @@ def disaggregated(question: Question, known: list[Candidate], gpu: AcceleratorTy
         alone = replace(one, protocol=replace(one.protocol, interference=0.0))
         for batch in _batches(question, one):
             rate = _mixed(question, alone, batch)
-            tokens_s = rate.per_accelerator * one.layout.accelerators
+            tokens_s = batch * one.layout.data / rate.tpot_s
             feeding = tokens_s / question.outputs / prompts_s * first.layout.accelerators
             shared = tokens_s / (one.layout.accelerators + feeding)
             rates.append(Rate(one.layout, batch, shared, ttft_s, rate.tpot_s, first.layout))
@@ -166,21 +166,20 @@ def _batches(question: Question, one: Candidate) -> list[int]:
 
 
 def _mixed(question: Question, one: Candidate, batch: int) -> Rate:
-    """99th percentiles of an engine that always decodes ``batch`` requests per attention copy."""
+    """99th percentiles of an engine that always has ``batch`` requests per attention copy."""
     found = steady(
         one.work, one.eff, one.protocol, batch=float(batch), waiting=0.0, inputs=float(question.inputs),
         outputs=float(question.outputs), budget=float(BUDGET_TOKENS), stages=one.layout.pipeline,
     )  # fmt: skip
-    among = one.protocol.prompt * among_others_s(one.work, one.eff, question.inputs, BUDGET_TOKENS)
+    among = among_others_s(one.work, one.eff, one.protocol, question.inputs, BUDGET_TOKENS)
     spread = NORMAL_99 * math.sqrt(batch) * among * one.protocol.interference / question.outputs
-    copies = one.layout.data
-    rate = batch / (question.outputs * found.tpot_s)
+    rate = batch / (found.ttft_s + question.outputs * found.tpot_s)
     wait_s = _wait_p99_s(among, rate * among)
     first = one.protocol.arrival_s + found.prefill_s + found.tpot_s + wait_s
     return Rate(
         one.layout,
         batch,
-        batch * copies / found.tpot_s / one.layout.accelerators,
+        rate * question.outputs * one.layout.data / one.layout.accelerators,
         first,
         found.tpot_s + spread,
     )
@@ -194,13 +193,13 @@ def _wait_p99_s(service_s: float, load: float) -> float:
 
 
 def _prompts_s(question: Question, one: Candidate) -> float:
-    among = one.protocol.prompt * among_others_s(one.work, one.eff, question.inputs, BUDGET_TOKENS)
+    among = among_others_s(one.work, one.eff, one.protocol, question.inputs, BUDGET_TOKENS)
     return float(PREFILL_LOAD * one.layout.data / among)
 
 
 def _pool_ttft_s(question: Question, one: Candidate, gpu: AcceleratorType) -> float:
     """Waiting, prefill, and the way of the cache to the engine that decodes."""
-    alone = one.protocol.prompt * prefill_s(one.work, one.eff, question.inputs, BUDGET_TOKENS)
+    alone = prompt_s(one.work, one.eff, one.protocol, question.inputs, BUDGET_TOKENS)
     moved = question.inputs * one.work.cache_bytes / (gpu.link_gb_s * 1e9 * OTHER_RACKS_SHARE)
     return float(one.protocol.arrival_s + alone + _wait_p99_s(alone, PREFILL_LOAD) + moved)
 
@@ -217,7 +216,8 @@ def _answer(question: Question, rack: RackType, gpu: AcceleratorType, rate: Rate
     accelerators = racks * per_rack
     hour = accelerators * gpu.hour_micros
     kind = "moe" if question.model.experts else "dense"
-    measured = profile.measured(question.engine, gpu.id, kind)
+    model = f"model:{question.model.id}"
+    measured = profile.measured(question.engine, gpu.id, kind) and model in profile.offsets
     return Answer(
         rack=rack.id,
         layout=str(rate.layout),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tokenmill.twin.iteration import Efficiency, Number, Work, parts
+from tokenmill.twin.iteration import Efficiency, Number, Work, combined, parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +17,17 @@ class Protocol:
 
     ``interference``: how much of a prefill's time delays those that decode. ``wave``: which part of a whole
     wave of prompts an average request waits for. ``arrival_s``: parsing, tokenising, the way back.
-    ``prompt`` multiplies the time of a prefill.
+    ``prompt`` multiplies the time of a prefill. ``token_s``: of the process in front of the engine, which
+    turns one token after the other into text for all its requests. ``ahead``: requests that a benchmark keeps
+    in the queue though the engine has room; nobody who plans has any.
     """
 
     interference: Number = 0.9
     wave: Number = 0.15
     arrival_s: Number = 0.02
     prompt: Number = 1.0
+    token_s: Number = 20e-6
+    ahead: Number = 0.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,27 +59,43 @@ def steady(
     """
     small = batch / stages
     step = parts(work, eff, small, small * (inputs + outputs / 2), 0.0, small).total
-    alone = protocol.prompt * prefill_s(work, eff, inputs, budget)
-    among = protocol.prompt * among_others_s(work, eff, inputs, budget)
-    tpot = step / drafted + batch / outputs * among * protocol.interference
-    queue = waiting / (batch + 1e-9) * (alone * batch + outputs * (step / drafted))
-    wave = protocol.wave * (batch - 1) * (batch > 1) * among
-    return Steady(tpot, protocol.arrival_s + alone + step + wave + queue, alone, batch)
+    alone = prompt_s(work, eff, protocol, inputs, budget)
+    others = (batch - 1) * (batch > 1) * among_others_s(work, eff, protocol, inputs, budget)
+    first = protocol.arrival_s + alone + step + protocol.wave * others
+    own, added = outputs * (step / drafted), others * protocol.interference
+    answer = first + _decoding_s(first, own, added)
+    late = combined(answer, batch * work.data * outputs * protocol.token_s) - answer
+    decoding = _decoding_s(first + late, own, added)
+    queue = waiting / (batch + 1e-9) * (first + late + decoding)
+    return Steady(decoding / outputs, first + late + queue, alone, batch)
 
 
-def prefill_s(work: Work, eff: Efficiency, inputs: Number, budget: Number) -> Number:
+def _decoding_s(first: Number, own: Number, added: Number) -> Number:
+    """Seconds from the first token to the last: the request's ``own`` iterations, and of what the prompts of
+    all others have ``added`` from its arrival to its end that which falls into these seconds.
+
+    Solves ``t = own + added * t / (first + t)``.
+    """
+    half = (first - added - own) / 2
+    return (half * half + own * first) ** 0.5 - half
+
+
+def prompt_s(work: Work, eff: Efficiency, protocol: Protocol, inputs: Number, budget: Number) -> Number:
     """Seconds to prefill one prompt alone, in chunks of ``budget``; the fixed part counts once per chunk."""
     chunk = inputs * (inputs <= budget) + budget * (inputs > budget)
     chunks = inputs / chunk
-    return chunks * parts(work, eff, chunk, 0.0, 0.0, 1.0).total + parts_pairs(work, eff, inputs)
+    busy = chunks * parts(work, eff, chunk, 0.0, 0.0, 1.0).total + _pairs_s(work, eff, inputs)
+    return combined(protocol.prompt * busy, chunks * eff.eager_s * work.layers)
 
 
-def among_others_s(work: Work, eff: Efficiency, inputs: Number, budget: Number) -> Number:
+def among_others_s(work: Work, eff: Efficiency, protocol: Protocol, inputs: Number, budget: Number) -> Number:
     """Seconds of a prompt's part in iterations that other prompts fill up to ``budget``."""
+    chunk = inputs * (inputs <= budget) + budget * (inputs > budget)
     full = parts(work, eff, budget, 0.0, 0.0, 1.0).total
-    return inputs / budget * full + parts_pairs(work, eff, inputs)
+    busy = inputs / budget * full + _pairs_s(work, eff, inputs)
+    return combined(protocol.prompt * busy, inputs / chunk * eff.eager_s * work.layers)
 
 
-def parts_pairs(work: Work, eff: Efficiency, inputs: Number) -> Number:
+def _pairs_s(work: Work, eff: Efficiency, inputs: Number) -> Number:
     """Causal attention of a whole prompt: half of its square."""
     return inputs * inputs / 2 * work.pair_flops / (work.flops16_s * eff.prefill_attention)

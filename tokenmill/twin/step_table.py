@@ -4,14 +4,15 @@ A performance model makes one ``StepTable`` per (model, accelerator, layout, clo
 else. An iteration in which ``n`` tokens pass through the weights (decoding and prefill together), whose
 decoding sequences hold ``K`` cached tokens and whose prefill chunks have ``A`` attention pairs takes
 
-    seconds = seconds[d] + cached_token_s * K + prefill_share * (seconds[n] - seconds[d] + pair_s * A)
+    seconds = seconds[d] + cached_token_s * K + prefill_share * P
     joules  = joules[d] + cached_token_j * K + prefill_share * (joules[n] - joules[d] + pair_j * A)
               + idle_w * seconds
 
-where ``d`` of the ``n`` tokens decode (0 seconds and joules for none), and a chunk of ``c`` tokens that
-starts after ``s`` tokens of its prompt has ``c * (s + c / 2)`` pairs. Both are linear in ``K``, which grows
-by one token per sequence and iteration, so any number of iterations has a closed form. All figures are of the
-whole replica (all its accelerators), not of one accelerator.
+where ``P`` is ``seconds[n] - seconds[d] + pair_s * A``, or the ``eager_s`` of the host where that is more
+(``iteration.combined``), and ``d`` of the ``n`` tokens decode (0 seconds and joules for none). A chunk of
+``c`` tokens that starts after ``s`` tokens of its prompt has ``c * (s + c / 2)`` pairs. Both are linear in
+``K``, which grows by one token per sequence and iteration, so any number of iterations has a closed form.
+All figures are of the whole replica (all its accelerators), not of one accelerator.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ class StepTable:
     ``idle_w`` is drawn all the time; ``joules`` come on top, so that power is never below it.
     ``cache_tokens`` is the key-value capacity of the replica in tokens.
     ``prefill_share``: of what prompts add to an iteration, how much the engine spends and those that decode
-    wait for. ``late_share``: how much of the time of a prompt alone passes for its own request only, when the
-    engine has gone on.
+    wait for. ``eager_s``: what prompts add at least, however few tokens they have. ``late_share``: how much
+    of the time of a prompt alone passes for its own request only, when the engine has gone on.
     """
 
     name: str
@@ -92,6 +93,7 @@ class StepTable:
     pair_j: float = 0.0
     idle_w: float = 0.0
     prefill_share: float = 1.0
+    eager_s: float = 0.0
     late_share: float = 0.0
 
     def __post_init__(self) -> None:
@@ -109,7 +111,7 @@ class StepTable:
         if min(self.seconds[1:]) <= 0:
             raise DataError(f"{self.name}: an iteration takes no time", expected="more than 0 seconds")
         for field in ("cached_token_s", "pair_s", "cached_token_j", "pair_j", "idle_w", "prefill_share",
-                      "late_share"):  # fmt: skip
+                      "eager_s", "late_share"):  # fmt: skip
             value = getattr(self, field)
             if not (math.isfinite(value) and value >= 0):
                 raise DataError(f"{self.name}: {field} is {value}", expected="0 or more")
