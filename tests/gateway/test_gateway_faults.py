@@ -28,6 +28,7 @@ from gateway_rig import (
     raw,
     rig,
     run,
+    run_beside,
     table_of,
     write_table,
 )
@@ -282,7 +283,7 @@ def test_a_gateway_killed_under_load_loses_nothing_that_was_finished(tmp_path: P
             assert every.get("interrupted", 0) > 0, "requests were open when it died"
         await engine.stop()
 
-    run(work)
+    run_beside(work)
 
 
 def test_a_store_that_is_down_for_ten_minutes_loses_and_doubles_nothing(tmp_path: Path) -> None:

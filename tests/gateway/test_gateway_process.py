@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway_rig import Engine, chat, post, raw, reply, rig, run, table_of, write_table
+from gateway_rig import Engine, chat, post, raw, reply, rig, run, run_beside, table_of, write_table
 
 from tokenmill.domain.factory import Objective
 from tokenmill.gateway import health
@@ -279,7 +279,7 @@ def test_the_process_is_small_drains_on_sigterm_and_recovers_after_sigkill(tmp_p
         assert [x["outcome"] for x in lines if x["t"] == "settle"] == ["ok", "interrupted"]
         await engine.stop()
 
-    run(work)
+    run_beside(work)
 
 
 def test_a_taken_port_is_exit_code_13_with_a_fix(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gateway_rig import Engine, Rig, chat, post, raw, rig, run, table_of, write_table
+from gateway_rig import Engine, Rig, chat, post, raw, rig, run, run_beside, table_of, write_table
 
 from tokenmill.control.edge import EdgeMemory, EndpointMemory
 from tokenmill.domain.factory import Price, Quota
@@ -242,7 +242,7 @@ def test_one_of_two_is_killed_under_load_and_nothing_is_lost_or_doubled(tmp_path
         assert meter.open == 0
         assert meter.day_tokens == sum(line["input_tokens"] + line["output_tokens"] for line in settled)
 
-    run(work)
+    run_beside(work)
 
 
 def test_an_abandoned_spool_is_settled_by_the_first_process(tmp_path: Path) -> None:
