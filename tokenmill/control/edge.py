@@ -321,16 +321,6 @@ def keep_meters(meters: Kept[Meter], limits: tuple[Limit, ...], kept: tuple[Mete
     return meters
 
 
-def opened(
-    memory: EdgeMemory,
-    call: Call,
-    limits: tuple[Limit, ...],
-    kept: tuple[Meter, ...],
-    endpoint: Endpoint,
-) -> EdgeMemory:
-    return taken(memory, endpoint, call.prefix, keep_meters(memory.meters, limits, kept))
-
-
 def taken(
     memory: EdgeMemory, endpoint: Endpoint, prefix: tuple[int, ...], meters: Kept[Meter] | None = None
 ) -> EdgeMemory:

@@ -43,7 +43,6 @@ from tokenmill.control.edge import (
     keep_meters,
     left,
     meters_of,
-    opened,
     prefix_hits,
     refresh,
     taken,
@@ -124,7 +123,8 @@ def arrive(index: Index, memory: EdgeMemory, call: Call) -> Turn:
     admitted = admit(limits, meters_of(memory, limits), _most(call, limits, tariff), call.at_us)
     if not isinstance(admitted, Admitted):
         return _refused(memory, call, _over_quota(admitted.code, admitted.reasons, admitted.retry_after_us))
-    memory = opened(memory, call, limits, admitted.meters, found)
+    meters = keep_meters(memory.meters, limits, admitted.meters)
+    memory = taken(memory, found, call.prefix, meters)
     request = Request(call, Phase.FORWARDED, found, admitted.reserved, tariff, limits)
     return Turn(memory, request, (Forward(found),))
 

@@ -19,11 +19,11 @@ import tokenmill
 from tokenmill.domain.errors import ResourceError, TokenmillError
 from tokenmill.domain.work import JobResult
 from tokenmill.line.job import StationJob, read_job, write_json
+from tokenmill.spec.files import DISK_ERRNOS
 
 STATIONS = ("intake", "curate", "tune", "evaluate", "pack", "command", "python")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 RESERVE_BYTES = 64 * 1024
-DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Stopped(KeyboardInterrupt):

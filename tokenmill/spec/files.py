@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+
+DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What an ``OSError`` says that had no room to write."""
 
 
 def write_atomically(path: Path, body: bytes, *, private: bool = False) -> None:

@@ -5,7 +5,6 @@ A form is parsed while it comes and its file goes to disk, so that no upload is 
 
 from __future__ import annotations
 
-import errno
 import re
 import shutil
 import tempfile
@@ -35,6 +34,7 @@ from tokenmill.console.tenant.caller import owner_of
 from tokenmill.console.tenant.files import FileShelf
 from tokenmill.domain.errors import NotFoundError
 from tokenmill.domain.tenancy import UPLOADED, Owner, Purpose, TenantFile
+from tokenmill.spec.files import DISK_ERRNOS
 
 UPLOAD_BYTES = 64 * 2**20
 """As large as a request may be at the gateway, the form around the file included."""
@@ -42,7 +42,6 @@ UPLOAD_BYTES = 64 * 2**20
 RESERVE_BYTES = 256 * 2**20
 """What uploads leave free of the disk: a full one stops the factory's database too."""
 
-DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FIELDS_MOST = 16
 FIELD_BYTES = 64 * 1024
 PAGE_MOST = 10_000
