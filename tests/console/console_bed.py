@@ -294,7 +294,12 @@ class Bed:
             self.client.portal.call(asyncio.sleep, 0.002)
 
     def gateway_is_up(self) -> None:
-        body = {"host": "127.0.0.1", "port": 8400, "heartbeat_us": now_us() + 3_600_000_000}
+        body = {
+            "host": "127.0.0.1",
+            "port": 8400,
+            "heartbeat_us": now_us() + 3_600_000_000,
+            "table_version": 2**40,  # it knows every table
+        }
         self.paths.gateway_file().write_bytes(msgspec.json.encode(body))
 
     def apply(self) -> None:

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from console_bed import Bed
 
+from tokenmill.console import commands
 from tokenmill.spec.factory_file import template
 
 
@@ -167,8 +168,27 @@ def test_a_key_is_shown_once(served: Bed) -> None:
     assert made["id"] in events
     assert made["secret"] not in events
     assert '"digest"' not in events.split(made["id"])[1]
-    assert served.client.delete(f"/api/keys/{made['id']}").json() == {"id": made["id"], "disabled": True}
+    gone = served.client.delete(f"/api/keys/{made['id']}").json()
+    assert gone == {"id": made["id"], "disabled": True, "effective": True}
     assert served.client.delete(f"/api/keys/{made['id']}").status_code == 409
+
+
+def test_a_new_key_waits_for_every_gateway_and_says_which_it_could_not_wait_for(
+    served: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = served.paths.gateway_file()
+    said = msgspec.json.decode(path.read_bytes())
+    monkeypatch.setattr(commands, "TOLD_WITHIN_S", 0.1)
+
+    def made(version: int) -> Any:
+        path.write_bytes(msgspec.json.encode({**said, "table_version": version}))
+        return served.client.post("/api/keys", json={"tenant": "acme"}).json()["effective"]
+
+    version = served.runtime.state.table_version
+    assert made(version + 1) is True
+    assert made(version + 1) is False  # the second key made a second table
+    path.write_bytes(msgspec.json.encode({**said, "heartbeat_us": 0, "table_version": version}))
+    assert served.client.post("/api/keys", json={"tenant": "acme"}).json()["effective"] is True, "it is gone"
 
 
 def test_bad_bodies_are_refused(served: Bed) -> None:

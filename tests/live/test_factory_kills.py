@@ -284,6 +284,22 @@ def served_by(live) -> dict[str, int]:
     return {f"gateway-{one['index']}" if one["index"] else "gateway": one["totals"]["ok"] for one in found}
 
 
+def check_keys_at_once(live) -> None:
+    """A key opens every process from the moment it is shown, and none from the moment it is disabled."""
+
+    def asked(secret: str) -> set[int]:
+        headers = {"authorization": f"Bearer {secret}"}
+        return {
+            httpx.get(f"{live.url}/v1/models", headers=headers, trust_env=False).status_code for _ in range(6)
+        }
+
+    for _ in range(5):
+        key = live.api("POST", "/api/keys", {"tenant": "acme", "project": "default"})
+        assert asked(key["secret"]) == {200}
+        live.api("DELETE", f"/api/keys/{key['id']}")
+        assert asked(key["secret"]) == {401}
+
+
 def test_two_gateways_share_the_port_and_one_is_killed(
     live, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,6 +309,7 @@ def test_two_gateways_share_the_port_and_one_is_killed(
     live.make_key()
     until(live.answers)
     until(lambda: live.ask(1).status_code == 200 and min(served_by(live).values()) > 0)
+    check_keys_at_once(live)
     pids = live.processes()
     assert {"gateway", "gateway-1"} < pids.keys()
     os.kill(pids["gateway-1"], signal.SIGKILL)

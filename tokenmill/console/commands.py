@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import secrets
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,9 +25,12 @@ from tokenmill.domain.errors import NotFoundError, UsageError
 from tokenmill.domain.factory import Factory
 from tokenmill.domain.outcomes import Outcomes
 from tokenmill.domain.work import Alias, JobSpec, Key, Tuning
+from tokenmill.floor.load import all_know
 from tokenmill.twin.profiles import from_json
 
 SCOPES = ("inference", "admin")
+TOLD_WITHIN_S = 3.0
+"""Gateways look for a new table ten times a second. One that has not taken it by then is not waited for."""
 
 
 @dataclass(slots=True)
@@ -41,7 +45,7 @@ class Commands:
         await self.context.runtime.submit(event)
 
     async def create_key(self, body: dict[str, Any]) -> dict[str, Any]:
-        """A new key. Its secret is in this answer and nowhere else."""
+        """A new key, which opens the gateway from now on. Its secret is in this answer and nowhere else."""
         factory = self.context.state.factory
         tenant = text_of(body, "tenant") or (factory.tenants[0].name if factory.tenants else "")
         found = next((t for t in factory.tenants if t.name == tenant), None)
@@ -67,13 +71,23 @@ class Commands:
             expires_us=number_of(body, "expires_us"),
         )
         await self.submit(events.KeyCreated(now_us, key))
-        return {**key_view(key), "secret": secret}
+        return {**key_view(key), "secret": secret, "effective": await self._told()}
 
     async def disable_key(self, key: str, by: str) -> dict[str, Any]:
         if key not in self.context.state.keys:
             raise NotFoundError(f"there is no key {key!r}", fix="tokenmill keys list")
         await self.submit(events.KeyDisabled(self.context.now_us(), key, by))
-        return {"id": key, "disabled": True}
+        return {"id": key, "disabled": True, "effective": await self._told()}
+
+    async def _told(self) -> bool:
+        """Wait until every gateway process decides by the present table; False where one is late."""
+        version, folder = self.context.state.table_version, self.context.paths.run
+        deadline = time.monotonic() + TOLD_WITHIN_S
+        while not await asyncio.to_thread(all_know, folder, version, self.context.now_us()):
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(0.02)
+        return True
 
     async def start_run(self, body: dict[str, Any], by: str) -> dict[str, Any]:
         async with self._naming:

@@ -153,6 +153,12 @@ def drained(folder: Path, replica: str, table_version: int, now_us: int) -> bool
     )
 
 
+def all_know(folder: Path, table_version: int, now_us: int) -> bool:
+    """Whether every gateway process that says anything now decides by this table or a newer one."""
+    states = read_states(folder, now_us, SILENT_US)
+    return all(int(found.get("table_version", -1)) >= table_version for found in states)
+
+
 def read_states(folder: Path, now_us: int, oldest_us: int) -> list[dict[str, Any]]:
     """What each gateway process says of itself, of those that wrote it not longer ago than ``oldest_us``."""
     found = _read(sorted(folder.glob("gateway*.json")))

@@ -156,15 +156,17 @@ class Gateway:
     def count_response(self, status: int) -> None:
         self.metrics.add(self.metrics.responses, (str(status),))
 
-    def poll_table(self) -> None:
-        """Take a newer table when there is one. Called ten times a second, as long as the loop is well."""
+    def poll_table(self) -> bool:
+        """Take a newer table; True when there is one. Called ten times a second, if the loop is well."""
         self.ticked_s = self.loop.time()
-        if self.tables.poll():
-            index = self.serving.index
-            with self.shared:
-                self.memory = refresh(index, self.memory)
-            quotas = {f"meter {limit.meter}" for limits in index.all_limits() for limit in limits}
-            self.shared.compact(quotas | {f"replica {name}" for name in self.serving.endpoints})
+        if not self.tables.poll():
+            return False
+        index = self.serving.index
+        with self.shared:
+            self.memory = refresh(index, self.memory)
+        quotas = {f"meter {limit.meter}" for limits in index.all_limits() for limit in limits}
+        self.shared.compact(quotas | {f"replica {name}" for name in self.serving.endpoints})
+        return True
 
     def sweep(self) -> None:
         """Once a second: time limits, the disk, idle connections."""

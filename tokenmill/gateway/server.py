@@ -157,7 +157,8 @@ class Server:
             await asyncio.sleep(0.02)
 
     async def _tick(self, gateway: Gateway) -> None:
-        """Ten times a second: the table and probes; once a second: limits, the disk, the state file."""
+        """Ten times a second: the table and probes; once a second: limits, the disk. The state file is
+        written once a second, and with a new table at once: somebody waits until all know it."""
         prober = Prober(gateway)
         count = 0
         due = gateway.loop.time()
@@ -165,11 +166,12 @@ class Server:
             due = max(due + TICK_S, gateway.loop.time())
             await asyncio.sleep(due - gateway.loop.time())
             gateway.loop_lag_s = max(gateway.loop.time() - due, gateway.loop_lag_s * 0.9)
-            gateway.poll_table()
+            newer = gateway.poll_table()
             prober.look()
             count += 1
             if count % 10 == 0:
                 gateway.sweep()
+            if newer or count % 10 == 0:
                 write_state(gateway, self.options.state)
 
 

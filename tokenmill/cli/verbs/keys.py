@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from tokenmill.cli.client import Client, connect
 from tokenmill.cli.options import AsJson, Directory, File, locate
-from tokenmill.cli.output import add_rows, examples, print_json, status_text, stdout, table
+from tokenmill.cli.output import add_rows, examples, print_json, status_text, stderr, stdout, table
 from tokenmill.console.text import clock
 from tokenmill.domain.errors import NotFoundError, UsageError
 from tokenmill.domain.units import parse_duration
@@ -96,6 +96,7 @@ def disable(key: Id, directory: Directory = None, file: File = None, as_json: As
         print_json(found)
     else:
         stdout().print(f"{key} is disabled.")
+        _warn_late(found)
 
 
 @app.command("rotate", epilog=examples("tokenmill keys rotate key-1f2e3d4c"))
@@ -126,6 +127,13 @@ def _show_new(key: dict[str, Any], as_json: bool) -> None:
     console.print(f"{key['id']} for {escape(key['tenant'])}/{escape(key['project'])} ({key['scope']})")
     console.print(f"  [bold]{key['secret']}[/bold]")
     console.print("[dim]It is not shown again.[/dim]")
+    _warn_late(key)
+
+
+def _warn_late(found: dict[str, Any]) -> None:
+    """A gateway that was busy or stopped has not heard of the key yet; it will."""
+    if not found["effective"]:
+        stderr().print("[yellow]–[/yellow] A gateway has not taken this in yet: tokenmill logs gateway")
 
 
 def _status(key: dict[str, Any]) -> str:
