@@ -73,6 +73,34 @@ def test_what_serves_already_is_ready_now():
     assert "The change is ready now." in report.to_text(forecast)
 
 
+def test_a_changed_engine_is_ready_when_its_replacement_is():
+    world = started(template())
+    serves = rehearse(world.state, factory_of(template()), now_us=world.now_us)
+    changed = rehearse(
+        world.state, factory_of(template().replace("slots: 4", "slots: 1")), now_us=world.now_us
+    )
+    assert (serves.converged, serves.converge_us) == (changed.converged, 0) == (True, 0)
+    assert changed.converge_us == changed.deployments[0].ready_us == 2_800_000
+    assert changed.deployments[0].tpot_p99_ms.value < serves.deployments[0].tpot_p99_ms.value / 2
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_what_is_rehearsed_is_what_happens_where_old_replicas_make_room(busy):
+    world = started(template())
+    if busy:
+        world.send(events.RunSubmitted(world.now_us, "run-000001", "desk"))
+        world.run(world.now_us + 5_000_000)
+    wanted = factory_of(template().replace("slots: 4", "slots: 2\nreplicas: 5"))
+    forecast = rehearse(world.state, wanted, now_us=world.now_us)
+    world.send(events.SpecApplied(world.now_us, world.state.version, wanted))
+    world.run(world.now_us + 30_000_000)
+    now = {d.name: len(ready(world, d.name)) for d in wanted.deployments}
+    assert {row.name: row.replicas_ready for row in forecast.deployments} == now
+    assert (forecast.converged, sum(now.values())) == (False, 8)
+    said = "Jobs that run now are taken to run on, unless they have to give way."
+    assert (said in forecast.assumptions) is busy
+
+
 def test_a_worse_candidate_is_rejected():
     world = started(template())
     world.passes = False

@@ -11,11 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tokenmill.control.deployments import same_engine
+from tokenmill.control.releases import fits, remote
 from tokenmill.control.state import State
 from tokenmill.domain import events
 from tokenmill.domain.factory import Deployment, Factory, Node
 from tokenmill.domain.table import AliasEntry
-from tokenmill.domain.work import Replica, ReplicaStatus
+from tokenmill.domain.work import JobStatus, Replica, ReplicaStatus
 from tokenmill.spec.catalogue import catalogue
 from tokenmill.twin.calibrate import Calibration, cpu_embedded
 from tokenmill.twin.engine_model import EngineModel, RooflineModel, shape_of
@@ -86,7 +88,7 @@ def rehearse(
         seed=seed,
         base_version=state.version,
         converged=converged,
-        converge_us=_last_us(world.state.replicas.values(), now_us) if converged else 0,
+        converge_us=max((row.ready_us for row in rows), default=0) if converged else 0,
         pending=_behind(world.state),
         duration_s=round(duration_s, 6),
         deployments=rows,
@@ -95,22 +97,28 @@ def rehearse(
         energy_j=round(watts * duration_s, 3),
         cost_micros_per_mtok=_cost(world.state, factory, watts, tokens_per_s.value),
         currency=factory.prices[0].currency if factory.prices else "",
-        assumptions=_assumptions(traffic, loads, world.state),
+        assumptions=_assumptions(traffic, loads, state, world.state),
     )
 
 
 def _apply(state: State, factory: Factory, now_us: int, machine: Node, timings: Timings) -> World:
     world = World(state, timings, now_us=now_us)
-    world.table = state.table if state.table_version else None
     world.send(events.ControllerStarted(now_us, state.epoch + 1))
+    world.take_over()
     present = factory.nodes or (() if state.nodes else (machine,))
     for node in present:
         if node.id not in state.nodes:
             site = node.site if factory.nodes else next((s.name for s in factory.sites), node.site)
             world.send(events.NodeJoined(now_us, replace(node, site=site)))
     world.send(events.SpecApplied(now_us, state.version, factory, "rehearsal"))
-    world.run(now_us + HORIZON_US, lambda after: not _behind(after))
+    world.run(now_us + HORIZON_US, _settled)
     return world
+
+
+def _settled(state: State) -> bool:
+    """All that is wanted is ready, and what it replaces is gone."""
+    draining = (r.status is ReplicaStatus.DRAINING for r in state.replicas.values())
+    return not _behind(state) and not any(draining)
 
 
 def rehearse_plain(state: State, factory: Factory, known: Profile | None = None) -> dict[str, Any]:
@@ -143,28 +151,35 @@ def _wanted(state: State) -> dict[str, int]:
 
 
 def _behind(state: State) -> tuple[str, ...]:
-    """Deployments with fewer ready replicas than they should have, and why; a line's once it released."""
+    """Deployments with fewer ready replicas than they should have, made as they ask, and why; a line's once
+    it released."""
     behind: list[str] = []
     for deployment in state.factory.deployments:
-        replicas = [r for _, r in sorted(state.replicas.items()) if r.deployment == deployment.name]
-        ready = sum(r.status is ReplicaStatus.READY for r in replicas)
         alias = state.aliases.get(deployment.name)
-        served = alias is not None and bool(alias.desired)
-        if ready >= deployment.replicas or (deployment.line and not served):
+        desired = alias.desired if alias is not None else ""
+        if deployment.line and not desired:
+            continue
+        replicas = [state.replicas[name] for name in sorted(state.index.replicas_of.get(deployment.name, ()))]
+        current = [r for r in replicas if r.release == desired and same_engine(r.spec, deployment)]
+        ready = sum(r.status is ReplicaStatus.READY for r in current)
+        importing = _import_reason(state, deployment)
+        if ready >= deployment.replicas and not importing:
             continue
         reasons = dict.fromkeys(
-            r.reason or r.status.value for r in replicas if r.status is not ReplicaStatus.READY
+            r.reason or r.status.value for r in current if r.status is not ReplicaStatus.READY
         )
-        why = "; ".join(reasons) or (_import_reason(state, deployment) or "nothing was started")
+        why = "; ".join(reasons) or importing or "nothing was started"
         behind.append(f"{deployment.name}: {ready} of {deployment.replicas} replicas are ready: {why}")
     return tuple(behind)
 
 
 def _import_reason(state: State, deployment: Deployment) -> str:
+    """Why the model that it asks for is not there; empty when it is, or comes from elsewhere."""
+    model = next((m for m in state.factory.models if m.name == deployment.model), None)
     known = state.models.get(deployment.model)
-    if known is None:
-        return f"the model {deployment.model} is not imported"
-    return known.error
+    if model is None or remote(deployment) or fits(model, known):
+        return ""
+    return (known.error if known else "") or f"the model {deployment.model} is not imported"
 
 
 def _modelled(state: State, deployment: Deployment, sharing: dict[str, int], known: Profile) -> Modelled:
@@ -314,7 +329,7 @@ def _cost(state: State, factory: Factory, watts: float, tokens_per_s: float) -> 
 
 
 def _assumptions(
-    traffic: Sequence[Arrival] | None, loads: dict[str, AliasLoad], state: State
+    traffic: Sequence[Arrival] | None, loads: dict[str, AliasLoad], before: State, after: State
 ) -> tuple[str, ...]:
     said = ["Times to import, start and load are assumed as for a small model, and were not measured."]
     if traffic is None and loads:
@@ -324,7 +339,9 @@ def _assumptions(
         )
     if any(load.scale > 1 for load in loads.values()):
         said.append("Of each deployment 32 replicas were modelled, the others taken to do the same.")
-    if any(not known.node.accelerators for known in state.nodes.values()):
+    if any(job.status is JobStatus.RUNNING for job in before.jobs.values()):
+        said.append("Jobs that run now are taken to run on, unless they have to give way.")
+    if any(not known.node.accelerators for known in after.nodes.values()):
         said.append("Replicas on one node's cores are all busy at once and share them equally.")
     said.append("Power is uncalibrated: linear between the idle and maximum watts of the catalogue.")
     return tuple(said)

@@ -11,13 +11,13 @@ import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from tokenmill.control.core import step
+from tokenmill.control.core import resume, step
 from tokenmill.control.state import State
 from tokenmill.domain import effects, events
 from tokenmill.domain.codec import digest_of
 from tokenmill.domain.errors import invariant
 from tokenmill.domain.table import Table
-from tokenmill.domain.work import Imported, JobResult, JobSpec, WorkUsage
+from tokenmill.domain.work import Imported, JobResult, JobSpec, JobStatus, ReplicaStatus, WorkUsage
 from tokenmill.policy.gate import NAMED
 from tokenmill.twin.faults import Fault
 
@@ -73,6 +73,18 @@ class World:
         self.state = after
         self.log.append((event.at_us, type(event).__name__))
         for effect in wanted:
+            self.carry_out(effect)
+
+    def take_over(self) -> None:
+        """What runs by the state goes on here, and what is outstanding is done. A job goes on until it is
+        stopped: when it would end by itself nobody knows."""
+        for name, replica in self.state.replicas.items():
+            if replica.status in (ReplicaStatus.READY, ReplicaStatus.DRAINING):
+                self._alive[name] = (replica.since_us, (replica.node,))
+        for name, job in self.state.jobs.items():
+            if job.status in (JobStatus.STARTING, JobStatus.RUNNING, JobStatus.STOPPING):
+                self._alive[name] = (job.started_us, job.nodes)
+        for effect in resume(self.state, self.now_us):
             self.carry_out(effect)
 
     def at(self, at_us: int, event: events.Event, process: str = "") -> None:
