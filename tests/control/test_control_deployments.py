@@ -15,7 +15,8 @@ from tokenmill.domain.effects import (
     WakeAt,
 )
 from tokenmill.domain.errors import ConflictError, NotFoundError, RefusedError
-from tokenmill.domain.factory import Deployment, Model, Objective, Peer, Resources
+from tokenmill.domain.factory import CanaryPlan, CanaryStep, Deployment, Model, Objective, Peer, Resources
+from tokenmill.domain.outcomes import Outcomes
 from tokenmill.domain.work import ReplicaStatus, WorkUsage
 
 STARTING, READY, DRAINING = ReplicaStatus.STARTING, ReplicaStatus.READY, ReplicaStatus.DRAINING
@@ -122,6 +123,93 @@ def test_changed_spec_drains_first_when_there_is_no_room_for_both(mill: Mill) ->
     assert mill.of(StartReplica) == []
     mill.tell(ev.ReplicaExited, old, "stopped")
     assert len(mill.of(StartReplica)) == 1
+
+
+def test_nobody_grows_into_the_room_that_another_needs_to_be_replaced(mill: Mill) -> None:
+    """Four cores, two used: each of two changed deployments gets one successor, then the others by turn."""
+    mill.join()
+    mill.apply(factory(chat(), chat(name="other")))
+    mill.bring()
+    mill.up_all()
+    old = mill.named(READY)
+    mill.apply(factory(chat(slots=8, replicas=4), chat(name="other", slots=8, replicas=4)))
+    assert [len(mill.named(STARTING, name)) for name in ("chat", "other")] == [1, 1]
+    assert mill.of(StopReplica) == [], "the last one that serves stays until a new one does"
+    mill.up_all()
+    assert [e.draining for name in ("chat", "other") for e in mill.entry(name).endpoints] == [True, False] * 2
+    for name in old:
+        mill.tell(ev.ReplicaExited, name, "stopped")
+    assert len(mill.named(STARTING)) == 2
+
+
+def test_changed_replicas_are_replaced_one_by_one_where_there_is_no_room(mill: Mill) -> None:
+    serving(mill, replicas=4)
+    mill.up_all()
+    mill.apply(factory(chat(slots=8, replicas=4)))
+    serves = []
+    while left := mill.named(DRAINING):
+        mill.tell(ev.ReplicaExited, left[0], "stopped")
+        mill.up_all()
+        serves.append(len(mill.named(READY)))
+    assert serves == [3, 3, 3, 4], "one is away at a time"
+    assert {replica.spec.slots for replica in mill.state.replicas.values() if replica.status is READY} == {8}
+
+
+@pytest.mark.parametrize(("count", "least"), [(1, 1), (2, 1), (4, 2)])
+def test_a_new_release_takes_a_full_floor_over_while_enough_serve(mill: Mill, count: int, least: int) -> None:
+    """The last old replica never goes for a release that nothing serves; a single one waits for room."""
+    mill.join(cpu=1000 * count)
+    mill.apply(factory(chat(replicas=count)))
+    mill.bring()
+    mill.up_all()
+    mill.apply(factory(chat(replicas=count), models=(Model("m", "package:new"),)))
+    mill.bring(digest="sha256:bb")
+    assert mill.alias().desired == "import-m-bb"
+    serves = [count]
+    while left := mill.named(DRAINING):
+        serves.append(sum(not e.draining for e in mill.entry().endpoints if e.release in served(mill)))
+        mill.tell(ev.ReplicaExited, left[0], "stopped")
+        mill.up_all()
+    assert min(serves) == least
+    assert served(mill) == ({"import-m"} if count == 1 else {"import-m-bb"})
+    assert len(mill.named(READY)) == count
+
+
+def test_a_candidate_takes_one_place_of_a_full_floor_until_it_passed(mill: Mill) -> None:
+    canary = CanaryPlan((CanaryStep(100, 60_000_000),), min_requests=1)
+    mill.join(cpu=4000)
+    mill.apply(factory(chat(replicas=4, canary=canary)))
+    mill.bring()
+    mill.up_all()
+    mill.apply(factory(chat(replicas=4, canary=canary), models=(Model("m", "package:new"),)))
+    mill.bring(digest="sha256:bb")
+    mill.tell(ev.ReplicaExited, mill.named(DRAINING)[0], "stopped")
+    mill.up_all()
+    assert mill.entry().targets == (("import-m", 900), ("import-m-bb", 100))
+    assert (len(mill.named(READY)), mill.named(DRAINING)) == (4, [])
+    for release in ("import-m", "import-m-bb"):
+        mill.tell(ev.OutcomesReported, "chat", release, Outcomes(100, 0, ((10, 100),)))
+    mill.wait(61)
+    while left := mill.named(DRAINING):
+        assert len(mill.named(READY)) >= 2
+        mill.tell(ev.ReplicaExited, left[0], "stopped")
+        mill.up_all()
+    assert (served(mill), len(mill.named(READY))) == ({"import-m-bb"}, 4)
+
+
+def served(mill: Mill) -> set[str]:
+    return {release for release, weight in mill.entry().targets if weight}
+
+
+def test_a_successor_that_fails_takes_no_more_of_the_old_ones_with_it(mill: Mill) -> None:
+    serving(mill, replicas=4)
+    mill.up_all()
+    mill.apply(factory(chat(slots=8, replicas=4)))
+    mill.tell(ev.ReplicaExited, mill.named(DRAINING)[0], "stopped")
+    for _ in range(4):
+        mill.tell(ev.ReplicaExited, mill.named(STARTING)[0], "crashed")
+        mill.wait(120)
+        assert (len(mill.named(READY)), mill.named(DRAINING)) == (3, [])
 
 
 def test_unchanged_deployment_is_left_alone(mill: Mill) -> None:

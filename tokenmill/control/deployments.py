@@ -1,10 +1,11 @@
 """Deployments and their aliases: which release is desired, when traffic flips to it, and what drains after.
 
-Traffic flips when enough replicas of the desired release are ready, and only then do the others drain. A
-changed spec is replaced the same way when there is room for both, else an old replica drains first. A removed
-deployment drains. ``desired`` is changed by events (an import, a release, a rollback, a new spec), never by
-looking at state, so that a release which was given up or rolled back is not chosen again by itself. With a
-canary plan the flip is the end of a way in steps (``control.canary``); a person's choice goes straight.
+Traffic flips when enough replicas of the desired release are ready, and only then do the others drain. Where
+there is no room for both they are replaced one by one, and nobody grows before everybody has a successor. A
+removed deployment drains. ``desired`` is changed by events (an import, a release, a rollback, a new spec),
+never by looking at state, so that a release which was given up or rolled back is not chosen again by itself.
+With a canary plan the flip is the end of a way in steps (``control.canary``); a person's choice goes
+straight.
 """
 
 from __future__ import annotations
@@ -187,6 +188,18 @@ def wanted(deployment: Deployment, memory: ScaleMemory | None) -> int:
     return min(max(memory.wanted if memory else 0, deployment.replicas), most)
 
 
+def succeed(draft: Draft, name: str, now_us: int) -> None:
+    """Start one successor where all are to be replaced, before any deployment grows into the room."""
+    deployment, alias = draft.index.deployments.get(name), draft.aliases.get(name)
+    if deployment is None or alias is None or alias.desired not in draft.releases:
+        return
+    current, others = _split(draft, deployment, alias)
+    if others and not current and wanted(deployment, draft.scaling.get(name)):
+        _fill(draft, deployment, alias, 1, now_us)
+        for replica in _split(draft, deployment, alias)[0]:
+            replicas.start(draft, replica, now_us)
+
+
 def reconcile(draft: Draft, name: str, now_us: int) -> None:
     """Bring one deployment a step nearer to its spec: fill, start, flip, drain."""
     deployment = draft.index.deployments.get(name)
@@ -198,9 +211,11 @@ def reconcile(draft: Draft, name: str, now_us: int) -> None:
         return
     count = wanted(deployment, draft.scaling.get(name))
     _fill(draft, deployment, alias, count, now_us)
-    _start(draft, deployment, name, now_us)
+    waiting = _start(draft, deployment, name, now_us)
     current, others = _split(draft, deployment, alias)
-    if _enough(current, alias, min(count, deployment.replicas)):
+    enough = _enough(current, others, alias, min(count, deployment.replicas))
+    making = waiting is not None and not enough and _make_room(draft, deployment, alias, waiting, now_us)
+    if enough or (not making and _placed(current)):
         if deployment.canary is not None and canary.needed(deployment, alias):
             canary.begin(draft, alias, deployment.canary, now_us)
             return
@@ -242,54 +257,74 @@ def _fill(draft: Draft, deployment: Deployment, alias: Alias, count: int, now_us
         replicas.retire(draft, replica, now_us, f"{count} replicas are wanted")
 
 
-def _start(draft: Draft, deployment: Deployment, name: str, now_us: int) -> None:
+def _start(draft: Draft, deployment: Deployment, name: str, now_us: int) -> Replica | None:
+    """Start what waits. Returns the first for which no node has room; jobs may have to give way to it."""
     if not draft.unplaced.get(name):
-        return
+        return None
     for replica in _live(draft, name):
         if replica.status is ReplicaStatus.PENDING and not replicas.start(draft, replica, now_us):
-            _make_room(draft, deployment, replica, now_us)
             release = draft.releases.get(replica.release)
             if release is not None:
                 demand = replicas.demand_of(draft, replica.spec or deployment, release)
                 preempt_for_replica(draft, replica, demand, now_us)
-            return
+            return replica
+    return None
 
 
-def _make_room(draft: Draft, deployment: Deployment, waiting: Replica, now_us: int) -> None:
-    """Drain one old replica whose spec was changed, when that makes room and nothing is draining already."""
+def _make_room(draft: Draft, deployment: Deployment, alias: Alias, waiting: Replica, now_us: int) -> bool:
+    """Whether an old replica drains for the one that waits; one begins to if that makes room.
+
+    One at a time: the next when its successor is ready, and none while successors fail. The last one goes for
+    a changed spec only, which a person wants, and only where nothing new serves: a release waits for room. A
+    candidate has one replica until it has earned its traffic.
+    """
     names = draft.replicas_of.get(deployment.name, ())
     if any(draft.replicas[name].status is ReplicaStatus.DRAINING for name in names):
-        return
-    old = [
-        replica
-        for replica in _live(draft, deployment.name)
-        if replica.status in STARTED and _changed(replica.spec, deployment)
-    ]
+        return True
+    current, others = _split(draft, deployment, alias)
+    old = [replica for replica in others if replica.status in STARTED]
     release = draft.releases.get(waiting.release)
-    if not old or release is None or _changed(waiting.spec, deployment):
-        return
+    if not old or release is None or waiting not in current:
+        return False
+    if any(replica.status in (ReplicaStatus.STARTING, ReplicaStatus.FAILED) for replica in current):
+        return False
+    serves = any(replica.status is ReplicaStatus.READY for replica in current)
+    if len(old) == 1 and (serves or not _changed(old[0].spec, deployment)):
+        return False
+    if serves and canary.needed(deployment, alias):
+        return False
     demand = replicas.demand_of(draft, deployment, release)
     leaving = {replica.id for replica in old}
-    if place(draft.fleet_if(lambda lease: lease.owner not in leaving), demand) is not None:
-        replicas.retire(draft, old[0], now_us, "it makes room for the changed deployment")
+    if place(draft.fleet_if(lambda lease: lease.owner not in leaving), demand) is None:
+        return False
+    replicas.retire(draft, old[0], now_us, "it makes room for the changed deployment")
+    return True
 
 
 def _changed(old: Deployment | None, new: Deployment) -> bool:
     return old is None or not same_engine(old, new) or (old.model, old.line) != (new.model, new.line)
 
 
-def _enough(current: list[Replica], alias: Alias, least: int) -> bool:
-    """Whether the desired release can carry the traffic.
+def _enough(current: list[Replica], others: list[Replica], alias: Alias, least: int) -> bool:
+    """Whether what is as desired can carry the traffic.
 
-    All that the spec asks for are ready; or those that could be placed are, and no node has room for the
-    rest. An alias that nothing serves yet flips to the first one.
+    All that the spec asks for are ready; or those that could be placed are, and as many as still serve of the
+    releases before. Of the same release all serve together, so none has to go before the last. An alias that
+    nothing serves yet flips to the first one.
     """
     ready = sum(r.status is ReplicaStatus.READY and bool(r.address) for r in current)
     if ready == 0:
         return False
     if ready >= least or not alias.targets:
         return True
-    return all(r.status in (ReplicaStatus.READY, ReplicaStatus.PENDING) for r in current)
+    still = [replica.release for replica in others if replica.status is ReplicaStatus.READY]
+    return _placed(current) and alias.desired not in still and ready >= len(still)
+
+
+def _placed(current: list[Replica]) -> bool:
+    """Whether some serve, and all others wait for room."""
+    ready = any(r.status is ReplicaStatus.READY and r.address for r in current)
+    return ready and all(r.status in (ReplicaStatus.READY, ReplicaStatus.PENDING) for r in current)
 
 
 def _flip(draft: Draft, alias: Alias, now_us: int) -> None:

@@ -27,7 +27,10 @@ def reconcile(draft: Draft, now_us: int) -> None:
                 if run in draft.runs:
                     runs.advance(draft, run, now_us)
         elif draft.touched_deployments:
-            for name in _take(draft.touched_deployments):
+            names = _take(draft.touched_deployments)
+            for name in names:
+                deployments.succeed(draft, name, now_us)
+            for name in names:
                 deployments.reconcile(draft, name, now_us)
         elif draft.freed or draft.fresh_jobs:
             schedule(draft, now_us)
