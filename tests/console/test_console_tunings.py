@@ -9,7 +9,7 @@ import pytest
 from console_bed import Bed
 from test_console_files import secret_of, upload
 
-from tokenmill.console.tenant.tuning_view import job_view
+from tokenmill.console.tenant.tuning_view import WAITS, job_view
 
 ROW = b'{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"a"}]}\n'
 REQUIRED = {
@@ -83,6 +83,23 @@ def test_pause_resume_cancel(served: Bed, mine: Client) -> None:
     assert mine.post(f"/{job}/resume").json()["status"] in ("running", "queued")
     assert mine.post(f"/{job}/cancel").json()["status"] == "cancelled"
     assert mine.get(f"/{job}").json()["error"] is None
+
+
+def test_a_job_without_room_says_that_it_waits(served: Bed, mine: Client) -> None:
+    served.floor.held.add("command")
+    room = {"tenant": "globex", "project": "web", "command": ["true"], "resources": {"cpu_millis": 7000}}
+    other = served.client.post("/api/jobs", json=room).json()["job"]
+    job = mine.make().json()["id"]
+
+    def said() -> list[str]:
+        return [event["message"] for event in mine.get(f"/{job}/events", limit=100).json()["data"]]
+
+    served.until(lambda: WAITS in said())
+    assert "Validating training file" not in said()
+    served.client.post(f"/api/jobs/{other}/cancel")
+    served.until(lambda: mine.get(f"/{job}").json()["status"] == "succeeded")
+    assert "Validating training file" in said()
+    assert WAITS not in said()
 
 
 def test_a_station_that_fails_is_the_jobs_error(served: Bed, mine: Client) -> None:

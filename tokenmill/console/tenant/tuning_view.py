@@ -104,8 +104,11 @@ def job_events(state: State, paths: Paths, tuning: Tuning) -> list[dict[str, Any
     if run is None:
         return made.found
     for station in run.stations:
-        if station.started_us and station.name in BEGINS:
+        waits = _waits(state, station)
+        if station.started_us and station.name in BEGINS and waits != WAITS:
             made.add(station.started_us, BEGINS[station.name])
+        if waits:
+            made.add(station.started_us, waits)
         if station.name == "tune" and station.job:
             for line in _steps(paths, station.job):
                 made.step(line)
@@ -113,6 +116,14 @@ def job_events(state: State, paths: Paths, tuning: Tuning) -> list[dict[str, Any
             made.add(station.ended_us, ENDS[station.name](station))
     _add_end(made, run, tuning)
     return sorted(made.found, key=lambda event: event["_order"])
+
+
+def _waits(state: State, station: StationState) -> str:
+    """What is said of a station whose job has no room now."""
+    job = state.jobs.get(station.job)
+    if station.status is not StationStatus.RUNNING or job is None or job.status is not JobStatus.PENDING:
+        return ""
+    return WAITS if job.attempt == 0 else WAITS_AGAIN
 
 
 def _add_end(made: _Events, run: Run, tuning: Tuning) -> None:
@@ -153,6 +164,8 @@ def checkpoints(state: State, tuning: Tuning) -> list[dict[str, Any]]:
     ]
 
 
+WAITS = "The job waits until the factory has room for it"
+WAITS_AGAIN = "The job was interrupted, and goes on when the factory has room for it"
 BEGINS = {
     "intake": "Validating training file",
     "tune": "Fine-tuning job started",
