@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from control_mill import GPU, SMALL, Mill, chat, factory
 
 from tokenmill.control.core import CHECKS, HANDLERS, LIGHT, check, replay, resume, step
+from tokenmill.control.nodes import all_joined
 from tokenmill.control.plan import diff
 from tokenmill.control.snapshot import dump, load
 from tokenmill.control.state import EMPTY
@@ -24,7 +26,7 @@ from tokenmill.domain.effects import (
     StopReplica,
     WakeAt,
 )
-from tokenmill.domain.errors import ConflictError, DataError, NotFoundError, RefusedError
+from tokenmill.domain.errors import ConflictError, DataError, InvariantError, NotFoundError, RefusedError
 from tokenmill.domain.factory import Project, Resources, Tenant
 from tokenmill.domain.work import JobSpec, Key, ReplicaStatus
 
@@ -191,3 +193,16 @@ def test_why_a_replica_waits(mill: Mill) -> None:
     (other,) = set(mill.state.replicas) - {waiting}
     assert f"work that holds room ends: {other} of small" in why(mill.state, "large", mill.now).changes
     assert why(mill.state, "chat", mill.now).status == "not serving"
+
+
+def test_nodes_that_join_at_once_give_what_they_give_one_by_one(mill: Mill) -> None:
+    made = mill.state
+    for name, gpus in (("n1", 4), ("n0", 0), ("n2", 4), ("n1", 8)):
+        mill.join(name, gpus)
+    nodes = [mill.state.nodes[name].node for name in ("n1", "n0", "n2")]
+    smaller = replace(nodes[0], accelerators=nodes[0].accelerators[:4])
+    at_us = mill.state.nodes["n0"].joined_us
+    assert all_joined(made, [smaller, nodes[1], nodes[2], nodes[0]], at_us) == mill.state
+    mill.apply(factory(chat()))
+    with pytest.raises(InvariantError):
+        all_joined(mill.state, nodes, at_us)

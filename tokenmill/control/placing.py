@@ -8,7 +8,7 @@ from tokenmill.control.draft import Draft
 from tokenmill.control.reservations import open_fleet
 from tokenmill.domain.factory import Node
 from tokenmill.policy.place import Demand, Memo, Placement, place
-from tokenmill.policy.power import caps_of, exceeded, places_of, steeper, work_mw
+from tokenmill.policy.power import caps_of, exceeded, place_names, steeper, work_mw
 
 TRIES_MOST = 8
 """Racks that are left out one after the other because their power does not suffice."""
@@ -66,15 +66,18 @@ def _of_worker(node: Node, demand: Demand) -> int:
 
 def drawn_mw(draft: Draft, places: Iterable[str]) -> dict[str, int]:
     """What each of these places may draw now: nodes that are there, and all that is held."""
-    drawn = dict.fromkeys(sorted(places), 0)
+    by_rack: dict[tuple[str, str], int] = {}
     for state in draft.nodes.values():
         if not state.lost:
-            for place_name in places_of(state.node):
-                if place_name in drawn:
-                    drawn[place_name] += state.node.idle_mw
+            at = (state.node.site, state.node.rack)
+            by_rack[at] = by_rack.get(at, 0) + state.node.idle_mw
     for lease in draft.leases.values():
         node = draft.nodes[lease.node].node
-        for place_name in places_of(node):
+        at = (node.site, node.rack)
+        by_rack[at] = by_rack.get(at, 0) + work_mw(node, lease.cpu_millis, len(lease.accelerators))
+    drawn = dict.fromkeys(sorted(places), 0)
+    for at, draw_mw in by_rack.items():
+        for place_name in place_names(*at):
             if place_name in drawn:
-                drawn[place_name] += work_mw(node, lease.cpu_millis, len(lease.accelerators))
+                drawn[place_name] += draw_mw
     return drawn

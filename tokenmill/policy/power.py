@@ -47,7 +47,12 @@ def caps_of(factory: Factory) -> dict[str, Cap]:
 
 def places_of(node: Node) -> tuple[str, str]:
     """The places whose caps hold for a node."""
-    return f"site {node.site}", f"rack {node.rack}"
+    return place_names(node.site, node.rack)
+
+
+def place_names(site: str, rack: str) -> tuple[str, str]:
+    """What a site and a rack are called where caps and ramps are looked up."""
+    return f"site {site}", f"rack {rack}"
 
 
 @value

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
+from tokenmill.control.nodes import all_joined
 from tokenmill.control.state import EMPTY, State
 from tokenmill.domain import events
 from tokenmill.domain.errors import DataError
@@ -131,8 +132,7 @@ class FactoryDay:
         self.world = world = FactoryWorld(EMPTY, self.timings, busy=self._is_busy)
         world.training = {job.id: job.training for job in self.jobs}
         world.send(events.ControllerStarted(0, 1))
-        for node in self.factory.nodes:
-            world.send(events.NodeJoined(0, node))
+        world.state = all_joined(world.state, self.factory.nodes, 0)
         world.send(events.SpecApplied(0, 0, self.factory, "rehearsal"))
         least = sum(d.replicas for d in self.factory.deployments)
         world.run(SETTLE_US, lambda state: _ready(state.replicas.values()) >= least)
