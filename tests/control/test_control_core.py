@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,8 +28,10 @@ from tokenmill.domain.effects import (
     WakeAt,
 )
 from tokenmill.domain.errors import ConflictError, DataError, InvariantError, NotFoundError, RefusedError
-from tokenmill.domain.factory import Project, Resources, Tenant
+from tokenmill.domain.factory import Factory, Project, Resources, Tenant
 from tokenmill.domain.work import JobSpec, Key, ReplicaStatus
+from tokenmill.spec.factory_file import load as load_file
+from tokenmill.spec.factory_file import template
 
 SPEC = JobSpec("command", "a", "p", ("true",), resources=GPU)
 
@@ -165,6 +168,30 @@ def test_diff_names_what_changes_and_what_follows(busy: Mill) -> None:
     assert "drain" in found["remove", "deployment", "other"]
     assert diff(busy.state, busy.state.factory).changes == ()
     assert plan.digest != diff(busy.state, busy.state.factory).digest
+
+
+@pytest.mark.parametrize(
+    ("written", "then", "said"),
+    [
+        (
+            "requests_per_minute: 600",
+            "requests_per_minute: 2",
+            "projects.support.quota.requests_per_minute: 600 -> 2",
+        ),
+        ("  - research\n", "  - other\n", "projects: - research, projects: + other"),
+        ("  tokens_per_day: 50M\n", "", "quota.tokens_per_day: 50000000 -> not set"),
+        ("tenants: [acme]", "tenants: [acme, globex]", "tenants: acme -> acme, globex"),
+        ("epochs: 1", "epochs: 2", "stations.tune.params.epochs: 1 -> 2"),
+        ("timeout: 30m", "timeout: 40m", "stations.tune.timeout: 30 m -> 40 m"),
+    ],
+)
+def test_diff_says_which_field_of_what_lies_within(written: str, then: str, said: str) -> None:
+    def read(text: str) -> Factory:
+        return load_file([Path("f.yaml")], {}, lambda path: text)
+
+    state = replace(EMPTY, factory=read(template()), version=1)
+    (change,) = diff(state, read(template().replace(written, then))).changes
+    assert said in change.detail
 
 
 def test_why_explains_all_there_is(busy: Mill) -> None:

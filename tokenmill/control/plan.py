@@ -6,15 +6,15 @@ forecasts nothing; the twin does that.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from tokenmill.control.state import State
 from tokenmill.domain.calendar import format_moment
 from tokenmill.domain.codec import digest_of
 from tokenmill.domain.factory import Factory, ModelQuota, Price
-from tokenmill.domain.units import format_money
+from tokenmill.domain.units import format_duration, format_money, format_power, format_size
 
 NOUNS: tuple[tuple[str, str], ...] = (
     ("site", "sites"),
@@ -41,6 +41,17 @@ WHAT_FOLLOWS = {
     ("deployment", "url"): "replicas are replaced",
     ("model", "source"): "the weights are imported again",
     ("model", "digest"): "the weights are checked against it",
+}
+
+
+PARTS_MOST = 12
+"""More fields of one noun that change are counted, not listed."""
+
+
+UNITS: Mapping[str, Callable[[int], str]] = {
+    "_us": format_duration,
+    "_bytes": format_size,
+    "_mw": format_power,
 }
 
 
@@ -142,9 +153,64 @@ def _detail(what: str, old: Any, new: Any) -> str:
         before, after = getattr(old, field.name), getattr(new, field.name)
         if before == after:
             continue
-        short = isinstance(before, (str, int, float, bool)) and isinstance(after, (str, int, float, bool))
-        parts.append(f"{field.name}: {before!r} -> {after!r}" if short else field.name)
+        parts += _differences(field.name, before, after)
         effect = WHAT_FOLLOWS.get((what, field.name))
         if effect and effect not in follows:
             follows.append(effect)
+    if len(parts) > PARTS_MOST:
+        parts = [*parts[: PARTS_MOST - 1], f"and {len(parts) - PARTS_MOST + 1} more"]
     return "; ".join([", ".join(parts), *follows])
+
+
+def _differences(path: str, old: Any, new: Any) -> list[str]:
+    """What differs below ``path``: records by field, lists of named ones by name, all else whole."""
+    if old == new:
+        return []
+    if is_dataclass(old) and type(old) is type(new):
+        inner = ((f"{path}.{one.name}", one.name) for one in fields(old))
+        return [
+            part for at, name in inner for part in _differences(at, getattr(old, name), getattr(new, name))
+        ]
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        found: list[str] = []
+        for name in sorted({*old, *new}):
+            found += _differences(f"{path}.{name}", old.get(name), new.get(name))
+        return found
+    if _named(old) and _named(new):
+        return _differences_by_name(path, _by_name(old), _by_name(new))
+    return [_difference(path, old, new)]
+
+
+def _differences_by_name(path: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    found = [f"{path}: - {name}" for name in old if name not in new]
+    for name, record in new.items():
+        if name in old:
+            found += _differences(f"{path}.{name}", old[name], record)
+        else:
+            found.append(f"{path}: + {name}")
+    return found or [f"{path}: in another order"]
+
+
+def _difference(path: str, old: Any, new: Any) -> str:
+    for ending, form in UNITS.items():
+        if path.endswith(ending) and isinstance(old, int) and isinstance(new, int):
+            return f"{path.removesuffix(ending)}: {form(old)} -> {form(new)}"
+    if _is_short(old) and _is_short(new):
+        return f"{path}: {_shown(old)} -> {_shown(new)}"
+    return path
+
+
+def _named(records: Any) -> bool:
+    return isinstance(records, tuple) and all(is_dataclass(r) and hasattr(r, "name") for r in records)
+
+
+def _is_short(found: Any) -> bool:
+    if isinstance(found, tuple):
+        return len(found) <= 4 and all(isinstance(part, str | int | float) for part in found)
+    return found is None or isinstance(found, str | int | float)
+
+
+def _shown(found: Any) -> str:
+    if isinstance(found, tuple):
+        return ", ".join(str(part) for part in found) or "none"
+    return "not set" if found is None else repr(found)
