@@ -13,11 +13,11 @@ from console_bed import Bed
 from rich.console import Console
 
 from tokenmill.cli.follow import raise_for_end
-from tokenmill.cli.inference import Answer, find_target, take_line
+from tokenmill.cli.inference import Answer, Target, find_target, take_line
 from tokenmill.cli.options import locate
 from tokenmill.cli.verbs.bench import Bench, percentiles, summary
 from tokenmill.cli.verbs.status import nodes
-from tokenmill.domain.errors import EngineError, GateRejectedError, RunFailedError
+from tokenmill.domain.errors import EngineError, GateRejectedError, NotFoundError, RunFailedError
 from tokenmill.domain.factory import Capture
 from tokenmill.spec.capture_files import CaptureFiles, user_digest
 from tokenmill.twin.profiles import profile, to_json
@@ -292,6 +292,22 @@ def test_the_cli_key_is_made_once_and_private(factory: Any, bed: Bed) -> None:
     key = next(iter(bed.runtime.state.keys))
     bed.client.delete(f"/api/keys/{key}")
     assert find_target(place).key != first.key
+
+
+def test_chat_goes_on_without_the_controller(
+    bed: Bed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No controller listens here: what the gateway wrote and the key that was made are enough."""
+    monkeypatch.setenv("TOKENMILL_DATA_DIR", str(bed.paths.root))
+    place = locate(tmp_path, None)
+    bed.gateway_is_up()
+    with pytest.raises(NotFoundError, match="not running"):
+        find_target(place)  # no key was ever made
+    (bed.paths.root / "cli-key.json").write_text('{"/": {"id": "key-1", "secret": "tm-kept"}}')
+    assert find_target(place) == Target("http://127.0.0.1:8400", "tm-kept")
+    bed.paths.gateway_file().unlink()
+    with pytest.raises(NotFoundError, match="not running"):
+        find_target(place)
 
 
 def test_reading_a_stream() -> None:

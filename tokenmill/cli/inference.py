@@ -18,6 +18,7 @@ import msgspec
 from tokenmill.cli.client import Client
 from tokenmill.cli.options import Place
 from tokenmill.domain.errors import EngineError, NotFoundError, RefusedError, ResourceError
+from tokenmill.floor.load import gateway_url
 
 KEY_FILE = "cli-key.json"
 
@@ -31,23 +32,37 @@ class Target:
 
 
 def find_target(place: Place, *, tenant: str = "", project: str = "") -> Target:
-    """The gateway and a key. Raises ``NotFoundError`` when the gateway is not up."""
+    """The gateway and a key. While the controller is away the gateway goes on, and so does a key made before.
+    Raises ``NotFoundError`` when the gateway is not up."""
     if place.settings.url:
         return Target(place.settings.url.removesuffix("/v1").rstrip("/"), place.settings.api_key)
     with Client(place) as client:
-        shown = client.get("/api/status")
+        try:
+            shown = client.get("/api/status")
+        except NotFoundError:
+            url = gateway_url(place.paths.run, time.time_ns() // 1000)
+            key = place.settings.api_key or str(_kept(place).get(f"{tenant}/{project}", {}).get("secret", ""))
+            if not url or not key:
+                raise
+            return Target(url, key)
         if not shown["url"]:
             raise NotFoundError("the gateway is not up", fix="tokenmill status; tokenmill logs gateway")
         key = place.settings.api_key or _kept_key(client, place, tenant, project)
     return Target(shown["url"], key)
 
 
+def _kept(place: Place) -> dict[str, dict[str, str]]:
+    """The keys that were made for this person, by tenant and project."""
+    try:
+        kept = msgspec.json.decode((place.paths.root / KEY_FILE).read_bytes(), type=dict[str, dict[str, str]])
+    except (OSError, msgspec.DecodeError):
+        return {}
+    return kept
+
+
 def _kept_key(client: Client, place: Place, tenant: str, project: str) -> str:
     path = place.paths.root / KEY_FILE
-    try:
-        kept = msgspec.json.decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError):
-        kept = {}
+    kept = _kept(place)
     owner = f"{tenant}/{project}"
     found = kept.get(owner, {})
     live = {key["id"] for key in client.get("/api/keys") if not key["disabled"]}

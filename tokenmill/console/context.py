@@ -22,7 +22,7 @@ from tokenmill.domain.events import Event
 from tokenmill.domain.factory import Factory
 from tokenmill.domain.ledger import EngineCount, Posting, Settlement
 from tokenmill.domain.work import Release
-from tokenmill.floor.load import read_states
+from tokenmill.floor.load import gateway_url
 from tokenmill.spec.paths import Paths
 from tokenmill.spec.settings import Settings
 from tokenmill.store.tenancy import BatchRecords, FileRecords
@@ -31,7 +31,6 @@ from tokenmill.twin.rehearse import rehearse_plain
 
 SAMPLES = 150  # of the throughput ring buffer
 SAMPLE_INTERVAL_S = 2.0
-GATEWAY_SILENT_US = 10_000_000  # it writes its file every second
 
 
 class RuntimePort(Protocol):
@@ -134,13 +133,7 @@ class ApiContext:
     @property
     def url(self) -> str:
         """Where clients reach the gateway, from its processes' own files; empty while none is up."""
-        states = read_states(self.paths.run, self.now_us(), GATEWAY_SILENT_US)
-        found = next((one for one in states if one.get("port")), None)
-        if found is None:
-            return ""
-        host, port = found.get("host"), found["port"]
-        shown = "127.0.0.1" if host in ("", "0.0.0.0", "::", None) else host  # noqa: S104 (compared, not bound)
-        return f"http{'s' if found.get('tls') else ''}://{shown}:{port}"
+        return gateway_url(self.paths.run, self.now_us())
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -159,6 +159,17 @@ def all_know(folder: Path, table_version: int, now_us: int) -> bool:
     return all(int(found.get("table_version", -1)) >= table_version for found in states)
 
 
+def gateway_url(folder: Path, now_us: int) -> str:
+    """Where clients reach the gateway, from its processes' own files; empty while none is up."""
+    states = read_states(folder, now_us, STALE_US)
+    found = next((one for one in states if one.get("port")), None)
+    if found is None:
+        return ""
+    host, port = found.get("host"), found["port"]
+    shown = "127.0.0.1" if host in ("", "0.0.0.0", "::", None) else host  # noqa: S104 (compared, not bound)
+    return f"http{'s' if found.get('tls') else ''}://{shown}:{port}"
+
+
 def read_states(folder: Path, now_us: int, oldest_us: int) -> list[dict[str, Any]]:
     """What each gateway process says of itself, of those that wrote it not longer ago than ``oldest_us``."""
     found = _read(sorted(folder.glob("gateway*.json")))
