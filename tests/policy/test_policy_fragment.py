@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tokenmill.domain.factory import Accelerator, Resources
+from tokenmill.domain.value import replace
 from tokenmill.policy.fleet import Room, fleet_of
 from tokenmill.policy.fragment import KINDS_MOST, growth, most_asked
 from tokenmill.policy.place import Demand, place
@@ -51,6 +52,28 @@ def test_no_whole_domain_is_broken_for_it() -> None:
     found = place(fleet_of(rooms), Demand(Resources(36_000, GB, 1)), None, ((ONE, 1),))
     assert found is not None
     assert found.nodes == ("a",)
+
+
+def test_the_largest_machine_stays_for_what_only_it_holds() -> None:
+    """The large node is fuller, so best fit would take it; a job of days there would keep out whole ones."""
+    small = replace(room("b", 4, 60_000), size=(8, 96_000, 384 * GB))
+    large = replace(room("a", 3, 60_000), size=(8, 128_000, 768 * GB))
+    for kinds in ((), ((ONE, 9), (BIG, 1))):
+        found = place(fleet_of([small, large]), Demand(Resources(8_000, GB, 1)), None, kinds)
+        assert found is not None
+        assert found.nodes == ("b",)
+
+
+def test_of_two_places_that_strand_nothing_the_smaller_is_taken() -> None:
+    """The smallest would leave accelerators that nobody could use; the largest is not needed either."""
+    rooms = [
+        replace(room("a", 2, 10_000), size=(2, 32_000, 128 * GB)),
+        replace(room("b", 3, 60_000), size=(8, 128_000, 768 * GB)),
+        replace(room("c", 5, 60_000), size=(8, 96_000, 384 * GB)),
+    ]
+    found = place(fleet_of(rooms), Demand(Resources(8_000, GB, 1)), None, ((ONE, 9), (BIG, 1)))
+    assert found is not None
+    assert found.nodes == ("c",)
 
 
 def test_the_most_frequent_kinds_count() -> None:

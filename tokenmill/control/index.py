@@ -149,6 +149,7 @@ def room_of(node: Node, jurisdiction: str) -> Room:
         node.leaf,
         node.rail,
         node.row,
+        (len(node.accelerators), node.cpu_millis, node.memory_bytes),
     )
 
 
@@ -171,6 +172,7 @@ def taken(room: Room, lease: Lease) -> Room:
         room.leaf,
         room.rail,
         room.row,
+        room.size,
     )
 
 
@@ -197,6 +199,7 @@ def given_back(room: Room, lease: Lease, node: Node) -> Room:
         room.leaf,
         room.rail,
         room.row,
+        room.size,
     )
 
 

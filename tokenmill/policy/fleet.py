@@ -15,6 +15,9 @@ from immutables import Map
 from tokenmill.domain.factory import Accelerator
 from tokenmill.domain.value import value
 
+Size = tuple[int, int, int]
+"""Accelerators, thousandths of a core and bytes of memory that a node has with nothing held."""
+
 
 @value
 class Room:
@@ -32,6 +35,7 @@ class Room:
     leaf: str = ""
     rail: str = ""
     row: str = ""
+    size: Size = (0, 0, 0)
 
 
 @value
@@ -46,6 +50,7 @@ class Block:
     used: int  # nodes that hold something
     free_counts: tuple[int, ...]
     cpu_millis: int = 0  # free
+    size: Size = (0, 0, 0)  # of its largest node
 
     @property
     def spare(self) -> int:
@@ -68,7 +73,7 @@ class Fleet:
         for name in dict.fromkeys([block_of[node] for node in rooms]):
             old = blocks[name]
             now = tuple([rooms.get(room.node, room) for room in old.rooms])
-            new = _summed(name, now, old.is_domain, old.most_nodes)
+            new = _summed(name, now, old.is_domain, old.most_nodes, old.size)
             free += new.free - old.free
             blocks = blocks.set(name, new)
         return Fleet(blocks, self.block_of, free)
@@ -84,7 +89,8 @@ class Fleet:
         for name, gone in changed.items():
             old = blocks[name]
             kept = tuple([room for room in old.rooms if room.node not in gone])
-            new = _summed(name, kept, old.is_domain, old.most_nodes - (len(old.rooms) - len(kept)))
+            most_nodes = old.most_nodes - (len(old.rooms) - len(kept))
+            new = _summed(name, kept, old.is_domain, most_nodes, old.size)
             free += new.free - old.free
             blocks = blocks.set(name, new)
         return Fleet(blocks, self.block_of, free)
@@ -108,12 +114,13 @@ def fleet_of(rooms: Iterable[Room], most_nodes: Mapping[str, int] | None = None)
     blocks: dict[str, Block] = {}
     for name, group in groups.items():
         limit = limits.get(group[0].domain) or limits.get(group[0].rack) or len(group)
-        blocks[name] = _summed(name, tuple(group), domains[name], limit)
+        size = max(room.size for room in group)
+        blocks[name] = _summed(name, tuple(group), domains[name], limit, size)
     where = {room.node: name for name, group in groups.items() for room in group}
     return Fleet(Map(blocks), Map(where), sum(block.free for block in blocks.values()))
 
 
-def _summed(name: str, rooms: tuple[Room, ...], is_domain: bool, most_nodes: int) -> Block:
+def _summed(name: str, rooms: tuple[Room, ...], is_domain: bool, most_nodes: int, size: Size) -> Block:
     free = used = cpu_millis = 0
     counts: list[int] = []
     for room in rooms:
@@ -125,4 +132,4 @@ def _summed(name: str, rooms: tuple[Room, ...], is_domain: bool, most_nodes: int
         if count not in counts:
             counts.append(count)
     counts.sort()
-    return Block(name, rooms, is_domain, most_nodes, free, used, tuple(counts), cpu_millis)
+    return Block(name, rooms, is_domain, most_nodes, free, used, tuple(counts), cpu_millis, size)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from tokenmill.domain.factory import Accelerator, Resources
 from tokenmill.domain.value import value
-from tokenmill.policy.fleet import Block, Fleet, Room
+from tokenmill.policy.fleet import Block, Fleet, Room, Size
 from tokenmill.policy.fragment import Kinds, growth
 from tokenmill.policy.reside import allowed
 
@@ -41,6 +41,9 @@ class Placement:
 
     nodes: tuple[str, ...]
     accelerators: tuple[tuple[str, ...], ...]
+
+
+Rank = tuple[int, int, Size, int, int, int, str]  # of a block: the least goes first
 
 
 @value
@@ -76,17 +79,15 @@ def place(fleet: Fleet, demand: Demand, memo: Memo | None = None, kinds: Kinds =
     return None if slices is None else _bind(slices, demand)
 
 
-# One worker.
-
-
 LOOK_MOST = 256
 """How many nodes are compared by what they would strand."""
 
 
 def _one(fleet: Fleet, demand: Demand, kinds: Kinds) -> Room | None:
-    """The best node for one worker: of the best block that holds it, broken and full ones first.
+    """The best node for one worker: of the first block that holds it and where no more is stranded than was.
 
-    Where that would strand more than it did, the node that strands least, in blocks that are no less broken.
+    Broken blocks come first, then those of the smallest nodes, so that the largest stay for what only they
+    hold, then the fullest. Where all would strand more, the node that strands least, as broken a block.
     """
     near = _near(fleet, demand) if demand.siblings else {}
     ranks = _ranks(fleet, demand, near)
@@ -99,31 +100,33 @@ def _one(fleet: Fleet, demand: Demand, kinds: Kinds) -> Room | None:
     best: tuple[tuple[int, int, int, int, str], Room] | None = None
     looked = 0
     for _, whole, *_, name in sorted(ranks):
-        if best is not None and (not kinds or whole > best[0][0] or looked > LOOK_MOST):
+        if best is not None and (whole > best[0][0] or looked > LOOK_MOST):
             break
         found = _in_block(fleet.blocks[name], demand, kinds)
         looked += len(fleet.blocks[name].rooms)
-        if found is not None:
-            grows = growth(kinds, found, demand.resources)
-            rank = (whole, grows, len(found.accelerators), found.cpu_millis, found.node)
-            if best is None or rank < best[0]:
-                best = (rank, found)
+        if found is None:
+            continue
+        grows = growth(kinds, found, demand.resources)
+        if grows <= 0:
+            return found
+        rank = (whole, grows, len(found.accelerators), found.cpu_millis, found.node)
+        if best is None or rank < best[0]:
+            best = (rank, found)
     return None if best is None else best[1]
 
 
-def _ranks(fleet: Fleet, demand: Demand, near: dict[str, int]) -> list[tuple[int, int, int, int, int, str]]:
+def _ranks(fleet: Fleet, demand: Demand, near: dict[str, int]) -> list[Rank]:
     """Blocks with a node that has enough accelerators free, each with what it is preferred by."""
     count, laws = demand.resources.accelerators, demand.jurisdictions
-    ranks: list[tuple[int, int, int, int, int, str]] = []
+    ranks: list[Rank] = []
     for name, block in fleet.blocks.items():
         counts = block.free_counts
         if not counts or counts[-1] < count or (laws and block.rooms[0].jurisdiction not in laws):
             continue
-        for least in counts:
-            if least >= count:
-                break
+        least = next(free for free in counts if free >= count)
         whole = 0 if block.used or not block.free else 1
-        ranks.append((near.get(name, 0) if near else 0, whole, least, block.free, block.cpu_millis, name))
+        crowd = near.get(name, 0) if near else 0
+        ranks.append((crowd, whole, block.size, least, block.free, block.cpu_millis, name))
     return ranks
 
 
@@ -170,9 +173,6 @@ def _in_block(block: Block, demand: Demand, kinds: Kinds = ()) -> Room | None:
         if best_key is None or key < best_key:
             best, best_key = room, key
     return best
-
-
-# A gang.
 
 
 def capacities_of(fleet: Fleet, demand: Demand, memo: Memo) -> list[Capacity]:

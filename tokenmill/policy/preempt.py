@@ -107,6 +107,7 @@ def with_back(room: Room, held: Held) -> Room:
         room.leaf,
         room.rail,
         room.row,
+        room.size,
     )
 
 
