@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from tokenmill.control.draft import Draft
 from tokenmill.control.reservations import open_fleet
 from tokenmill.domain.factory import Node
-from tokenmill.policy.place import Demand, Memo, Placement, place
+from tokenmill.policy.memo import Memo
+from tokenmill.policy.place import Demand, Placement, place
 from tokenmill.policy.power import caps_of, exceeded, place_names, steeper, work_mw
 
 TRIES_MOST = 8

@@ -30,7 +30,8 @@ from tokenmill.domain.value import replace
 from tokenmill.domain.work import Job, JobStatus, Replica, ReplicaStatus, Reservation
 from tokenmill.policy.backfill import foresee
 from tokenmill.policy.fleet import Room
-from tokenmill.policy.place import Demand, Memo, holds
+from tokenmill.policy.memo import Memo
+from tokenmill.policy.place import Demand, holds
 from tokenmill.policy.preempt import Victim, evict, job_cost_us, replica_cost_us
 from tokenmill.policy.share import (
     LONGEST_US,
@@ -61,7 +62,7 @@ def schedule(draft: Draft, now_us: int) -> None:
     draft.freed, draft.freed_nodes = False, set()
     draft.fresh_jobs.clear()
     is_bounded = draft.index.bounded
-    memo: Memo = {}
+    memo = Memo(draft.fleet)
     misses = searches = 0
     while heads and misses < SCAN_MOST:
         if len(heads) == 1:
@@ -151,7 +152,9 @@ def _start(draft: Draft, job: Job, demand: Demand, now_us: int, memo: Memo) -> b
     placement = find(draft, job.id, end_us(spec, now_us), demand, memo)
     if placement is None:
         return False
+    before = draft.fleet
     grant_all(draft, job.id, demand, placement, (spec.tenant, spec.project), now_us)
+    memo.follow(before, draft.fleet, placement.nodes)
     attempt = job.attempt + 1
     begun = Job(
         job.id,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tokenmill.policy.fleet import Block, Fleet
-from tokenmill.policy.place import Demand, Memo, capacities_of, capacity_of, holds, place
+from tokenmill.policy.memo import Memo
+from tokenmill.policy.place import Demand, capacity_of, counted_of, holds, place
 
 
 def could_hold(shapes: Iterable[Block], demand: Demand) -> bool:
@@ -19,8 +20,8 @@ def could_hold(shapes: Iterable[Block], demand: Demand) -> bool:
 
 def largest_gang(fleet: Fleet, demand: Demand) -> int:
     """The largest such gang, up to what is asked, that the fleet holds; it looks 128 sizes down."""
-    memo: Memo = {}
-    total = sum(c.workers for c in capacities_of(fleet, demand, memo))
+    memo = Memo()
+    total = sum(entry[-1].workers for entry in counted_of(fleet, demand, memo))
     most = min(total, demand.workers)
     for workers in range(most, max(0, most - 128), -1):
         asked = Demand(demand.resources, workers, demand.jurisdictions)

@@ -12,12 +12,14 @@ they can. Every ordering ends in an id. It does not preempt: that is ``policy.pr
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 
 from tokenmill.domain.factory import Accelerator, Resources
 from tokenmill.domain.value import value
 from tokenmill.policy.fleet import Block, Fleet, Room, Size
 from tokenmill.policy.fragment import Kinds, growth
+from tokenmill.policy.memo import Memo
 from tokenmill.policy.reside import allowed
 
 
@@ -43,20 +45,21 @@ class Placement:
     accelerators: tuple[tuple[str, ...], ...]
 
 
-Rank = tuple[int, int, Size, int, int, int, str]  # of a block: the least goes first
+Rank = tuple[int, Size, int, int, int, str]  # of a block: the least goes first
 
 
 @value
 class Capacity:
-    """How many workers a block takes, and how many its best node does. ``block`` is what was counted."""
+    """How many workers ``block`` takes, how many its best node does, and its label at each of ``LEVELS``."""
 
     block: Block
     workers: int
     on_one_node: int
+    labels: tuple[str, ...]
 
 
-Memo = dict[tuple[Resources, tuple[str, ...]], dict[str, Capacity]]
-"""Capacities already counted in one pass. A block that changed is another value, so nothing grows stale."""
+Counted = tuple[int, int, str, Capacity]
+"""A block in the order to be filled: the tightest first; for work without accelerators broken ones first."""
 
 
 def place(fleet: Fleet, demand: Demand, memo: Memo | None = None, kinds: Kinds = ()) -> Placement | None:
@@ -67,15 +70,16 @@ def place(fleet: Fleet, demand: Demand, memo: Memo | None = None, kinds: Kinds =
     need = demand.resources
     if fleet.free < need.accelerators * demand.workers:
         return None
+    memo = Memo() if memo is None else memo
     if demand.workers == 1:
-        found = _one(fleet, demand, kinds)
+        found = _one(fleet, demand, kinds, memo)
         return None if found is None else Placement((found.node,), (_take(found, need, 0),))
-    capacities = [c for c in capacities_of(fleet, demand, {} if memo is None else memo) if c.workers]
-    if sum(c.workers for c in capacities) < demand.workers:
-        return None
+    counted = counted_of(fleet, demand, memo)
     if not need.accelerators:
-        return _scattered(capacities, demand)
-    slices = _slices(capacities, demand.workers)
+        return _scattered(counted, demand)
+    if sum([entry[0] for entry in counted]) < demand.workers:
+        return None
+    slices = _slices(counted, demand.workers)
     return None if slices is None else _bind(slices, demand)
 
 
@@ -83,23 +87,26 @@ LOOK_MOST = 256
 """How many nodes are compared by what they would strand."""
 
 
-def _one(fleet: Fleet, demand: Demand, kinds: Kinds) -> Room | None:
+def _one(fleet: Fleet, demand: Demand, kinds: Kinds, memo: Memo) -> Room | None:
     """The best node for one worker: of the first block that holds it and where no more is stranded than was.
 
     Broken blocks come first, then those of the smallest nodes, so that the largest stay for what only they
     hold, then the fullest. Where all would strand more, the node that strands least, as broken a block.
     """
-    near = _near(fleet, demand) if demand.siblings else {}
-    ranks = _ranks(fleet, demand, near)
+    count, laws = demand.resources.accelerators, demand.jurisdictions
+    ranks = memo.entries((count, laws), fleet, lambda blocks: _ranks(blocks, count, laws))
     if not ranks:
         return None
-    found = _in_block(fleet.blocks[min(ranks)[-1]], demand)
+    near = _near(fleet, demand) if demand.siblings else {}
+    if near:
+        ranks = sorted(ranks, key=lambda rank: (near.get(rank[-1], 0), rank))
+    found = _in_block(fleet.blocks[ranks[0][-1]], demand)
     kinds = () if demand.siblings else kinds
     if found is not None and (not kinds or growth(kinds, found, demand.resources) <= 0):
         return found
     best: tuple[tuple[int, int, int, int, str], Room] | None = None
     looked = 0
-    for _, whole, *_, name in sorted(ranks):
+    for whole, *_, name in ranks:
         if best is not None and (whole > best[0][0] or looked > LOOK_MOST):
             break
         found = _in_block(fleet.blocks[name], demand, kinds)
@@ -115,18 +122,16 @@ def _one(fleet: Fleet, demand: Demand, kinds: Kinds) -> Room | None:
     return None if best is None else best[1]
 
 
-def _ranks(fleet: Fleet, demand: Demand, near: dict[str, int]) -> list[Rank]:
+def _ranks(blocks: Iterable[Block], count: int, laws: tuple[str, ...]) -> dict[str, Rank]:
     """Blocks with a node that has enough accelerators free, each with what it is preferred by."""
-    count, laws = demand.resources.accelerators, demand.jurisdictions
-    ranks: list[Rank] = []
-    for name, block in fleet.blocks.items():
+    ranks: dict[str, Rank] = {}
+    for block in blocks:
         counts = block.free_counts
         if not counts or counts[-1] < count or (laws and block.rooms[0].jurisdiction not in laws):
             continue
-        least = next(free for free in counts if free >= count)
+        least = counts[0] if counts[0] >= count else counts[bisect_left(counts, count)]
         whole = 0 if block.used or not block.free else 1
-        crowd = near.get(name, 0) if near else 0
-        ranks.append((crowd, whole, block.size, least, block.free, block.cpu_millis, name))
+        ranks[block.id] = (whole, block.size, least, block.free, block.cpu_millis, block.id)
     return ranks
 
 
@@ -175,19 +180,22 @@ def _in_block(block: Block, demand: Demand, kinds: Kinds = ()) -> Room | None:
     return best
 
 
-def capacities_of(fleet: Fleet, demand: Demand, memo: Memo) -> list[Capacity]:
-    """What each block takes of the demand's kind of worker, counted again only where it changed."""
-    known = memo.setdefault((demand.resources, demand.jurisdictions), {})
-    count = demand.resources.accelerators
-    found: list[Capacity] = []
-    for name, block in fleet.blocks.items():
-        if not block.free_counts or block.free_counts[-1] < count:
-            continue  # none of its nodes holds one
-        capacity = known.get(name)
-        if capacity is None or capacity.block is not block:
-            capacity = known[name] = capacity_of(block, demand)
-        found.append(capacity)
-    return found
+def counted_of(fleet: Fleet, demand: Demand, memo: Memo) -> list[Counted]:
+    """What each block takes of the demand's kind of worker, if it takes any, in the order to be filled."""
+    least = demand.resources.accelerators
+
+    def count(blocks: Iterable[Block]) -> dict[str, Counted]:
+        found: dict[str, Counted] = {}
+        for block in blocks:
+            if block.free_counts and block.free_counts[-1] >= least:  # else none of its nodes holds one
+                capacity = capacity_of(block, demand)
+                if capacity.workers:
+                    spared = not block.used and (least > 0 or len(block.rooms[0].accelerators) > 0)
+                    first = (capacity.workers, spared) if least else (spared, block.free)
+                    found[block.id] = (*first, block.id, capacity)
+        return found
+
+    return memo.entries((demand.resources, demand.jurisdictions), fleet, count)
 
 
 def capacity_of(block: Block, demand: Demand) -> Capacity:
@@ -206,7 +214,8 @@ def capacity_of(block: Block, demand: Demand) -> Capacity:
     if len(whole) > spare:
         whole.sort(reverse=True)
         whole = whole[:spare]
-    return Capacity(block, workers + sum(whole), best)
+    labels = tuple([level(block.rooms[0]) for level in LEVELS]) if block.rooms else ()
+    return Capacity(block, workers + sum(whole), best, labels)
 
 
 ANY = 1 << 30
@@ -245,29 +254,27 @@ LEVELS: tuple[Callable[[Room], str], ...] = (
 )
 
 
-def _slices(capacities: list[Capacity], workers: int) -> Slices | None:
+def _slices(counted: list[Counted], workers: int) -> Slices | None:
     """Which blocks take how many workers: one that holds all, else the fewest of the tightest level."""
     best: tuple[tuple[int, int, int, str], Capacity] | None = None
-    for c in capacities:
-        if c.workers >= workers:
-            nodes = -(-workers // c.on_one_node)
-            key = (nodes, c.workers - workers, 0 if c.block.used else 1, c.block.id)
-            if best is None or key < best[0]:
-                best = (key, c)
+    for held, whole, name, c in counted[bisect_left(counted, (workers,)) :]:
+        key = (-(-workers // c.on_one_node), held, whole, name)
+        if best is None or key < best[0]:
+            best = (key, c)
     if best is not None:
         return [(best[1], workers)]
-    for level in LEVELS:
-        found = _at_level(capacities, workers, level)
+    for level in range(len(LEVELS)):
+        found = _at_level(counted, workers, level)
         if found is not None:
             return found
     return None
 
 
-def _at_level(capacities: list[Capacity], workers: int, level: Callable[[Room], str]) -> Slices | None:
+def _at_level(counted: list[Counted], workers: int, level: int) -> Slices | None:
     """The group of blocks with one label that takes the gang in the fewest blocks, the tightest first."""
     groups: dict[str, list[Capacity]] = {}
-    for c in capacities:
-        groups.setdefault(level(c.block.rooms[0]), []).append(c)
+    for entry in counted:
+        groups.setdefault(entry[3].labels[level], []).append(entry[3])
     chosen: tuple[tuple[int, int, str], Slices] | None = None
     for name, group in groups.items():
         total = sum(c.workers for c in group)
@@ -281,30 +288,28 @@ def _at_level(capacities: list[Capacity], workers: int, level: Callable[[Room], 
     return None if chosen is None else chosen[1]
 
 
-def even(group: Sequence[Capacity], workers: int) -> Slices | None:
-    """Cut a gang into even slices over the fewest blocks; the tightest blocks that hold a slice take it.
+def even(tight: Sequence[Capacity], workers: int) -> Slices | None:
+    """Cut a gang into even slices over the fewest blocks; the tightest blocks, which come first, take them.
 
     Where no NVLink domain is involved, slices may be uneven when even ones do not fit.
     """
-    group = sorted(group, key=lambda c: (-c.workers, c.block.id))
-    sizes = [c.workers for c in group]
+    sizes = [c.workers for c in reversed(tight)]
     held = fewest = 0
     while held < workers:
         held += sizes[fewest]
         fewest += 1
-    for count in range(fewest, min(len(group), workers) + 1):
+    for count in range(fewest, min(len(tight), workers) + 1):
         small, more = divmod(workers, count)
         if sizes[count - 1] < small or (more and sizes[more - 1] < small + 1):
             continue
-        tight = sorted(group, key=lambda c: (c.workers, 0 if c.block.used else 1, c.block.id))
         large = [c for c in tight if c.workers > small][:more]
         taken = {c.block.id: 1 for c in large}
         rest = [c for c in tight if c.workers >= small and c.block.id not in taken][: count - more]
         return [(c, small + 1) for c in large] + [(c, small) for c in rest]
-    if any(c.block.is_domain for c in group):
+    if any(c.block.is_domain for c in tight):
         return None
     slices: Slices = []
-    for c in group[:fewest]:
+    for c in sorted(tight, key=lambda c: (-c.workers, c.block.id))[:fewest]:
         slices.append((c, min(c.workers, workers)))
         workers -= slices[-1][1]
     return slices
@@ -347,21 +352,16 @@ def _nodes_of(block: Block, workers: int, demand: Demand) -> list[tuple[Room, in
     return out
 
 
-def _scattered(capacities: list[Capacity], demand: Demand) -> Placement:
+def _scattered(counted: list[Counted], demand: Demand) -> Placement | None:
     """A gang without accelerators needs no domain: nodes without any first, then those of broken blocks."""
-    order = sorted(
-        capacities,
-        key=lambda c: (len(c.block.rooms[0].accelerators) > 0 and not c.block.used, c.block.free, c.block.id),
-    )
     slices: Slices = []
     left = demand.workers
-    for c in order:
-        count = min(left, c.workers)
-        slices.append((c, count))
-        left -= count
+    for entry in counted:
+        slices.append((entry[3], min(left, entry[3].workers)))
+        left -= slices[-1][1]
         if not left:
-            break
-    return _bind(slices, demand)
+            return _bind(slices, demand)
+    return None
 
 
 def _matching(room: Room, need: Resources) -> Sequence[Accelerator]:

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from tokenmill.domain.factory import Accelerator
 from tokenmill.domain.value import value
 from tokenmill.policy.fleet import Block, Fleet, Room
-from tokenmill.policy.place import Capacity, Demand, Placement, capacity_of, even, holds, place
+from tokenmill.policy.memo import Memo
+from tokenmill.policy.place import Capacity, Demand, Placement, capacity_of, counted_of, even, holds, place
 
 RESTART_US = 60_000_000
 """Assumed time that a job loses by its restart, besides what it did since its checkpoint."""
@@ -113,8 +114,7 @@ def with_back(room: Room, held: Held) -> Room:
 
 def _choose(fleet: Fleet, everything: Fleet, demand: Demand, victims: Sequence[Victim]) -> list[Victim]:
     """Victims block by block: as many blocks as an even gang needs, the cheapest that can be freed."""
-    could = [capacity_of(block, demand) for _, block in sorted(everything.blocks.items())]
-    could = [c for c in could if c.workers]
+    could = [entry[-1] for entry in counted_of(everything, demand, Memo())]
     single = [c for c in could if c.workers >= demand.workers]
     if single or not demand.resources.accelerators:
         size, count = demand.workers, 1
