@@ -92,6 +92,14 @@ def test_every_event_has_a_sentence() -> None:
         == "Replica r-000001 ended: it was killed"
     )
     assert event_text(events.KeyDisabled(1, "key-1")) == "Key key-1 disabled"
+    busy = events.LoadReported(1, "chat", 12, refused_full=3, wait_us=2_100_000, measured=40, attained=31)
+    assert event_text(busy) == (
+        "Scaling of chat took note: 12 requests in flight, the oldest has waited 2.1 s for its first token, "
+        "3 turned away for want of a slot, 31 of 40 answers in time"
+    )
+    assert event_text(events.LoadReported(1, "chat", 1, asleep=2)) == (
+        "Scaling of chat took note: 1 request in flight, 2 turned away while it slept"
+    )
     assert event_text(events.RunCancelled(1, "run-000001")) == "Run run-000001 cancelled"
     assert event_text(events.LeaseReleased(1, "lease-000001")) == "Lease lease-000001 released"
     assert event_text(events.JobExited(1, "j-1", 1, 0)) == "Job j-1 finished"

@@ -69,6 +69,8 @@ def _work_text(event: events.Event, names: Names) -> str:
         case events.JobExited(job=job, result=result, code=code, reason=reason):
             end = "finished" if result is not None or code == 0 else f"failed with code {code}"
             return f"Job {job}{_named(job, names)} {end}{_because(reason)}"
+        case events.LoadReported():
+            return _load_text(event)
         case events.NodeCordoned(node=node, reason=reason):
             return f"Node {node} was cordoned{_because(reason)}"
         case events.NodeTrusted(node=node):
@@ -77,6 +79,23 @@ def _work_text(event: events.Event, names: Names) -> str:
             return f"Run {run} of line {line} was submitted"
         case _:
             return _plain_text(event)
+
+
+def _load_text(load: events.LoadReported) -> str:
+    """A report is in the journal only when scaling took note: a busy or idle time began, or more or fewer
+    replicas are wanted. It says what was seen; ``why DEPLOYMENT`` says how many are wanted now.
+    """
+    seen = [f"{load.in_flight} {'request' if load.in_flight == 1 else 'requests'} in flight"]
+    if load.wait_us:
+        seen.append(f"the oldest has waited {load.wait_us / 1_000_000:.1f} s for its first token")
+    refused = load.refused_full + load.asleep
+    if refused:
+        seen.append(
+            f"{refused} turned away {'for want of a slot' if load.refused_full else 'while it slept'}"
+        )
+    if load.measured:
+        seen.append(f"{load.attained} of {load.measured} answers in time")
+    return f"Scaling of {load.deployment} took note: {', '.join(seen)}"
 
 
 def _plain_text(event: events.Event) -> str:
