@@ -69,8 +69,6 @@ def _work_text(event: events.Event, names: Names) -> str:
         case events.JobExited(job=job, result=result, code=code, reason=reason):
             end = "finished" if result is not None or code == 0 else f"failed with code {code}"
             return f"Job {job}{_named(job, names)} {end}{_because(reason)}"
-        case events.LoadReported():
-            return _load_text(event)
         case events.NodeCordoned(node=node, reason=reason):
             return f"Node {node} was cordoned{_because(reason)}"
         case events.NodeTrusted(node=node):
@@ -78,7 +76,7 @@ def _work_text(event: events.Event, names: Names) -> str:
         case events.RunSubmitted(run=run, line=line):
             return f"Run {run} of line {line} was submitted"
         case _:
-            return _plain_text(event)
+            return _load_text(event) if isinstance(event, events.LoadReported) else _plain_text(event)
 
 
 def _load_text(load: events.LoadReported) -> str:
@@ -88,11 +86,10 @@ def _load_text(load: events.LoadReported) -> str:
     seen = [f"{load.in_flight} {'request' if load.in_flight == 1 else 'requests'} in flight"]
     if load.wait_us:
         seen.append(f"the oldest has waited {load.wait_us / 1_000_000:.1f} s for its first token")
-    refused = load.refused_full + load.asleep
-    if refused:
-        seen.append(
-            f"{refused} turned away {'for want of a slot' if load.refused_full else 'while it slept'}"
-        )
+    if load.refused_full:
+        seen.append(f"{load.refused_full} turned away for want of a slot")
+    if load.asleep:
+        seen.append(f"{load.asleep} turned away while it slept")
     if load.measured:
         seen.append(f"{load.attained} of {load.measured} answers in time")
     return f"Scaling of {load.deployment} took note: {', '.join(seen)}"
