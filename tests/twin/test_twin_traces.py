@@ -55,10 +55,14 @@ def test_burstgpt_with_and_without_sessions():
 @pytest.mark.parametrize(
     ("reader", "lines", "error"),
     [
-        (traces.azure, [*AZURE, "2023-11-16 18:15:46.6,x,44"], "t:2: ContextTokens cannot be read"),
+        (
+            traces.azure,
+            [*AZURE, "2023-11-16 18:15:46.6,x,44"],
+            "t:2: ContextTokens is 'x'. Expected a number",
+        ),
         (traces.azure, [*AZURE, "2023-11-16 18:15:46.6,10,-4"], "t:2: GeneratedTokens is -4"),
         (traces.azure, [*AZURE, "2023-11-16 18:15:46.6,10,nan"], "t:2: GeneratedTokens is nan"),
-        (traces.azure, [*AZURE, "yesterday,10,4"], "t:2: TIMESTAMP cannot be read"),
+        (traces.azure, [*AZURE, "yesterday,10,4"], "t:2: TIMESTAMP is 'yesterday'. Expected a date and time"),
         (traces.azure, [*AZURE, "1,1.5,4"], "t:2: ContextTokens is 1.5"),
         (traces.burstgpt, ["a,b"], "t:1: the header is not that of BurstGPT"),
         (traces.burstgpt, [*BURST, "5,ChatGPT,472"], "t:2: the row has 3 fields"),

@@ -67,13 +67,13 @@ class UsageError(TokenmillError):
 
 
 class SpecError(TokenmillError):
-    """A factory file is wrong. ``problems`` holds every one found, in file order."""
+    """What a person wrote is wrong, in this kind of ``file``. ``problems`` holds every one, in file order."""
 
     exit_code = 3
     kind = "spec"
 
-    def __init__(self, problems: tuple[Problem, ...]) -> None:
-        super().__init__(f"{len(problems)} problem(s) in the factory file")
+    def __init__(self, problems: tuple[Problem, ...], file: str = "factory file") -> None:
+        super().__init__(f"{len(problems)} problem(s) in the {file}")
         self.problems = problems
 
     def __str__(self) -> str:

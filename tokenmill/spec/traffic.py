@@ -22,6 +22,9 @@ from tokenmill.spec.source import Document, Found, Place, read_documents
 from tokenmill.spec.strict import Strict, also
 from tokenmill.spec.validate import Entry, validate
 
+FILE = "traffic file"
+"""What errors call it."""
+
 
 def _number(low: float, high: float, expected: str) -> Any:
     def read(value: object) -> float:
@@ -145,7 +148,7 @@ def load_traffic(path: Path, environ: Mapping[str, str], overrides: Sequence[Ove
         text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(
-            (Problem(f"the file cannot be read: {error}", str(path), "", "a traffic file"),)
+            (Problem(f"the file cannot be read: {error}", str(path), "", "a traffic file"),), FILE
         ) from None
     documents, found = read_documents(text, str(path), 1, environ)
     if not found and len(documents) != 1:
@@ -164,7 +167,8 @@ def load_traffic(path: Path, environ: Mapping[str, str], overrides: Sequence[Ove
                 Problem(p.message, str(one.place), p.field, p.expected, p.fix)
                 for one in found
                 for p in (one.problem,)
-            )
+            ),
+            FILE,
         )
     return Traffic(entry.model, documents[0], path)
 

@@ -19,6 +19,7 @@ from tokenmill.twin.plots import (
     line_plot,
     meters,
     short,
+    span,
     stacked_bars,
     thinned,
 )
@@ -30,7 +31,7 @@ def to_html(found: Outlook) -> str:
     hours = found.seconds / 3600
     title = f"{found.factory}: {found.traffic}"
     lead = (
-        f"{short(hours)} hours of traffic rehearsed on the twin, seed {found.seed}. "
+        f"{span(found.seconds)} of traffic rehearsed on the twin, seed {found.seed}. "
         f"{len(found.services)} services, {sum(one.offered for one in found.services):,} requests."
     )
     cards = "".join(_cards(found, hours))

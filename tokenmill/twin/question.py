@@ -103,7 +103,7 @@ def ask(
         prefixes = bool(stream.sessions) or (isinstance(one, Replay) and len(one.units) > 1)
         services.setdefault(alias, Service(asked, targets, prefixes, arrival_s(asked, fitted)))
     if problems:
-        raise SpecError(tuple(problems))
+        raise SpecError(tuple(problems), "traffic file, or in the factory file that it is put to")
     return Question(
         factory, traffic.model, tuple(services[alias] for alias in sorted(services)), tuple(arrivals),
         np.concatenate(units) if any(one.prefixes for one in services.values()) and units else None,

@@ -76,6 +76,18 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Needs:
+    """Whole racks that make a throughput, and what they cost. ``exactly`` is before rounding up."""
+
+    exactly: float
+    racks: int
+    accelerators: int
+    most_kw: float
+    hour_micros: int
+    million_tokens_micros: int
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """One layout on one accelerator: what ``steady`` needs."""
 
@@ -103,9 +115,7 @@ def answers(question: Question, racks: Iterable[RackType], profile: Profile) -> 
     found: list[Answer] = []
     best: list[Rate] = []
     for rack in racks:
-        node = catalogue().nodes[rack.node]
-        gpu = catalogue().accelerators[node.accelerator]
-        domain = node.accelerators * (rack.nodes if node.nvlink == "rack" else 1)
+        gpu, domain = parts_of(rack)
         known = candidates(question, gpu, domain, profile)
         for way in (mixed, disaggregated):
             rates = [rate for rate in way(question, known, gpu) if _holds(question, rate)]
@@ -117,6 +127,25 @@ def answers(question: Question, racks: Iterable[RackType], profile: Profile) -> 
     if not found:
         raise _none(question, racks, best)
     return sorted(found, key=lambda a: (a.million_tokens_micros, a.racks, a.rack))
+
+
+def parts_of(rack: RackType) -> tuple[AcceleratorType, int]:
+    """The accelerators of a rack, and how many of them share NVLink."""
+    node = catalogue().nodes[rack.node]
+    return catalogue().accelerators[node.accelerator], node.accelerators * (
+        rack.nodes if node.nvlink == "rack" else 1
+    )
+
+
+def needs_of(question: Question, rack: RackType, per_accelerator: float, whole: int) -> Needs:
+    """Racks for the throughput at tokens/s ``per_accelerator``; only multiples of ``whole`` of those work."""
+    gpu, _ = parts_of(rack)
+    per_rack = catalogue().nodes[rack.node].accelerators * rack.nodes
+    exactly = question.tokens_s / (per_accelerator * (per_rack // whole * whole))
+    racks = math.ceil(exactly)
+    hour = racks * per_rack * gpu.hour_micros
+    million = round(hour / 3600 / question.tokens_s * 1e6)
+    return Needs(exactly, racks, racks * per_rack, racks * rack.max_w / 1000, hour, million)
 
 
 def candidates(question: Question, gpu: AcceleratorType, domain: int, profile: Profile) -> list[Candidate]:
@@ -209,12 +238,8 @@ def _holds(question: Question, rate: Rate) -> bool:
 
 
 def _answer(question: Question, rack: RackType, gpu: AcceleratorType, rate: Rate, profile: Profile) -> Answer:
-    node = catalogue().nodes[rack.node]
-    per_rack = node.accelerators * rack.nodes
-    used = per_rack if rate.prefill else per_rack // rate.layout.accelerators * rate.layout.accelerators
-    racks = math.ceil(question.tokens_s / (rate.per_accelerator * used))
-    accelerators = racks * per_rack
-    hour = accelerators * gpu.hour_micros
+    whole = 1 if rate.prefill else rate.layout.accelerators
+    needs = needs_of(question, rack, rate.per_accelerator, whole)
     kind = "moe" if question.model.experts else "dense"
     model = f"model:{question.model.id}"
     measured = profile.measured(question.engine, gpu.id, kind) and model in profile.offsets
@@ -226,11 +251,11 @@ def _answer(question: Question, rack: RackType, gpu: AcceleratorType, rate: Rate
         tokens_s_per_accelerator=rate.per_accelerator,
         ttft_p99_s=rate.ttft_s,
         tpot_p99_s=rate.tpot_s,
-        racks=racks,
-        accelerators=accelerators,
-        most_kw=racks * rack.max_w / 1000,
-        hour_micros=hour,
-        million_tokens_micros=round(hour / 3600 / question.tokens_s * 1e6),
+        racks=needs.racks,
+        accelerators=needs.accelerators,
+        most_kw=needs.most_kw,
+        hour_micros=needs.hour_micros,
+        million_tokens_micros=needs.million_tokens_micros,
         error=profile.error_at(f"{kind}_tpot", 0.9, measured=measured),
         measured=measured,
     )

@@ -137,8 +137,9 @@ def _value(row: dict[str, Any], field: str, read: Callable[[Any], float], where:
         raise DataError(f"{field} is missing", expected="a time of zero or more", where=where)
     try:
         found = read(value)
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{field} cannot be read: {error}", expected="a number", where=where) from None
+    except (ValueError, TypeError):
+        wanted = "a number" if read is float else "a date and time, or seconds"
+        raise DataError(f"{field} is {value!r}", expected=wanted, where=where) from None
     if not (math.isfinite(found) and found >= 0):
         raise DataError(f"{field} is {found}", expected="zero or more", where=where)
     return found

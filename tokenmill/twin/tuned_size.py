@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tokenmill.domain.errors import DataError
 from tokenmill.spec.catalogue import RackType, catalogue
-from tokenmill.twin.size import Question
+from tokenmill.twin.size import Question, needs_of, parts_of
 from tokenmill.twin.tuned import Load, best_rate
 
 ERRORS = {"h100-sxm": 0.241, "h200-sxm": 0.241, "b200-sxm": 0.241, "b200-gb200": 0.145, "b300-gb300": 0.145}
@@ -51,24 +51,18 @@ def tuned_answers(question: Question, racks: Iterable[RackType]) -> list[TunedAn
 
 
 def _answer(question: Question, rack: RackType) -> TunedAnswer:
-    node = catalogue().nodes[rack.node]
-    gpu = catalogue().accelerators[node.accelerator]
-    domain = node.accelerators * (rack.nodes if node.nvlink == "rack" else 1)
+    gpu, domain = parts_of(rack)
     load = Load(question.inputs, question.outputs, question.outputs, question.tpot_p99_s)
     best = best_rate(question.model, gpu, question.precision, domain, load)
-    per_rack = node.accelerators * rack.nodes
-    used = per_rack // best.layout.accelerators * best.layout.accelerators
-    need = question.tokens_s / (best.tokens_s * used)
-    racks = math.ceil(need)
-    hour = racks * per_rack * gpu.hour_micros
+    needs = needs_of(question, rack, best.tokens_s, best.layout.accelerators)
     return TunedAnswer(
         rack=rack.id,
         layout=str(best.layout),
         tokens_s_per_accelerator=best.tokens_s,
-        racks=racks,
-        most_racks=math.ceil(need * (1 + ERRORS[gpu.id])),
-        accelerators=racks * per_rack,
-        most_kw=racks * rack.max_w / 1000,
-        hour_micros=hour,
-        million_tokens_micros=round(hour / 3600 / question.tokens_s * 1e6),
+        racks=needs.racks,
+        most_racks=math.ceil(needs.exactly * (1 + ERRORS[gpu.id])),
+        accelerators=needs.accelerators,
+        most_kw=needs.most_kw,
+        hour_micros=needs.hour_micros,
+        million_tokens_micros=needs.million_tokens_micros,
     )
