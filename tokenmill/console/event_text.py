@@ -50,6 +50,8 @@ def event_text(event: events.Event, names: Names = NO_NAMES) -> str:
             return f"Roll-back of {alias} to {to or 'the release before'} was asked for"
         case events.LeaseRequested(lease=lease, tenant=tenant):
             return f"{tenant} asked for lease {lease}"
+        case events.LoadReported():
+            return _load_text(event)
         case _:
             return _work_text(event, names)
 
@@ -76,7 +78,7 @@ def _work_text(event: events.Event, names: Names) -> str:
         case events.RunSubmitted(run=run, line=line):
             return f"Run {run} of line {line} was submitted"
         case _:
-            return _load_text(event) if isinstance(event, events.LoadReported) else _plain_text(event)
+            return _plain_text(event)
 
 
 def _load_text(load: events.LoadReported) -> str:

@@ -43,10 +43,8 @@ WHAT_FOLLOWS = {
     ("model", "digest"): "the weights are checked against it",
 }
 
-
 PARTS_MOST = 12
 """More fields of one noun that change are counted, not listed."""
-
 
 UNITS: Mapping[str, Callable[[int], str]] = {
     "_us": format_duration,
@@ -166,13 +164,12 @@ def _differences(path: str, old: Any, new: Any) -> list[str]:
     """What differs below ``path``: records by field, lists of named ones by name, all else whole."""
     if old == new:
         return []
+    found: list[str] = []
     if is_dataclass(old) and type(old) is type(new):
-        inner = ((f"{path}.{one.name}", one.name) for one in fields(old))
-        return [
-            part for at, name in inner for part in _differences(at, getattr(old, name), getattr(new, name))
-        ]
+        for one in fields(old):
+            found += _differences(f"{path}.{one.name}", getattr(old, one.name), getattr(new, one.name))
+        return found
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        found: list[str] = []
         for name in sorted({*old, *new}):
             found += _differences(f"{path}.{name}", old.get(name), new.get(name))
         return found

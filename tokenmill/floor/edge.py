@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from tokenmill.domain.errors import TokenmillError
 from tokenmill.floor import logs
+from tokenmill.floor.load import url_of
 from tokenmill.floor.process import Order, Process
 from tokenmill.floor.processes import Supervisor
 from tokenmill.floor.records import Record
@@ -92,8 +93,7 @@ class Edge:
 
     def url(self) -> str:
         """Where clients reach the gateway."""
-        shown = "127.0.0.1" if self.settings.host in ("0.0.0.0", "::") else self.settings.host  # noqa: S104
-        return f"http{'s' if self._tls else ''}://{shown}:{self._chosen_port()}"
+        return url_of(self.settings.host, self._chosen_port(), tls=self._tls)
 
     @property
     def _tls(self) -> bool:

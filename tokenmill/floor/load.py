@@ -165,9 +165,13 @@ def gateway_url(folder: Path, now_us: int) -> str:
     found = next((one for one in states if one.get("port")), None)
     if found is None:
         return ""
-    host, port = found.get("host"), found["port"]
-    shown = "127.0.0.1" if host in ("", "0.0.0.0", "::", None) else host  # noqa: S104 (compared, not bound)
-    return f"http{'s' if found.get('tls') else ''}://{shown}:{port}"
+    return url_of(str(found.get("host") or ""), int(found["port"]), tls=bool(found.get("tls")))
+
+
+def url_of(host: str, port: int, *, tls: bool) -> str:
+    """Where clients reach what listens at ``host``; any address of this machine is shown as loopback."""
+    shown = "127.0.0.1" if host in ("", "0.0.0.0", "::") else host  # noqa: S104 (compared, not bound)
+    return f"http{'s' if tls else ''}://{shown}:{port}"
 
 
 def read_states(folder: Path, now_us: int, oldest_us: int) -> list[dict[str, Any]]:
