@@ -97,23 +97,27 @@ def assert_waits_for(live: LiveFactory, run: str, holder: str) -> None:
 
 
 STEPS = ("one", "two", "three", "four", "five")
-KILLS = 6
+MOVES = ("controller", "one", "jobs", "all")
 HITS_MOST = 2
 """Of one job; it has three attempts."""
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_every_station_is_done_once_whoever_is_killed(live: LiveFactory, until: Until, seed: int) -> None:
-    """Controller, gateway and any process of a job die at random; ``up`` is called again each time."""
-    script = 'echo "begin $1 $TOKENMILL_JOB_ATTEMPT" >> {factory}/effects; sleep 0.4; '
+    """Controller, gateway and any process of a job die at random; ``up`` is called again each time.
+
+    The first job's first attempt ends only when killed, which is the first move; the last one kills all.
+    """
+    script = 'echo "begin $1 $TOKENMILL_JOB_ATTEMPT" >> {factory}/effects; '
+    script += '[ "$1 $TOKENMILL_JOB_ATTEMPT" = "steps.one 1" ] && sleep 200; sleep 0.4; '
     script += 'echo "end $1 $TOKENMILL_JOB_ATTEMPT" >> {factory}/effects'
     live.up(replace(FACTORY, deployments=(), lines=(line_of("steps", script, STEPS, Resources()),)))
     run = live.begin("steps")
     until(lambda: bool(effects(live)))
     rng, hits, restarts = random.Random(seed), Counter[str](), 0
-    for _ in range(KILLS):
+    for what in ("jobs", *rng.choices(MOVES, k=4), "all"):
         time.sleep(rng.uniform(0.0, 0.8))
-        kill_some(live, rng, hits)
+        kill_some(live, what, rng, hits)
         if live.controller is not None and not live.controller.lives():
             time.sleep(rng.uniform(0.0, 0.6))
             live.up()
@@ -135,9 +139,8 @@ def test_every_station_is_done_once_whoever_is_killed(live: LiveFactory, until: 
     check_ended(live)
 
 
-def kill_some(live: LiveFactory, rng: random.Random, hits: Counter[str]) -> None:
+def kill_some(live: LiveFactory, what: str, rng: random.Random, hits: Counter[str]) -> None:
     """SIGKILL to the controller, to one other process, to all jobs, or to all that there is."""
-    what = rng.choice(("controller", "one", "jobs", "all"))
     marked = {pid: name for pid, name in live.left().items() if hits[name] < HITS_MOST}
     jobs = [pid for pid, name in marked.items() if name.startswith("j-")]
     victims = {"controller": [], "one": [rng.choice(sorted(marked))] if marked else [], "jobs": jobs}
