@@ -140,6 +140,7 @@ def test_keys_live_and_end(factory: Any) -> None:
     turned = factory.json("keys", "rotate", made["id"])
     assert turned["replaces"] == made["id"]
     assert turned["tenant"] == "globex"
+    assert (turned["effective"], turned["replaced"]["effective"]) == (True, True)
     assert {k["id"]: k["disabled"] for k in factory.json("keys")} == {made["id"]: True, turned["id"]: False}
     factory("keys", "rotate", made["id"], code=2)
     factory("keys", "disable", turned["id"])
@@ -208,6 +209,37 @@ def test_jobs(factory: Any) -> None:
     factory("jobs", "show", "nope", code=4)
     factory("jobs", "submit", "--tenant", "nope", "--", "true", code=2)
     factory("jobs", "submit", "--memory", "lots", "--", "true", code=2)
+
+
+def test_names_are_shown_as_they_are(factory: Any) -> None:
+    for name in ("[/red]x", "ü / x? y#", "../keys", ".."):
+        factory("jobs", "submit", "--name", name, "--wait", "--", "true")
+        for verb in (("jobs",), ("events",), ("status",)):
+            factory(*verb)
+        assert name in factory("jobs").stdout
+        assert factory.json("why", name)["status"] == "succeeded"
+        factory("jobs", "show", name, code=4)
+    factory("why", "", code=4)
+    assert (
+        "'a\\nb\\x1b[31m'" in factory("jobs", "submit", "--name", "a\nb\x1b[31m", "--", "true", code=6).stderr
+    )
+
+
+def test_what_is_not_there_is_said_before_anybody_is_asked(factory: Any) -> None:
+    for words in (
+        ("promote", "smol", "--to", "nope"),
+        ("rollback", "nope"),
+        ("recall", "nope"),
+        ("cordon", "nope"),
+        ("jobs", "cancel", "nope"),
+        ("runs", "cancel", "nope"),
+    ):
+        assert "Nobody is there" not in factory(*words, code=4).stderr
+    job = factory.json("jobs", "submit", "--", "sleep", "60")["job"]
+    node = factory.json("status")["nodes"][0]["node"]["id"]
+    assert "Nobody is there to answer" in factory("cordon", node, code=2).stderr
+    assert not factory.json("status")["nodes"][0]["cordon"]
+    assert factory.json("why", job)["kind"] == "job"
 
 
 def test_usage_as_table_and_files(factory: Any, bed: Bed) -> None:

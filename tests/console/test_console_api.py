@@ -214,6 +214,60 @@ def test_bad_bodies_are_refused(served: Bed) -> None:
     assert "too large" in error_of(big)["message"]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"resources": {"cpu_millis": -1}}, "resources.cpu_millis is -1"),
+        ({"resources": {"cpu_millis": 1, "memory_bytes": -1}}, "resources.memory_bytes is -1"),
+        ({"resources": {"cpu_millis": 1, "accelerators": -1}}, "resources.accelerators is -1"),
+        ({"resources": {}}, "resources are nothing"),
+        ({"workers": 0}, "workers is 0: 1 to 100000"),
+        ({"max_attempts": 10**9}, "max_attempts is 1000000000"),
+        ({"timeout_us": 2**63}, "timeout_us is 9223372036854775808"),
+        ({"runtime_us": -1}, "runtime_us is -1"),
+        ({"min_run_us": -1}, "min_run_us is -1"),
+        ({"priority": 10**30}, "priority is 1000000000000000000000000000000"),
+        ({"command": [""]}, "command has no first word"),
+        ({"command": ["a\0b"]}, "NUL"),
+        ({"command": ["x" * 100_001]}, "command is too long"),
+        ({"name": "x" * 101}, "up to 100 characters"),
+        ({"name": "a\x1b[2J"}, "that can be printed"),
+        ({"timeout_us": 0}, "timeout of 0"),
+        ({"run": "run-000001", "station": "tune"}, "a station's"),
+        ({"params": {"a": 1}}, "a station's"),
+        ({"workers": "2"}, "workers: expected `int`, got `str`"),
+        ({"resources": {"cpu_millis": 1.5}}, "resources.cpu_millis: expected `int`, got `float`"),
+        ({"gpus": 1, "resources": {"cpu_millis": 1, "gpu": 1}}, "gpus, resources.gpu"),
+        ({"resources": {"cpu_millis": 10**9}}, "Ask for at most 8 cores, 16 GiB and"),
+        ({"resources": {"cpu_millis": 1, "accelerators": 1}}, "no accelerator for each worker"),
+    ],
+)
+def test_a_job_out_of_bounds_is_refused_and_says_what_may_be(
+    served: Bed, wrong: dict[str, Any], said: str
+) -> None:
+    right = {"tenant": "acme", "project": "support", "command": ["true"], "resources": {"cpu_millis": 1}}
+    before = len(served.runtime.state.jobs)
+    answer = served.client.post("/api/jobs", json={**right, **wrong})
+    assert answer.status_code in (400, 403)
+    found = error_of(answer)
+    assert said in " ".join((found["message"], *found["reasons"], found["fix"]))
+    assert "backup" not in found["fix"]
+    assert len(served.runtime.state.jobs) == before
+
+
+def test_no_body_makes_the_controller_fail(served: Bed) -> None:
+    for body in (b"[" * 100_000, b'{"a":' * 100_000, b"\xff", b"NaN"):
+        assert served.client.post("/api/jobs", content=body).status_code == 400
+    post = served.client.post
+    assert post("/api/cordon", json={"node": "here", "undo": "false"}).status_code == 400
+    assert post("/api/keys", json={"expires_us": 1}).status_code == 403
+    assert post("/api/keys", json={"expires_us": 2**70}).status_code == 403
+    lease = {"tenant": "acme", "project": "support", "cpu_millis": 1, "duration_us": 2**62}
+    assert post("/api/leases", json=lease).status_code == 403
+    unknown = post("/api/plan", json={"factory": {"name": "x", "tenants": [{"name": "a", "quotas": 1}]}})
+    assert "tenants.0." in error_of(unknown)["message"]
+
+
 def test_a_command_job(served: Bed) -> None:
     body = {"tenant": "acme", "project": "support", "command": ["true"], "resources": {"cpu_millis": 100}}
     job = served.client.post("/api/jobs", json=body).json()["job"]

@@ -95,6 +95,7 @@ def test_what_people_write_is_escaped(served: Bed) -> None:
     served.floor.failing.add("intake")
     served.floor.lines["job"] = {}
     body = {"tenant": "acme", "project": "support", "command": ["x"], "name": "<script>alert(1)</script>"}
+    body["resources"] = {"cpu_millis": 100}
     served.client.post("/api/jobs", json=body)
     page = served.client.get("/").text
     assert "<script>alert" not in page

@@ -45,7 +45,7 @@ def busy(mill: Mill) -> Mill:
     mill.tell(ev.JobSubmitted, "running", SPEC)
     mill.tell(ev.JobSubmitted, "stopping", SPEC)
     mill.tell(ev.JobCancelled, "stopping")
-    mill.tell(ev.JobSubmitted, "pending", JobSpec("command", "a", "p", resources=GPU, workers=4))
+    mill.tell(ev.JobSubmitted, "pending", replace(SPEC, workers=4))
     return mill
 
 
@@ -214,9 +214,9 @@ def test_why_a_replica_waits(mill: Mill) -> None:
     mill.bring()
     (waiting,) = mill.named(ReplicaStatus.PENDING)
     found = why(mill.state, waiting, mill.now)
-    assert "free accelerators" in found.candidates[0].reason
+    assert "no accelerator free" in found.candidates[0].reason
     assert found.changes == ("a node joins that has room", "it asks for less")  # nobody has what it wants
-    mill.tell(ev.JobSubmitted, "large", JobSpec("command", "a", "p", resources=Resources(cpu_millis=4000)))
+    mill.tell(ev.JobSubmitted, "large", replace(SPEC, resources=Resources(cpu_millis=4000)))
     (other,) = set(mill.state.replicas) - {waiting}
     assert f"work that holds room ends: {other} of small" in why(mill.state, "large", mill.now).changes
     assert why(mill.state, "chat", mill.now).status == "not serving"

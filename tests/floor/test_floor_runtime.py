@@ -155,7 +155,9 @@ def lead(bench: Bench, test: Callable[[], Awaitable[None]], *first: Event) -> No
 
 
 def submitted(bench: Bench, job: str = "job-1", tenant: str = "acme") -> JobSubmitted:
-    return JobSubmitted(bench.clock(), job, JobSpec("command", tenant, "default", ("x",)))
+    return JobSubmitted(
+        bench.clock(), job, JobSpec("command", tenant, "default", ("x",), resources=Resources(1))
+    )
 
 
 def applied() -> SpecApplied:

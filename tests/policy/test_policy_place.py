@@ -4,8 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenmill.domain.factory import Accelerator, Resources, Tenant
+from tokenmill.domain.value import replace
 from tokenmill.policy.fleet import Room, fleet_of
-from tokenmill.policy.place import Demand, Placement, explain
+from tokenmill.policy.lacks import explain, would_hold
+from tokenmill.policy.place import Demand, Placement
 from tokenmill.policy.place import place as place_in
 from tokenmill.policy.share import Head, Holding, Shares, dominant_ppm, doublings, pick
 
@@ -21,6 +23,19 @@ def room(
 ) -> Room:
     gpus = tuple(Accelerator(f"{name}/{i}", "h200", 141 * GB) for i in range(free))
     return Room(name, site, rack, domain, law, 64_000, 512 * GB, gpus)
+
+
+def test_what_is_lacking_is_said_in_units_with_what_would_fit() -> None:
+    rooms = [room("a", 2), replace(room("b", 0), memory_bytes=(512 << 30) - 1)]
+    asked = Demand(Resources(96_500, 512 << 30, 8, "h200"))
+    assert {node: reason for node, _, reason in explain(rooms, asked)} == {
+        "a": "has 64 cores free, 96.5 cores asked; has 2 h200 free, 8 asked",
+        "b": "has 64 cores free, 96.5 cores asked; has 549755813887 of memory free, 549755813888 asked; "
+        "has no h200 free, 8 asked",
+    }
+    assert would_hold(rooms, asked).startswith("Ask for at most 64 cores, 512 GiB and 2 h200 for each worker")
+    abroad = Demand(Resources(1), 1, ("de", "fr"))
+    assert would_hold(rooms, abroad) == "Add a node in de or fr, where the tenant's data may be."
 
 
 def test_one_worker_takes_the_fullest_node_that_fits() -> None:
@@ -60,7 +75,7 @@ def test_residency_and_kind_are_hard() -> None:
     reasons = explain([room("b", law="US"), room("a")], demand)
     assert [name for name, ok, _ in reasons if not ok] == ["a", "b"]
     assert "is in EU" in reasons[0][2]
-    assert "free b200" in reasons[1][2]
+    assert "no b200 free" in reasons[1][2]
 
 
 def even_layout(rooms: list[Room], per_worker: int, workers: int) -> bool:

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 
@@ -112,6 +113,11 @@ class Client:
             expected=f"a controller on {self.place.paths.control_socket}",
             fix="tokenmill up",
         )
+
+
+def segment(name: str) -> str:
+    """A name that a person gave, as one part of a path: it may hold slashes, dots and question marks."""
+    return quote(name, safe="") if name.strip(".") else name.replace(".", "%2E")
 
 
 def socket_transport(place: Place) -> httpx.BaseTransport:

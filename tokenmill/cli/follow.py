@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
-from tokenmill.cli.client import Client
+from tokenmill.cli.client import Client, segment
 from tokenmill.cli.output import add_rows, status_text, stderr, table
 from tokenmill.cli.verbs.status import station_progress, station_time
 from tokenmill.console.text import duration, energy, percent, points
@@ -29,11 +29,11 @@ def follow_run(client: Client, run_id: str) -> dict[str, Any]:
 
 
 def _follow_live(client: Client, run_id: str, console: Console) -> dict[str, Any]:
-    run: dict[str, Any] = client.get(f"/api/runs/{run_id}")
+    run: dict[str, Any] = client.get(f"/api/runs/{segment(run_id)}")
     with Live(run_picture(run), console=console, refresh_per_second=4) as live:
         while run["status"] == "running":
             time.sleep(POLL_S)
-            run = client.get(f"/api/runs/{run_id}")
+            run = client.get(f"/api/runs/{segment(run_id)}")
             live.update(run_picture(run))
     return run
 
@@ -42,7 +42,7 @@ def _follow_lines(client: Client, run_id: str, console: Console) -> dict[str, An
     shown: dict[str, str] = {}
     said_at = time.monotonic()
     while True:
-        run: dict[str, Any] = client.get(f"/api/runs/{run_id}")
+        run: dict[str, Any] = client.get(f"/api/runs/{segment(run_id)}")
         for station in run["stations"]:
             before = shown.get(station["name"], "waiting")
             if station["status"] != before:

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import typer
 
+from tokenmill.cli.client import Client
 from tokenmill.domain.errors import UsageError
+
+
+def post_if_sure(client: Client, path: str, body: Mapping[str, Any], question: str, yes: bool) -> Any:
+    """Post ``body`` after a yes. Nobody is asked about what would be refused anyway."""
+    if not yes:
+        client.post(path, {**body, "dry_run": True})
+    confirm(question, yes)
+    return client.post(path, body)
 
 
 def confirm(question: str, yes: bool) -> None:

@@ -70,7 +70,7 @@ def make_app(context: ApiContext) -> Starlette:
     return Starlette(
         routes=[*api.routes(), *pages.routes(context, sessions, api.processes), tenant],
         middleware=[Middleware(guarded)],
-        exception_handlers={TokenmillError: _refused, 404: _unknown, 405: _unknown},
+        exception_handlers={TokenmillError: _refused, 404: _unknown, 405: _unknown, Exception: _broken},
         lifespan=lifespan,
     )
 
@@ -84,6 +84,13 @@ async def _run_batches(context: ApiContext, runner: BatchRunner) -> None:
 
 async def _refused(_request: Request, error: Exception) -> Response:
     return refuse(error) if isinstance(error, TokenmillError) else answer({}, 500)
+
+
+async def _broken(_request: Request, error: Exception) -> Response:
+    """A mistake of ours, which the log has: still an error object, so that clients can show it."""
+    return refuse(
+        TokenmillError(f"the controller failed: {type(error).__name__}", fix="tokenmill logs control")
+    )
 
 
 async def _unknown(request: Request, _error: Exception) -> Response:
@@ -195,7 +202,11 @@ class Api:
         return answer(shown)
 
     async def cancel_run(self, request: Request) -> Response:
-        return answer(await self.commands.cancel_run(request.path_params["id"], _by(request)))
+        return answer(
+            await self.commands.cancel_run(
+                request.path_params["id"], _by(request), await read_object(request)
+            )
+        )
 
     async def pause_run(self, request: Request) -> Response:
         return answer(await self.commands.pause_run(request.path_params["id"], _by(request)))
@@ -216,7 +227,11 @@ class Api:
         return answer(views.job_view(self.context, job))
 
     async def cancel_job(self, request: Request) -> Response:
-        return answer(await self.commands.cancel_job(request.path_params["id"], _by(request)))
+        return answer(
+            await self.commands.cancel_job(
+                request.path_params["id"], _by(request), await read_object(request)
+            )
+        )
 
     async def plan(self, request: Request) -> Response:
         body = await read_object(request)

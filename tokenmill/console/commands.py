@@ -12,15 +12,17 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from tokenmill.console.context import ApiContext
-from tokenmill.console.requests import number_of, text_of
+from tokenmill.console.requests import flag_of, number_of, record_of, text_of
+from tokenmill.control.core import check
 from tokenmill.control.plan import diff
 from tokenmill.domain import events
-from tokenmill.domain.codec import from_plain, to_plain
+from tokenmill.domain.codec import to_plain
 from tokenmill.domain.errors import NotFoundError, UsageError
 from tokenmill.domain.factory import Factory
 from tokenmill.domain.outcomes import Outcomes
@@ -29,6 +31,8 @@ from tokenmill.floor.load import all_know
 from tokenmill.twin.profiles import from_json
 
 SCOPES = ("inference", "admin")
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
 TOLD_WITHIN_S = 3.0
 """Gateways look for a new table ten times a second. One that has not taken it by then is not waited for."""
 
@@ -43,6 +47,14 @@ class Commands:
     async def submit(self, event: events.Event) -> None:
         """Return when the event is journalled; the runtime refuses what ``control`` would ignore."""
         await self.context.runtime.submit(event)
+
+    async def change(self, body: Mapping[str, Any], event: events.Event) -> bool:
+        """Submit ``event``; with ``dry_run`` only say by an error, or none, whether it would be taken now."""
+        if flag_of(body, "dry_run"):
+            check(self.context.state, event)
+            return False
+        await self.submit(event)
+        return True
 
     async def create_key(self, body: dict[str, Any]) -> dict[str, Any]:
         """A new key, which opens the gateway from now on. Its secret is in this answer and nowhere else."""
@@ -96,9 +108,9 @@ class Commands:
             await self.submit(events.RunSubmitted(self.context.now_us(), run, line, by, force, parent))
         return {"run": run, "line": line}
 
-    async def cancel_run(self, run: str, by: str) -> dict[str, Any]:
-        await self.submit(events.RunCancelled(self.context.now_us(), run, by))
-        return {"run": run, "cancelled": True}
+    async def cancel_run(self, run: str, by: str, body: Mapping[str, Any] = NOTHING) -> dict[str, Any]:
+        done = await self.change(body, events.RunCancelled(self.context.now_us(), run, by))
+        return {"run": run, "cancelled": done}
 
     async def tune(self, tuning: Tuning, by: str) -> str:
         """A tenant's own model begins; returns its run."""
@@ -117,19 +129,25 @@ class Commands:
 
     async def start_job(self, body: dict[str, Any], by: str) -> dict[str, Any]:
         """A command job. Stations are started by runs only."""
-        spec = from_plain({"kind": "command", **body}, JobSpec)
+        spec = record_of({"kind": "command", **body}, JobSpec, "the job")
         if spec.kind != "command" or not spec.command:
             raise UsageError(
                 "this is not a command job", expected="kind command, and a command of one word or more"
             )
+        if spec.run or spec.station or spec.params:
+            raise UsageError(
+                "run, station and params are a station's", expected="a command job", fix="Leave them out."
+            )
+        if not spec.timeout_us:
+            raise UsageError("the job has a timeout of 0", expected="the longest time that it may run")
         async with self._naming:
             job = _next_name("job", self.context.state.jobs)
             await self.submit(events.JobSubmitted(self.context.now_us(), job, spec, by))
         return {"job": job}
 
-    async def cancel_job(self, job: str, by: str) -> dict[str, Any]:
-        await self.submit(events.JobCancelled(self.context.now_us(), job, by))
-        return {"job": job, "cancelled": True}
+    async def cancel_job(self, job: str, by: str, body: Mapping[str, Any] = NOTHING) -> dict[str, Any]:
+        done = await self.change(body, events.JobCancelled(self.context.now_us(), job, by))
+        return {"job": job, "cancelled": done}
 
     async def request_lease(self, body: dict[str, Any]) -> dict[str, Any]:
         """Whole resources of a node for a time. Raises ``RefusedError`` with reasons when nothing fits."""
@@ -157,7 +175,7 @@ class Commands:
 
         A ``profile`` is what ``tokenmill calibrate`` writes into a file.
         """
-        factory = from_plain(body.get("factory"), Factory)
+        factory = record_of(body.get("factory"), Factory, "the factory")
         state = self.context.state
         shown: dict[str, Any] = to_plain(diff(state, factory))
         known = from_json(json.dumps(body["profile"]), "the request's profile") if "profile" in body else None
@@ -165,15 +183,15 @@ class Commands:
         return shown
 
     async def apply(self, body: dict[str, Any], by: str) -> dict[str, Any]:
-        factory = from_plain(body.get("factory"), Factory)
+        factory = record_of(body.get("factory"), Factory, "the factory")
         base = number_of(body, "base_version")
-        await self.submit(events.SpecApplied(self.context.now_us(), base, factory, by))
+        await self.change(body, events.SpecApplied(self.context.now_us(), base, factory, by))
         return {"version": self.context.state.version}
 
     async def roll_back(self, body: dict[str, Any], by: str) -> dict[str, Any]:
         alias, to = text_of(body, "alias"), text_of(body, "to")
         before = self.context.state.aliases.get(alias)
-        await self.submit(events.RollbackRequested(self.context.now_us(), alias, to, by))
+        await self.change(body, events.RollbackRequested(self.context.now_us(), alias, to, by))
         after = self.context.state.aliases.get(alias)
         return {
             "alias": alias,
@@ -184,23 +202,22 @@ class Commands:
     async def steer(self, body: dict[str, Any], by: str) -> dict[str, Any]:
         """Hold, resume or promote an alias."""
         alias, action, release = text_of(body, "alias"), text_of(body, "action"), text_of(body, "release")
-        await self.submit(events.AliasSteered(self.context.now_us(), alias, action, release, by))
+        await self.change(body, events.AliasSteered(self.context.now_us(), alias, action, release, by))
         return {"alias": alias, "action": action, **promotion_view(self.context.state.aliases[alias])}
 
     async def cordon(self, body: dict[str, Any], by: str) -> dict[str, Any]:
         """Take a node out of use, or with ``undo`` into use again."""
-        node, now_us = text_of(body, "node"), self.context.now_us()
-        if body.get("undo"):
-            await self.submit(events.NodeTrusted(now_us, node, by))
-        else:
-            await self.submit(events.NodeCordoned(now_us, node, str(body.get("reason", ""))[:500], by))
-        return {"node": node, "cordoned": not body.get("undo")}
+        node, undo, now_us = text_of(body, "node"), flag_of(body, "undo"), self.context.now_us()
+        cordoned = events.NodeCordoned(now_us, node, text_of(body, "reason"), by)
+        await self.change(body, events.NodeTrusted(now_us, node, by) if undo else cordoned)
+        return {"node": node, "cordoned": not undo}
 
     async def recall(self, body: dict[str, Any], by: str) -> dict[str, Any]:
         """Forbid a release; the answer lists whom it served."""
         release, reason = text_of(body, "release"), text_of(body, "reason")
         known = self.context.state.releases.get(release)
-        await self.submit(events.ReleaseRecalled(self.context.now_us(), release, by, reason))
+        if not await self.change(body, events.ReleaseRecalled(self.context.now_us(), release, by, reason)):
+            return {"release": release, "reason": reason, "aliases": {}, "served": []}
         served = await asyncio.to_thread(
             self.context.store.ledger.served_by, release, known.created_us if known else 0
         )

@@ -5,8 +5,8 @@ Every wrong input is a ``UsageError`` that names the field; nothing is guessed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -17,6 +17,8 @@ from tokenmill.domain.codec import to_plain
 from tokenmill.domain.errors import TokenmillError, UsageError
 
 BODY_LIMIT = 4 * 2**20
+
+T = TypeVar("T")
 
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -48,7 +50,7 @@ async def read_object(request: Request) -> dict[str, Any]:
         return {}
     try:
         found = msgspec.json.decode(raw)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise UsageError(f"the body is not JSON: {error}", expected="a JSON object") from error
     if not isinstance(found, dict):
         raise UsageError("the body is not a JSON object", expected="a JSON object")
@@ -67,6 +69,50 @@ def number_of(body: dict[str, Any], name: str, default: int = 0) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise UsageError(f"{name} is {value!r}"[:200], expected="a whole number of zero or more")
     return value
+
+
+def flag_of(body: Mapping[str, Any], name: str) -> bool:
+    value = body.get(name, False)
+    if not isinstance(value, bool):
+        raise UsageError(f"{name} is {value!r}"[:200], expected="true or false")
+    return value
+
+
+def record_of(value: Any, kind: type[T], what: str) -> T:
+    """A domain value that somebody sent. Raises ``UsageError`` that names the field that is wrong, missing or
+    not known: a caller of another version must not believe that it was heard."""
+    try:
+        found = msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        said, _, at = str(error).partition(" - at ")
+        where = at.strip("`").removeprefix("$").removeprefix(".")
+        raise UsageError(
+            f"{what} cannot be read: {where + ': ' if where else ''}{said[:1].lower()}{said[1:]}",
+            expected="fields and types as docs/factory-file.md and the API's answers have them",
+        ) from error
+    unknown = _unknown(value, to_plain(found))
+    if unknown:
+        raise UsageError(
+            f"{what} has fields that are not known here: {', '.join(unknown[:10])}"[:500],
+            fix="Correct their names, or use the version of Tokenmill that this factory runs.",
+        )
+    return found
+
+
+def _unknown(sent: Any, known: Any, at: str = "") -> list[str]:
+    """Where ``sent`` has keys that ``known``, what was understood of it, has not."""
+    if isinstance(sent, dict) and isinstance(known, dict):
+        here = [f"{at}{name}" for name in sent if name not in known]
+        return here + [
+            found
+            for name, value in sent.items()
+            if name in known
+            for found in _unknown(value, known[name], f"{at}{name}.")
+        ]
+    if isinstance(sent, list | tuple) and isinstance(known, list | tuple):
+        pairs = enumerate(zip(sent, known, strict=False))
+        return [found for i, (left, right) in pairs for found in _unknown(left, right, f"{at}{i}.")]
+    return []
 
 
 def query_number(request: Request, name: str, default: int, most: int = 2**62) -> int:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
+from tokenmill.control.keys import LATEST_US
+
 MISSING = "–"
 _MARKS = {
     "ready": ("ok", "●"), "serving": ("ok", "●"), "alive": ("ok", "●"),
@@ -46,6 +48,8 @@ def clock(at_us: int) -> str:
     """UTC, to the second, in ISO 8601."""
     if not at_us:
         return MISSING
+    if at_us > LATEST_US:
+        return "after 9999"
     return datetime.fromtimestamp(at_us / 1e6, tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

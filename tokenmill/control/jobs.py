@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from tokenmill.control.draft import Draft
 from tokenmill.control.index import HELD_US, Index, job_timer
+from tokenmill.control.job_bounds import out_of_bounds
 from tokenmill.control.keys import check_tenant
 from tokenmill.control.leases import end_all
 from tokenmill.control.reservations import drop
@@ -22,14 +23,14 @@ from tokenmill.domain.value import replace
 from tokenmill.domain.work import Checkpoints, Job, JobResult, JobSpec, JobStatus
 from tokenmill.policy.checkpoint import pace
 from tokenmill.policy.idle import could_hold, largest_gang
-from tokenmill.policy.place import Demand, explain, place
+from tokenmill.policy.lacks import explain, would_hold
+from tokenmill.policy.place import Demand, place
 from tokenmill.policy.share import line_of
 
 BACKOFF_US = 2_000_000
 BACKOFF_MOST_US = 60_000_000
 GRACE_US = 10_000_000
 PENDING_MOST = 100_000
-WORKERS_MOST = 100_000
 
 FINAL_CODES = frozenset({2, 3, 4, 9, 10, 12})
 """Exit codes of a station that another attempt cannot change (``domain.errors``): usage, spec, not found, a
@@ -43,12 +44,9 @@ def check_submitted(state: State, event: JobSubmitted) -> None:
     check_tenant(state, event.spec.tenant, event.spec.project)
     if event.job in state.jobs:
         raise ConflictError(f"job {event.job} exists already", fix="Submit it under another id.")
-    if not 1 <= event.spec.workers <= WORKERS_MOST or event.spec.max_attempts < 1:
-        raise RefusedError(
-            "a job needs at least one worker and one attempt",
-            (f"workers {event.spec.workers}, attempts {event.spec.max_attempts}",),
-            fix=f"Ask for 1 to {WORKERS_MOST} workers.",
-        )
+    wrong = out_of_bounds(event.spec)
+    if wrong:
+        raise RefusedError("no job can be like this", wrong, fix="Correct these fields.")
     if len(state.jobs) >= PENDING_MOST:
         raise RefusedError("too many jobs", (f"limit {PENDING_MOST}",), fix="Wait until some have ended.")
     _check_fits(state, event.spec)
@@ -64,8 +62,8 @@ def _check_fits(state: State, spec: JobSpec) -> None:
     if not state.nodes or could_hold(index.shapes, demand) or place(index.idle, demand) is not None:
         return
     most = largest_gang(index.idle, demand)
-    fix = f"Ask for at most {most} such workers." if most else "Ask for less per worker."
     rooms = [room for _, block in sorted(index.idle.blocks.items()) for room in block.rooms]
+    fix = f"Ask for at most {most} such workers." if most else would_hold(rooms, demand)
     reasons = [f"{node}: {reason}" for node, fits, reason in explain(rooms, demand) if not fits or not most]
     raise RefusedError(
         "the job can never start: no floor of these nodes holds it, even with nothing else on them",

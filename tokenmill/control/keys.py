@@ -11,6 +11,7 @@ from tokenmill.domain.value import replace
 
 KEYS_MOST = 10_000
 SCOPES = ("inference", "admin")
+LATEST_US = 253_402_300_799_000_000  # the last second of 9999
 
 
 def check_tenant(state: State, tenant: str, project: str) -> Tenant:
@@ -41,6 +42,12 @@ def check_created(state: State, event: KeyCreated) -> None:
     if key.scope not in SCOPES:
         raise RefusedError(
             f"a key cannot have scope {key.scope!r}", (f"scopes are {', '.join(SCOPES)}",), fix="Choose one."
+        )
+    if key.expires_us and not event.at_us < key.expires_us <= LATEST_US:
+        raise RefusedError(
+            "a key cannot expire then",
+            ("that is over already" if key.expires_us <= event.at_us else "the year 9999 is the last",),
+            fix="Name a time to come, or none.",
         )
     if key.id in state.keys:
         raise ConflictError(f"key {key.id} exists already", fix="Ask for a key with another id.")

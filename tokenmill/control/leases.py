@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tokenmill.control.draft import Draft
+from tokenmill.control.job_bounds import LONGEST_US
 from tokenmill.control.keys import check_tenant
 from tokenmill.control.placing import find
 from tokenmill.control.state import State
@@ -19,7 +20,8 @@ from tokenmill.domain.errors import ConflictError, NotFoundError, RefusedError
 from tokenmill.domain.events import LeaseReleased, LeaseRequested
 from tokenmill.domain.factory import Resources, Tenant
 from tokenmill.domain.work import Lease, WorkUsage
-from tokenmill.policy.place import Demand, Placement, explain
+from tokenmill.policy.lacks import explain
+from tokenmill.policy.place import Demand, Placement
 
 
 def grant_all(
@@ -62,9 +64,9 @@ def check_requested(state: State, event: LeaseRequested) -> None:
     if event.lease in state.leases:
         raise ConflictError(f"lease {event.lease} exists already", fix="Ask for a lease with another id.")
     amounts = (event.cpu_millis, event.memory_bytes, event.accelerators)
-    if event.duration_us <= 0 or min(amounts) < 0 or not any(amounts):
+    if not 0 < event.duration_us <= LONGEST_US or min(amounts) < 0 or not any(amounts):
         raise RefusedError(
-            "a lease needs a duration and some resources",
+            "a lease needs a duration of up to 366 days and some resources",
             fix="Ask for a time above zero and at least one core.",
         )
     demand = demand_of(event, state.index.tenants)

@@ -18,7 +18,7 @@ from tokenmill.domain.work import Alias, Recall, Target
 def check_recalled(state: State, event: ReleaseRecalled) -> None:
     """Raise unless the release exists and is not recalled already."""
     if event.release not in state.releases:
-        raise NotFoundError(f"there is no release {event.release!r}", fix="See `tokenmill releases`.")
+        raise NotFoundError(f"there is no release {event.release!r}", fix="`tokenmill models` lists them.")
     known = state.recalls.get(event.release)
     if known is not None:
         raise ConflictError(f"{event.release} is recalled already" + (f" by {known.by}" if known.by else ""))

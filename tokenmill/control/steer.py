@@ -91,7 +91,7 @@ def check_steered(state: State, event: AliasSteered) -> None:
             fix="Name one with --to, or run its line.",
         )
     if release not in state.releases:
-        raise NotFoundError(f"there is no release {release!r}", fix="See `tokenmill releases`.")
+        raise NotFoundError(f"there is no release {release!r}", fix="`tokenmill models` lists them.")
     _check_not_recalled(state, release)
     if not _may_serve(state, alias, release):
         raise RefusedError(

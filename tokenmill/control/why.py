@@ -19,6 +19,7 @@ from tokenmill.control.why_waiting import candidates, holders, kept, power, shap
 from tokenmill.domain.codec import from_plain
 from tokenmill.domain.errors import NotFoundError
 from tokenmill.domain.factory import Deployment
+from tokenmill.domain.units import format_accelerators, format_cores, format_memory
 from tokenmill.domain.work import (
     GateVerdict,
     Job,
@@ -122,8 +123,9 @@ def _waiting(
     """Explain something that waits for room: by node, or by block on a large floor."""
     choices = tuple(Choice(*found) for found in candidates(state, demand))
     need = demand.resources
-    asked = f"it asks for {demand.workers} worker(s) of {need.cpu_millis} thousandths of a core"
-    asked += f", {need.memory_bytes} bytes, {need.accelerators} {need.accelerator_kind or 'accelerators'}"
+    asked = f"it asks for {demand.workers} worker{'' if demand.workers == 1 else 's'} of "
+    asked += f"{format_cores(need.cpu_millis)}, {format_memory(need.memory_bytes)} and "
+    asked += format_accelerators(need.accelerators, need.accelerator_kind)
     theirs, follows = kept(state, name, now_us)
     found = [asked, *reasons, *theirs, *power(state, name, demand)]
     if not choices:
@@ -260,7 +262,7 @@ def _release(state: State, name: str) -> Explanation:
 
 def _lease(lease: Lease, now_us: int) -> Explanation:
     rule = "A lease holds its resources until the process is gone, or the tenant's time is over."
-    what = f"{lease.cpu_millis} thousandths of a core, {lease.memory_bytes} bytes"
+    what = f"{format_cores(lease.cpu_millis)}, {format_memory(lease.memory_bytes)}"
     if lease.accelerators:
         what += f", {', '.join(lease.accelerators)}"
     changes = [f"{lease.owner} ends"]
@@ -306,7 +308,7 @@ def _named(state: State, name: str, now_us: int) -> Explanation:
         reason = imported.error or f"digest {imported.digest}" if imported else f"from {model.source}"
         changes = ("the factory file is applied again",) if status == "failed" else ()
         return Explanation(name, "model", status, "A pinned digest must match.", (reason,), (), changes)
-    jobs = [job for job in state.jobs.values() if job.spec.name == name]
+    jobs = [job for job in state.jobs.values() if name and job.spec.name == name]
     if jobs:
         return _job(state, max(jobs, key=lambda job: (job.submitted_us, job.id)), now_us)
     raise NotFoundError(

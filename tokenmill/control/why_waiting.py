@@ -14,7 +14,8 @@ from tokenmill.control.placing import power_reason
 from tokenmill.control.state import State
 from tokenmill.domain.work import Job, Reservation
 from tokenmill.policy.fleet import Block
-from tokenmill.policy.place import Demand, capacity_of, explain
+from tokenmill.policy.lacks import explain
+from tokenmill.policy.place import Demand, capacity_of
 from tokenmill.policy.share import NOTHING, Shares, dominant_ppm, refusal, standing_ppm, within_guarantee
 
 NODES_MOST = 64

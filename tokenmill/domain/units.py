@@ -150,6 +150,21 @@ def format_size(size_bytes: int) -> str:
     return _format(size_bytes, {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "PB": 10**15})
 
 
+def format_cores(cpu_millis: int) -> str:
+    """For people: "1.5 cores", "1 core"."""
+    return f"{cpu_millis / 1000:g} core{'' if cpu_millis == 1000 else 's'}"
+
+
+def format_memory(size_bytes: int) -> str:
+    """For people: "23.5 GiB"; the binary units that memory is asked in, three significant digits."""
+    return _format(size_bytes, {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "PiB": 2**50})
+
+
+def format_accelerators(count: int, kind: str = "") -> str:
+    """For people: "8 h200", "1 accelerator", "no accelerator"."""
+    return f"{count or 'no'} {kind or ('accelerator' if count <= 1 else 'accelerators')}"
+
+
 def format_duration(duration_us: int) -> str:
     """For people: "250 ms", "1.5 s", "2 h"; three significant digits."""
     return _format(duration_us, {k: v for k, v in DURATIONS.items() if k != "min"})

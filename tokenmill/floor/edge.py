@@ -180,7 +180,7 @@ class _Keeper:
                 found = await process.wait()
                 if self._asked_to_stop():
                     return
-                last = logs.tail(self.paths.log(name), 1)[:300]
+                last = logs.last_words(self.paths.log(name))
                 log.error("%s %s: %s", name, found.reason, last)
                 if found.usage.wall_us > STEADY_S * 1e6:
                     wait_s = BACK_OFF_S[0]

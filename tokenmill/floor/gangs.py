@@ -142,7 +142,7 @@ class Gangs:
         """A job whose own files fail, say because the disk is full, ends too: a run waits for it."""
         try:
             await work
-        except (TokenmillError, OSError) as error:
+        except (TokenmillError, OSError, ValueError) as error:
             await self._abandon(gang, error)
 
     async def _run(self, gang: Gang, effect: StartJob, share: workers.Share) -> None:
@@ -263,8 +263,8 @@ class Gangs:
         elif error_file:
             reason = error_file
         elif failed.code > 0:
-            last = logs.tail(self._paths.log(gang.job), 1)
-            reason = f"{reason}: {last[:300]}" if last else reason
+            last = logs.last_words(self._paths.log(gang.job))
+            reason = f"{reason}: {last}" if last else reason
         return JobExited(at_us, gang.job, gang.attempt, failed.code, None, reason, usage)
 
     def _forget(self, gang: Gang) -> None:

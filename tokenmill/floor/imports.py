@@ -126,8 +126,8 @@ def read_imported(model: Model, path: Path, reason: str, log: Path) -> Imported:
     try:
         return from_plain(msgspec.json.decode(path.read_bytes()), Imported)
     except (OSError, msgspec.DecodeError, DataError):
-        last = logs.tail(log, 1)
-        error = f"the import {reason}" + (f": {last[:300]}" if last else "")
+        last = logs.last_words(log)
+        error = f"the import {reason}" + (f": {last}" if last else "")
         return Imported(model.name, "", 0, "", error, model.source)
 
 

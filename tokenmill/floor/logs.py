@@ -31,6 +31,16 @@ def bound(path: Path, limit_bytes: int = LOG_LIMIT_BYTES) -> bool:
     return True
 
 
+def last_words(path: Path) -> str:
+    """The last line of a log as part of a reason: short, and without what would drive a terminal."""
+    return printable(tail(path, 1))
+
+
+def printable(text: str, most: int = 300) -> str:
+    """What a process said, cut, with what cannot be printed left out."""
+    return "".join(c if c.isprintable() else " " for c in text[:most]).strip()
+
+
 def tail(path: Path, lines: int, most_bytes: int = 65_536) -> str:
     """Return the last lines of a log, at most ``most_bytes`` of it; "" when there is none."""
     try:

@@ -240,8 +240,8 @@ class Replicas:
         found = await running.process.wait()
         reason = found.reason
         if not running.process.kill_reason and found.code > 0:
-            last = logs.tail(self._paths.log(running.id), 1)
-            reason = f"{reason}: {last[:300]}" if last else reason
+            last = logs.last_words(self._paths.log(running.id))
+            reason = f"{reason}: {last}" if last else reason
         await self._exited(running, reason, found.usage)
 
     async def _drain(self, running: _Running, process: Process) -> None:

@@ -20,7 +20,6 @@ from tokenmill.domain.value import value
 from tokenmill.policy.fleet import Block, Fleet, Room, Size
 from tokenmill.policy.fragment import Kinds, growth
 from tokenmill.policy.memo import Memo
-from tokenmill.policy.reside import allowed
 
 
 @value
@@ -170,7 +169,7 @@ def _in_block(block: Block, demand: Demand, kinds: Kinds = ()) -> Room | None:
             continue
         if not room.leases and not spare:
             continue
-        if count and need.accelerator_kind and len(_matching(room, need)) < count:
+        if count and need.accelerator_kind and len(matching(room, need)) < count:
             continue
         crowd = siblings.count(room.node) if siblings else 0
         grows = growth(kinds, room, need) if kinds else 0
@@ -228,7 +227,7 @@ def holds(room: Room, need: Resources, jurisdictions: tuple[str, ...] = ()) -> i
     if need.accelerators:
         count = len(room.accelerators) // need.accelerators
         if count and need.accelerator_kind:
-            count = len(_matching(room, need)) // need.accelerators
+            count = len(matching(room, need)) // need.accelerators
     if count and need.cpu_millis:
         by_cpu = room.cpu_millis // need.cpu_millis
         if by_cpu < count:
@@ -364,7 +363,7 @@ def _scattered(counted: list[Counted], demand: Demand) -> Placement | None:
     return None
 
 
-def _matching(room: Room, need: Resources) -> Sequence[Accelerator]:
+def matching(room: Room, need: Resources) -> Sequence[Accelerator]:
     if not need.accelerator_kind:
         return room.accelerators
     return [a for a in room.accelerators if a.kind == need.accelerator_kind]
@@ -374,26 +373,4 @@ def _take(room: Room, need: Resources, worker: int) -> tuple[str, ...]:
     if not need.accelerators:
         return ()
     first = worker * need.accelerators
-    return tuple([a.id for a in _matching(room, need)[first : first + need.accelerators]])
-
-
-def explain(rooms: Iterable[Room], demand: Demand) -> tuple[tuple[str, bool, str], ...]:
-    """For each node: its id, whether it holds at least one worker, and the reason in words, by id."""
-    need = demand.resources
-    out: list[tuple[str, bool, str]] = []
-    for room in sorted(rooms, key=lambda room: room.node):
-        wrong: list[str] = []
-        if not allowed(room.jurisdiction, demand.jurisdictions):
-            where = room.jurisdiction or "no stated jurisdiction"
-            wrong.append(f"is in {where}, the tenant's data may be in {', '.join(demand.jurisdictions)}")
-        if room.cpu_millis < need.cpu_millis:
-            wrong.append(f"has {room.cpu_millis} thousandths of a core free, {need.cpu_millis} asked")
-        if room.memory_bytes < need.memory_bytes:
-            wrong.append(f"has {room.memory_bytes} bytes of memory free, {need.memory_bytes} asked")
-        free = len(_matching(room, need))
-        if free < need.accelerators:
-            kind = need.accelerator_kind or "accelerators"
-            wrong.append(f"has {free} free {kind}, {need.accelerators} asked")
-        count = min(holds(room, need, demand.jurisdictions), demand.workers)
-        out.append((room.node, not wrong, "; ".join(wrong) or f"holds {count} of {demand.workers} workers"))
-    return tuple(out)
+    return tuple([a.id for a in matching(room, need)[first : first + need.accelerators]])

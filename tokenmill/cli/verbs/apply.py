@@ -12,7 +12,7 @@ import typer
 from tokenmill.cli.client import connect
 from tokenmill.cli.options import AsJson, Directory, File, Yes, locate
 from tokenmill.cli.output import examples, print_json, stderr, stdout
-from tokenmill.cli.questions import confirm
+from tokenmill.cli.questions import post_if_sure
 from tokenmill.cli.verbs.plan import FORMAT, make_plan, show_plan
 from tokenmill.domain.errors import DataError, NotFoundError
 from tokenmill.spec.factory_file import load
@@ -40,10 +40,9 @@ def apply(
         return
     if not yes:
         show_plan(stderr(), made)
-    confirm(f"Apply {len(made['changes'])} change(s)?", yes)
+    body = {"factory": made["factory"], "base_version": made["base_version"]}
     with connect(place) as client:
-        body = {"factory": made["factory"], "base_version": made["base_version"]}
-        found = client.post("/api/apply", body)
+        found = post_if_sure(client, "/api/apply", body, f"Apply {len(made['changes'])} change(s)?", yes)
     _done({**found, "changed": True}, as_json, f"Applied as version {found['version']}: tokenmill status")
 
 

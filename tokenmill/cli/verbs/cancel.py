@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from tokenmill.cli.client import connect
+from tokenmill.cli.client import connect, segment
 from tokenmill.cli.options import AsJson, Directory, File, Yes, locate
 from tokenmill.cli.output import examples, print_json, stdout
-from tokenmill.cli.questions import confirm
+from tokenmill.cli.questions import post_if_sure
 
 app = typer.Typer(add_completion=False)
 
@@ -23,10 +23,9 @@ def cancel(
     as_json: AsJson = False,
 ) -> None:
     """Stop a run or a job. Stations of a run that are done stay done and can be reused."""
-    confirm(f"Cancel {name}?", yes)
     kind = "runs" if name.startswith("run-") else "jobs"
     with connect(locate(directory, file)) as client:
-        found = client.post(f"/api/{kind}/{name}/cancel")
+        found = post_if_sure(client, f"/api/{kind}/{segment(name)}/cancel", {}, f"Cancel {name}?", yes)
     if as_json:
         print_json(found)
     else:

@@ -9,7 +9,7 @@ import typer
 from tokenmill.cli.client import connect
 from tokenmill.cli.options import AsJson, Directory, File, Yes, locate
 from tokenmill.cli.output import examples, print_json, stdout
-from tokenmill.cli.questions import confirm
+from tokenmill.cli.questions import post_if_sure
 
 app = typer.Typer(add_completion=False)
 
@@ -25,10 +25,9 @@ def cordon(
     as_json: AsJson = False,
 ) -> None:
     """Take a node out of use: replicas are replaced elsewhere, jobs start again from their checkpoint."""
-    if not undo:
-        confirm(f"Move everything away from {node}?", yes)
+    body, question = {"node": node, "reason": reason, "undo": undo}, f"Move everything away from {node}?"
     with connect(locate(directory, file)) as client:
-        found = client.post("/api/cordon", {"node": node, "reason": reason, "undo": undo})
+        found = post_if_sure(client, "/api/cordon", body, question, yes or undo)
     if as_json:
         print_json(found)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from tokenmill.cli.client import connect
 from tokenmill.cli.options import AsJson, Directory, File, locate
@@ -33,5 +34,5 @@ def events(
     if as_json:
         print_json(found)
         return
-    rows = [(event["seq"], clock(event["at_us"]), event["text"]) for event in found]
+    rows = [(event["seq"], clock(event["at_us"]), escape(event["text"])) for event in found]
     stdout().print(add_rows(table(">Number", "Time (UTC)", "What happened"), rows, "nothing yet"))

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from tokenmill.cli.client import Client, connect
+from tokenmill.cli.client import Client, connect, segment
 from tokenmill.cli.options import AsJson, Directory, File, Yes, locate
 from tokenmill.cli.output import add_rows, examples, print_json, status_text, stdout, table, when_interrupted
-from tokenmill.cli.questions import confirm
+from tokenmill.cli.questions import post_if_sure
 from tokenmill.cli.verbs.why import explain
 from tokenmill.console.text import ago, duration
 from tokenmill.domain.errors import RunFailedError, UsageError
@@ -52,7 +52,7 @@ def list_jobs(directory: Directory = None, file: File = None, as_json: AsJson = 
     rows = [
         (
             job["id"],
-            job["name"],
+            escape(job["name"]),
             job["kind"],
             status_text(job["status"]),
             f"{job['tenant']}/{job['project']}",
@@ -118,7 +118,7 @@ def submit(
 def show(job: Id, directory: Directory = None, file: File = None, as_json: AsJson = False) -> None:
     """Show everything that is known of a job."""
     with connect(locate(directory, file)) as client:
-        found = client.get(f"/api/jobs/{job}")
+        found = client.get(f"/api/jobs/{segment(job)}")
     if as_json:
         print_json(found)
     else:
@@ -130,9 +130,8 @@ def cancel(
     job: Id, yes: Yes = False, directory: Directory = None, file: File = None, as_json: AsJson = False
 ) -> None:
     """Stop a job."""
-    confirm(f"Cancel {job}?", yes)
     with connect(locate(directory, file)) as client:
-        found = client.post(f"/api/jobs/{job}/cancel")
+        found = post_if_sure(client, f"/api/jobs/{segment(job)}/cancel", {}, f"Cancel {job}?", yes)
     if as_json:
         print_json(found)
     else:
@@ -141,7 +140,7 @@ def cancel(
 
 def _wait(client: Client, job: str) -> dict[str, Any]:
     while True:
-        found: dict[str, Any] = client.get(f"/api/jobs/{job}")
+        found: dict[str, Any] = client.get(f"/api/jobs/{segment(job)}")
         if found["status"] in ENDED:
             return found
         time.sleep(POLL_S)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from tokenmill.cli.client import Client, connect
+from tokenmill.cli.client import Client, connect, segment
 from tokenmill.cli.options import AsJson, Directory, File, locate
 from tokenmill.cli.output import add_rows, examples, print_json, status_text, stderr, stdout, table
 from tokenmill.console.text import clock
@@ -91,7 +91,7 @@ def create(
 def disable(key: Id, directory: Directory = None, file: File = None, as_json: AsJson = False) -> None:
     """Close a key for good. Requests with it are refused from now on."""
     with connect(locate(directory, file)) as client:
-        found = client.delete(f"/api/keys/{key}")
+        found = client.delete(f"/api/keys/{segment(key)}")
     if as_json:
         print_json(found)
     else:
@@ -108,8 +108,9 @@ def rotate(key: Id, directory: Directory = None, file: File = None, as_json: AsJ
             raise UsageError(f"{key} is disabled already", fix="tokenmill keys create")
         body = {name: old[name] for name in ("tenant", "project", "scope", "expires_us")}
         made = client.post("/api/keys", body)
-        client.delete(f"/api/keys/{key}")
-    _show_new({**made, "replaces": key}, as_json)
+        ended = client.delete(f"/api/keys/{segment(key)}")
+    both = made["effective"] and ended["effective"]
+    _show_new({**made, "replaces": key, "replaced": ended, "effective": both}, as_json)
 
 
 def _find(client: Client, key: str) -> dict[str, Any]:

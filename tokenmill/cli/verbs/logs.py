@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tokenmill.cli.client import Client
+from tokenmill.cli.client import Client, segment
 from tokenmill.cli.options import AsJson, Directory, Place, locate
 from tokenmill.cli.output import examples, print_json, when_interrupted
 from tokenmill.console.reading import read_log
@@ -54,7 +54,7 @@ def _read(client: Client, place: Place, name: str, tail: int, offset: int | None
     """From the API, which also knows runs; from the file when the controller is down."""
     try:
         query = {"tail": tail} if offset is None else {"offset": offset}
-        found: dict[str, Any] = client.get(f"/api/logs/{name}", **query)
+        found: dict[str, Any] = client.get(f"/api/logs/{segment(name)}", **query)
     except NotFoundError:
         found = read_log(place.paths, name, tail, offset)
     return found

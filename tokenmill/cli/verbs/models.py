@@ -48,7 +48,7 @@ def list_models(directory: Directory = None, file: File = None, as_json: AsJson 
         (
             item["model"],
             status_text(item["status"]),
-            item["source"],
+            escape(item["source"]),
             short_digest(item["digest"]),
             size(item["size_bytes"]) if item["size_bytes"] else "-",
             escape(item["error"]),

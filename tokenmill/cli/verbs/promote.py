@@ -9,7 +9,7 @@ import typer
 from tokenmill.cli.client import connect
 from tokenmill.cli.options import AsJson, Directory, File, Yes, locate
 from tokenmill.cli.output import examples, print_json, stdout
-from tokenmill.cli.questions import confirm
+from tokenmill.cli.questions import post_if_sure
 from tokenmill.domain.errors import UsageError
 
 app = typer.Typer(add_completion=False)
@@ -43,10 +43,10 @@ def promote(
     if hold + resume + bool(to) > 1:
         raise UsageError("--hold, --resume and --to exclude each other", fix="Give one of them, or none.")
     action = "hold" if hold else "resume" if resume else "promote"
-    if action == "promote":
-        confirm(f"Give {to or 'the release that waits'} all traffic of {alias}?", yes)
+    body = {"alias": alias, "action": action, "release": to}
+    question = f"Give {to or 'the release that waits'} all traffic of {alias}?"
     with connect(locate(directory, file)) as client:
-        found = client.post("/api/steer", {"alias": alias, "action": action, "release": to})
+        found = post_if_sure(client, "/api/steer", body, question, yes or action != "promote")
     if as_json:
         print_json(found)
     else:

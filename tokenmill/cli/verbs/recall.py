@@ -11,7 +11,7 @@ from rich.markup import escape
 from tokenmill.cli.client import connect
 from tokenmill.cli.options import AsJson, Directory, File, Yes, locate
 from tokenmill.cli.output import add_rows, examples, print_json, stdout, table
-from tokenmill.cli.questions import confirm
+from tokenmill.cli.questions import post_if_sure
 from tokenmill.console.text import ago
 
 app = typer.Typer(add_completion=False)
@@ -32,9 +32,9 @@ def recall(
     as_json: AsJson = False,
 ) -> None:
     """Take a release out of every alias for ever, and list whom it served. It cannot be undone."""
-    confirm(f"Recall {release}? It never serves again.", yes)
+    body, question = {"release": release, "reason": reason}, f"Recall {release}? It never serves again."
     with connect(locate(directory, file)) as client:
-        found = client.post("/api/recall", {"release": release, "reason": reason})
+        found = post_if_sure(client, "/api/recall", body, question, yes)
     if as_json:
         print_json(found)
         return

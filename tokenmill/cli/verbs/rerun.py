@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tokenmill.cli.client import connect
+from tokenmill.cli.client import connect, segment
 from tokenmill.cli.follow import follow_run, raise_for_end, run_picture
 from tokenmill.cli.options import AsJson, Directory, File, locate
 from tokenmill.cli.output import examples, print_json, stdout, when_interrupted
@@ -29,7 +29,7 @@ def rerun(
 ) -> None:
     """Run a line again from one station on, with what an earlier run did before it: the same rows, too."""
     with connect(locate(directory, file)) as client:
-        line = client.get(f"/api/runs/{run}")["line"]
+        line = client.get(f"/api/runs/{segment(run)}")["line"]
         started = client.post("/api/runs", {"line": line, "force": station, "parent": run})
         name = started["run"]
         if detach:

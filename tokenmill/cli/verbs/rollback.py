@@ -9,7 +9,7 @@ import typer
 from tokenmill.cli.client import connect
 from tokenmill.cli.options import AsJson, Directory, File, Yes, locate
 from tokenmill.cli.output import examples, print_json, stdout
-from tokenmill.cli.questions import confirm
+from tokenmill.cli.questions import post_if_sure
 
 app = typer.Typer(add_completion=False)
 
@@ -24,9 +24,9 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Point an alias back at an earlier release and hold it there: `promote --resume` lets it go on."""
-    confirm(f"Point {alias} at {to or 'the release before'}?", yes)
+    question = f"Point {alias} at {to or 'the release before'}?"
     with connect(locate(directory, file)) as client:
-        found = client.post("/api/rollback", {"alias": alias, "to": to})
+        found = post_if_sure(client, "/api/rollback", {"alias": alias, "to": to}, question, yes)
     if as_json:
         print_json(found)
     else:

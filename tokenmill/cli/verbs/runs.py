@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from tokenmill.cli.client import connect
+from tokenmill.cli.client import connect, segment
 from tokenmill.cli.follow import follow_run, raise_for_end, run_picture
 from tokenmill.cli.options import AsJson, Directory, File, Yes, locate
 from tokenmill.cli.output import add_rows, examples, print_json, status_text, stdout, table, when_interrupted
-from tokenmill.cli.questions import confirm
+from tokenmill.cli.questions import post_if_sure
 from tokenmill.console.text import ago, duration, percent
 
 app = typer.Typer(
@@ -83,7 +83,7 @@ def show(
             with when_interrupted(f"{run} goes on."):
                 found = follow_run(client, run)
         else:
-            found = client.get(f"/api/runs/{run}")
+            found = client.get(f"/api/runs/{segment(run)}")
     if as_json:
         print_json(found)
     else:
@@ -97,9 +97,8 @@ def cancel(
     run: Id, yes: Yes = False, directory: Directory = None, file: File = None, as_json: AsJson = False
 ) -> None:
     """Stop a run. Stations that are done stay done and can be reused."""
-    confirm(f"Cancel {run}?", yes)
     with connect(locate(directory, file)) as client:
-        found = client.post(f"/api/runs/{run}/cancel")
+        found = post_if_sure(client, f"/api/runs/{segment(run)}/cancel", {}, f"Cancel {run}?", yes)
     if as_json:
         print_json(found)
     else:
@@ -120,7 +119,7 @@ def resume(run: Id, directory: Directory = None, file: File = None, as_json: AsJ
 
 def _steer(run: str, action: str, directory: Directory, file: File, as_json: bool) -> None:
     with connect(locate(directory, file)) as client:
-        found = client.post(f"/api/runs/{run}/{action}")
+        found = client.post(f"/api/runs/{segment(run)}/{action}")
     if as_json:
         print_json(found)
     else:

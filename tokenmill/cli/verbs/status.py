@@ -75,7 +75,7 @@ def nodes(shown: dict[str, Any]) -> list[RenderableType]:
                 number(what["cpu_millis"] / 1000),
                 size(what["memory_bytes"]),
                 ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items())) or "-",
-                ", ".join(_runs_on(shown, what["id"])) or "[dim]nothing[/dim]",
+                escape(", ".join(_runs_on(shown, what["id"]))) or "[dim]nothing[/dim]",
             )
         )
     if len(found) > MOST_NODES:
@@ -157,7 +157,7 @@ def jobs(shown: dict[str, Any]) -> RenderableType:
     rows = [
         (
             job["id"],
-            job["name"],
+            escape(job["name"]),
             status_text(job["status"]),
             job["tenant"],
             ago(job["submitted_us"], shown["now_us"]),

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from tokenmill.cli.client import connect
+from tokenmill.cli.client import connect, segment
 from tokenmill.cli.options import AsJson, Directory, File, locate
 from tokenmill.cli.output import add_rows, examples, print_json, stdout, table
 from tokenmill.console.text import clock, energy, percent, short_digest
@@ -34,7 +34,7 @@ def trace(
 ) -> None:
     """Show which release gave an answer, and the run, rows, code, settings and joules behind it."""
     with connect(locate(directory, file)) as client:
-        found = client.get(f"/api/trace/{answer}", rows=rows, offset=offset)
+        found = client.get(f"/api/trace/{segment(answer)}", rows=rows, offset=offset)
     if as_json:
         print_json(found)
         return

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from tokenmill.cli.client import connect
+from tokenmill.cli.client import connect, segment
 from tokenmill.cli.options import AsJson, Directory, File, locate
 from tokenmill.cli.output import examples, print_json, status_text, stdout
 
@@ -26,7 +26,7 @@ def why(
 ) -> None:
     """Explain why something is as it is: pending, placed there, rejected by a gate."""
     with connect(locate(directory, file)) as client:
-        found = client.get(f"/api/why/{name}")
+        found = client.get(f"/api/why/{segment(name)}")
     if as_json:
         print_json(found)
     else:
