@@ -8,7 +8,6 @@ import importlib.util
 import itertools
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from ports import free_port
 
 from tokenmill.engine import environment, sources
 from tokenmill.engine.unpacked import place_of, unpack
@@ -67,7 +67,7 @@ def _server(binaries: Path, folder: Path) -> Iterator[str]:
     if os.geteuid() == 0:
         user = "postgres" if _user_exists("postgres") else "nobody"
         shutil.chown(folder, user)
-    data, port = folder / "data", _free_port()
+    data, port = folder / "data", free_port()
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
 
     def call(*command: str) -> None:
@@ -86,13 +86,6 @@ def _server(binaries: Path, folder: Path) -> Iterator[str]:
 
 def _user_exists(name: str) -> bool:
     return subprocess.run(("id", "-u", name), capture_output=True, check=False).returncode == 0
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture

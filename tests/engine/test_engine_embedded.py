@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from ports import free_port
 
 from tokenmill.domain.errors import CorruptWeightsError, MissingExtraError, UsageError
 from tokenmill.engine import adapter, embedded
@@ -20,12 +20,6 @@ from tokenmill.engine import adapter, embedded
 pytestmark = [pytest.mark.live, pytest.mark.model]
 READY_S = 60.0
 CLOSE = {"connection": "close"}  # see engine.generate
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def start(launch: adapter.Launch) -> tuple[subprocess.Popen[bytes], httpx.Client]:
@@ -46,7 +40,7 @@ def start(launch: adapter.Launch) -> tuple[subprocess.Popen[bytes], httpx.Client
 def stop(process: subprocess.Popen[bytes], client: httpx.Client) -> None:
     client.close()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 0
+    assert process.wait(30) == 0
     assert process.stderr is not None
     process.stderr.close()
 
@@ -116,7 +110,7 @@ def test_a_client_that_leaves_ends_its_generation(chat: httpx.Client) -> None:
     body = ask(stream=True, max_tokens=450, ignore_eos=True)
     with chat.stream("POST", "/v1/chat/completions", json=body, headers=CLOSE) as answer:
         next(answer.iter_lines())
-    until = time.monotonic() + 5
+    until = time.monotonic() + 30
     while time.monotonic() < until:
         found = adapter.measures("embedded", chat.get("/metrics").text)
         if found["running"] == 0:
@@ -171,7 +165,7 @@ def test_broken_weights_end_with_code_7(chat_gguf: Path, tmp_path: Path) -> None
     with chat_gguf.open("rb") as whole:
         cut.write_bytes(whole.read(8 << 20))
     argv = [sys.executable, "-m", "tokenmill.engine.embedded", "--weights", str(cut), "--alias", "x"]
-    ended = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 7
     assert "could not load" in ended.stderr
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 
 from tokenmill.domain.errors import CorruptWeightsError, DataError, EngineError, ResourceError, UsageError
 from tokenmill.engine import examples
@@ -157,9 +157,7 @@ def worker(
 @pytest.mark.live  # two processes that average gradients over gloo, which no cheaper test shows
 def test_two_workers_learn_what_one_learns(request_: TrainRequest, tmp_path: Path) -> None:
     alone = train(request_)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     shared = replace(request_, out_dir=tmp_path / "gang", work_dir=tmp_path / "gw", threads=1)
     gang = [worker(rank, 2, port, tmp_path, shared) for rank in range(2)]
     codes = [process.wait(240) for process in gang]
@@ -174,9 +172,7 @@ def test_two_workers_learn_what_one_learns(request_: TrainRequest, tmp_path: Pat
 
 @pytest.mark.live  # the collective in which ranks compare their own time exists only in a real gang
 def test_a_gang_names_the_worker_that_holds_it_up(request_: TrainRequest, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     shared = replace(request_, epochs=4, out_dir=tmp_path / "gang", work_dir=tmp_path / "gw", threads=1)
     gang = [worker(rank, 2, port, tmp_path, shared, THROTTLED) for rank in range(2)]
     codes = [process.wait(240) for process in gang]

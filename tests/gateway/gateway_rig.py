@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 import uvloop
+from answers import PROMPT_TOKENS, embeddings, events, whole, whole_answers
 
 from tokenmill.domain.factory import Quota
 from tokenmill.domain.table import AliasEntry, Endpoint, KeyEntry, Table, TenantEntry
@@ -26,7 +27,6 @@ from tokenmill.gateway.server import Server
 
 SECRET = "tm-" + "a" * 40
 OTHER = "tm-" + "b" * 40
-PROMPT_TOKENS = 7
 METRICS = """llamacpp:prompt_tokens_total {input}
 llamacpp:prompt_tokens_cached_total 0
 llamacpp:tokens_predicted_total {output}
@@ -132,7 +132,7 @@ class Engine:
             self.die_next = max(0, self.die_next - 1)
             writer.transport.abort()
             return False
-        await asyncio.sleep(script.get("first_s", 0))
+        await worked(script.get("first_s", 0), reader)
         if path.endswith("/embeddings"):
             return await reply(writer, 200, embeddings(asked))
         if not asked.get("stream"):
@@ -170,7 +170,7 @@ class Engine:
                     await writer.drain()
                     if split:
                         await asyncio.sleep(0)
-                await asyncio.sleep(script.get("gap_s", 0))
+                await worked(script.get("gap_s", 0), reader)
                 if reader.at_eof():
                     raise ConnectionResetError
             writer.write(b"0\r\n\r\n")
@@ -180,6 +180,15 @@ class Engine:
             self.aborted += 1
             return False
         return True
+
+
+async def worked(seconds: float, reader: asyncio.StreamReader) -> None:
+    """So long, or until the gateway has hung up; others get their turn in any case."""
+    while True:
+        await asyncio.sleep(max(0.0, min(seconds, 0.02)))
+        seconds -= 0.02
+        if seconds <= 0 or reader.at_eof():
+            return
 
 
 def script_of(asked: dict[str, Any]) -> dict[str, Any]:
@@ -200,77 +209,6 @@ async def reply(writer: asyncio.StreamWriter, status: int, body: Any) -> bool:
     writer.write(b"content-length: %d\r\n\r\n%b" % (len(data), data))
     await writer.drain()
     return True
-
-
-def usage(tokens: int) -> dict[str, Any]:
-    return {
-        "prompt_tokens": PROMPT_TOKENS,
-        "completion_tokens": tokens,
-        "total_tokens": PROMPT_TOKENS + tokens,
-        "prompt_tokens_details": {"cached_tokens": 2},
-    }
-
-
-def whole(asked: dict[str, Any], script: dict[str, Any]) -> dict[str, Any]:
-    tokens = script.get("tokens", 3)
-    message = {"role": "assistant", "content": "t " * tokens + "x" * script.get("pad", 0)}
-    choice = {"index": 0, "message": message, "text": "t " * tokens, "finish_reason": "stop"}
-    return {
-        "id": "c-1",
-        "object": "chat.completion",
-        "created": 1,
-        "model": asked["model"],
-        "choices": [choice],
-        **({} if script.get("no_usage") else {"usage": usage(tokens)}),
-    }
-
-
-def events(asked: dict[str, Any], script: dict[str, Any]) -> list[bytes]:
-    """The events of a stream: role, one per token, finish, usage when asked for, [DONE]."""
-    tokens = script.get("tokens", 3)
-
-    def chunk(choices: list[dict[str, Any]], **more: Any) -> bytes:
-        kind = {"id": "c-1", "object": "chat.completion.chunk", "created": 1, "model": asked["model"]}
-        said = json.dumps({**kind, "choices": choices, **more}, ensure_ascii=False)
-        return b"data: " + said.encode() + b"\n\n"
-
-    def choice(delta: dict[str, Any], finish: str | None = None) -> list[dict[str, Any]]:
-        return [{"index": 0, "delta": delta, "finish_reason": finish}]
-
-    found = [chunk(choice({"role": "assistant", "content": ""}))]
-    if script.get("error_first"):
-        found = []
-    if "calls" in script:  # parts of tool calls, as an engine would send them
-        found += [chunk(choice({"tool_calls": [part]})) for part in script["calls"]]
-    running = bool(asked.get("timings_per_token"))
-    words = script.get("words") or [f"t{n} " for n in range(tokens)]
-    found += [chunk(choice({"content": w}), **so_far(n + 1, running)) for n, w in enumerate(words)]
-    if "error_after" in script:
-        error = b'data: {"error": {"message": "out of memory", "code": 500}}\n\n'
-        return [*found[: script["error_after"]], error, b"data: [DONE]\n\n"]
-    found.append(chunk(choice({}, script.get("finish", "stop")), **so_far(tokens, running)))
-    if (asked.get("stream_options") or {}).get("include_usage") and not script.get("no_usage"):
-        found.append(chunk([], usage=usage(tokens)))
-    return found if script.get("no_done") else [*found, b"data: [DONE]\n\n"]
-
-
-def so_far(tokens: int, running: bool) -> dict[str, Any]:
-    """What llama.cpp says in every event when it is asked for timings."""
-    return (
-        {"timings": {"cache_n": 2, "prompt_n": PROMPT_TOKENS - 2, "predicted_n": tokens}} if running else {}
-    )
-
-
-def embeddings(asked: dict[str, Any]) -> dict[str, Any]:
-    vector: Any = [0.5, -1.0]
-    if asked.get("encoding_format") == "base64":
-        vector = "AAAAPwAAgL8="
-    return {
-        "object": "list",
-        "model": asked["model"],
-        "usage": {"prompt_tokens": PROMPT_TOKENS, "total_tokens": PROMPT_TOKENS},
-        "data": [{"object": "embedding", "index": 0, "embedding": vector}],
-    }
 
 
 @dataclass
@@ -301,7 +239,7 @@ class Rig:
 
     async def settled(self, count: int) -> list[dict[str, Any]]:
         """Wait until ``count`` settlements are written."""
-        for _ in range(500):
+        for _ in range(2000):
             if len(self.lines()) >= count:
                 break
             await asyncio.sleep(0.01)
@@ -365,16 +303,17 @@ async def rig(folder: Path, engines: int = 1, **options: Any) -> AsyncIterator[R
             await engine.stop()
 
 
-async def raw(rig: Rig, data: bytes, *, read_s: float = 1.0) -> bytes:
-    """Send bytes as they are; return all that comes until the gateway closes or falls silent."""
+async def raw(rig: Rig, data: bytes, answers: int = 1, *, leave_at: bytes = b"") -> bytes:
+    """Send bytes as they are; return what comes until the gateway closes or ``answers`` are there whole.
+
+    A client that leaves does so once ``leave_at`` has come.
+    """
     reader, writer = await asyncio.open_connection("127.0.0.1", rig.gateway.port)
     writer.write(data)
     got = b""
-    with contextlib.suppress(TimeoutError, ConnectionError):
-        while True:
-            async with asyncio.timeout(read_s):
-                piece = await reader.read(65536)
-            if not piece:
+    with contextlib.suppress(ConnectionError):
+        while (leave_at not in got) if leave_at else (whole_answers(got) < answers):
+            if not (piece := await reader.read(65536)):
                 break
             got += piece
     writer.close()

@@ -18,7 +18,7 @@ async def status(r: Rig, secret: str, path: str = "/v1/chat/completions") -> int
     asked = post(chat({"tokens": 1}), path, CLOSE, secret)
     if path == "/v1/models":
         asked = f"GET {path} HTTP/1.1\r\nauthorization: Bearer {secret}\r\n{CLOSE}\r\n".encode()
-    answer = await asyncio.wait_for(raw(r, asked, read_s=2), 1)
+    answer = await asyncio.wait_for(raw(r, asked), 10)
     return int(answer.split(b" ", 2)[1])
 
 

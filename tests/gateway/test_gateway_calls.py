@@ -55,7 +55,7 @@ def test_wrong_parts_of_tool_calls_reach_the_sdk_right(tmp_path: Path, kind: str
                 ("a", "look", '{"x":1}'),
                 ("b", "find", "{}"),
             ]
-            answer = await raw(r, post(chat({"tokens": 0, "calls": WRONG[kind]}, stream=True)), read_s=0.3)
+            answer = await raw(r, post(chat({"tokens": 0, "calls": WRONG[kind]}, stream=True)))
             events = [json.loads(x[6:]) for x in answer.split(b"\n") if x.startswith(b'data: {"')]
             parts = [
                 x["choices"][0]["delta"]["tool_calls"][0] for x in events if b"tool_calls" in str(x).encode()

@@ -30,7 +30,7 @@ def agree(found: Rig, capture: Capture | None = AGREED) -> None:
 async def kept(found: Rig, folder: Path, count: int) -> list[dict[str, Any]]:
     """All rows, once there are so many."""
     files = CaptureFiles(folder / "captures", "acme", "p")
-    for _ in range(200):
+    for _ in range(2000):
         rows = [dict(row) for row in files.rows()]
         if len(rows) >= count and not found.gateway.captures._waiting:
             return rows
@@ -39,7 +39,7 @@ async def kept(found: Rig, folder: Path, count: int) -> list[dict[str, Any]]:
 
 
 async def ended(found: Rig, result: str, count: int = 1) -> None:
-    for _ in range(200):
+    for _ in range(2000):
         if found.gateway.captures.counts.get((result,), 0) >= count:
             return
         await asyncio.sleep(0.01)
@@ -259,7 +259,7 @@ def test_days_that_grew_too_old_while_no_gateway_ran_go_at_its_start(tmp_path: P
 
     async def work() -> None:
         async with rig(tmp_path):
-            for _ in range(300):
+            for _ in range(2000):
                 if not files.days:
                     return
                 await asyncio.sleep(0.01)

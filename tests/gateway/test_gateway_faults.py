@@ -144,18 +144,18 @@ def test_an_engine_killed_before_the_first_byte_is_replaced_unseen(tmp_path: Pat
         async with bench(tmp_path, engines=2) as (r, books):
             for engine in r.engines:
                 engine.die_next = 1
-            got = await raw(r, post(chat({"tokens": 4}, stream=True)), read_s=0.5)
+            got = await raw(r, post(chat({"tokens": 4}, stream=True)))
             assert b" 502 " in got  # both died of it
             for engine in r.engines:
                 engine.die_next = 0
             r.gateway.memory = replace(r.gateway.memory, endpoints=type(r.gateway.memory.endpoints)())
             r.engines[0].die_next = r.engines[1].die_next = 0
             first = len(r.engines[0].requests)
-            await raw(r, post(chat({"tokens": 1})), read_s=0.3)
+            await raw(r, post(chat({"tokens": 1})))
             chosen = 0 if len(r.engines[0].requests) > first else 1
             r.engines[chosen].die_next = 1
             r.engines[1 - chosen].die_next = 0
-            got = await raw(r, post(chat({"tokens": 4}, stream=True)), read_s=0.5)
+            got = await raw(r, post(chat({"tokens": 4}, stream=True)))
             assert b" 200 " in got
             assert got.count(b"[DONE]") == 1
             assert b"error" not in got
@@ -173,7 +173,7 @@ def test_an_engine_killed_before_the_first_byte_is_replaced_unseen(tmp_path: Pat
 def test_an_engine_killed_in_the_middle_is_an_error_event_and_a_partial_bill(tmp_path: Path) -> None:
     async def work() -> None:
         async with bench(tmp_path) as (r, books):
-            got = await raw(r, post(chat({"tokens": 9, "die_after": 4}, stream=True)), read_s=0.5)
+            got = await raw(r, post(chat({"tokens": 9, "die_after": 4}, stream=True)))
             assert b'data: {"error"' in got
             assert b"[DONE]" not in got
             (line,) = await r.settled(1)
@@ -193,7 +193,7 @@ def test_a_client_that_leaves_at_any_point_pays_what_the_engine_counted(tmp_path
     async def work() -> None:
         async with bench(tmp_path) as (r, books):
             engine = r.engines[0]
-            slow = {"first_s": 0.4} if read == 0 else {"gap_s": 0.05}
+            slow = {"first_s": 30} if read == 0 else {"gap_s": 0.1}
             reader, writer = await stream(r, {"tokens": 10, **slow})
             for _ in range(read):
                 await reader.readuntil(b"\n\n")
@@ -220,7 +220,7 @@ def test_a_slow_client_holds_its_own_stream_back_and_nothing_else(tmp_path: Path
     async def work() -> None:
         async with bench(tmp_path) as (r, books):
             slow_reader, slow_writer = await stream(r, {"tokens": 3000})
-            quick = [await raw(r, post(chat({"tokens": 5}, stream=True)), read_s=0.3) for _ in range(3)]
+            quick = [await raw(r, post(chat({"tokens": 5}, stream=True))) for _ in range(3)]
             assert all(b"[DONE]" in got for got in quick)
             got = b""
             while b"[DONE]" not in got:
@@ -291,7 +291,7 @@ def test_a_store_that_is_down_for_ten_minutes_loses_and_doubles_nothing(tmp_path
 
     async def work() -> None:
         async with bench(tmp_path, spool_bytes=64 * 1024) as (r, books):
-            await raw(r, post(chat({"tokens": 2})), read_s=0.2)
+            await raw(r, post(chat({"tokens": 2})))
             await books.balanced()
             other = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
             other.execute("BEGIN EXCLUSIVE")
@@ -331,7 +331,7 @@ def test_a_store_that_is_down_for_ten_minutes_loses_and_doubles_nothing(tmp_path
 def test_keys_are_checked_while_neither_store_nor_spool_can_be_written(tmp_path: Path) -> None:
     async def code(r: Rig, secret: str, request: bytes) -> int:
         asked = request.replace(SECRET.encode(), secret.encode())
-        answer = await asyncio.wait_for(raw(r, asked, read_s=2), 1)
+        answer = await asyncio.wait_for(raw(r, asked), 10)
         return int(answer.split(b" ", 2)[1])
 
     async def work() -> None:
@@ -376,7 +376,7 @@ def test_keys_are_checked_while_neither_store_nor_spool_can_be_written(tmp_path:
 def test_a_clock_that_steps_settles_once_and_bills_the_same(tmp_path: Path, step_s: int) -> None:
     async def work() -> None:
         async with bench(tmp_path) as (r, books):
-            await raw(r, post(chat({"tokens": 2})), read_s=0.2)
+            await raw(r, post(chat({"tokens": 2})))
             reader, writer = await stream(r, {"tokens": 10, "gap_s": 0.02})
             await reader.readuntil(b"t0")
             told = r.gateway.clock
@@ -384,7 +384,7 @@ def test_a_clock_that_steps_settles_once_and_bills_the_same(tmp_path: Path, step
             while b"[DONE]" not in await reader.readuntil(b"\n\n"):
                 pass
             writer.close()
-            await raw(r, post(chat({"tokens": 3})), read_s=0.2)
+            await raw(r, post(chat({"tokens": 3})))
             lines = await r.settled(3)
             assert [line["output_tokens"] for line in lines] == [2, 10, 3]
             assert all(0 <= line["duration_us"] <= (86_400 * 3 + 60) * 1_000_000 for line in lines)

@@ -115,7 +115,9 @@ def test_a_client_that_leaves_a_translated_stream_stops_the_engine(tmp_path: Pat
     async def work() -> None:
         async with rig(tmp_path) as r:
             body = responses({"tokens": 500, "gap_s": 0.02}, stream=True)
-            assert b"response.created" in await raw(r, post(body, "/v1/responses"), read_s=0.015)
+            assert b"response.created" in await raw(
+                r, post(body, "/v1/responses"), leave_at=b"response.created"
+            )
             (settled,) = await r.settled(1)
             assert settled["outcome"] == "cancelled"
             assert settled["input_tokens"] == PROMPT_TOKENS
@@ -142,7 +144,7 @@ def test_anthropics_key_header_and_error_shape(tmp_path: Path) -> None:
             status, error = await asked(r, "/v1/messages", {"model": "m", "messages": []})
             assert (status, error["error"]["type"]) == (400, "invalid_request_error")
             get = f"GET /v1/messages HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {SECRET}\r\n\r\n"
-            assert b'"type":"error"' in await raw(r, get.encode(), read_s=0.2)
+            assert b'"type":"error"' in await raw(r, get.encode())
 
     run(work)
 

@@ -153,7 +153,7 @@ def test_the_rest_of_a_refused_body_is_not_awaited_for_ever(
             writer.write(post(b"x" * 2 * MIB)[:-1])
             assert b" 413 " in await reader.readuntil(b"\r\n\r\n")
             with contextlib.suppress(ConnectionResetError):
-                await asyncio.wait_for(reader.read(), 3)
+                await asyncio.wait_for(reader.read(), 20)
             writer.close()
             assert r.gateway.buffered == 0
 
@@ -210,8 +210,11 @@ def test_nothing_of_a_body_stays_when_its_request_has_ended(tmp_path: Path, endi
                 engine.requests.clear()
                 if number == 0:
                     before, _ = memory_of(running)
-            await asyncio.sleep(0.3)
-            after, _ = memory_of(running)
+            for _ in range(50):
+                after, _ = memory_of(running)
+                if after - before < AFTER:
+                    break
+                await asyncio.sleep(0.1)
             assert after - before < AFTER < times * size / 2
 
     run(work)
@@ -221,15 +224,15 @@ def test_bodies_count_as_long_as_their_requests_are_open(tmp_path: Path) -> None
     async def work() -> None:
         async with rig(tmp_path, buffered_bytes=100_000) as r:
             reader, writer = await asyncio.open_connection("127.0.0.1", r.gateway.port)
-            writer.write(post(sized(60_000, {"tokens": 5, "gap_s": 0.1}, stream=True)))
+            writer.write(post(sized(60_000, {"tokens": 5, "gap_s": 0.2}, stream=True)))
             await reader.readuntil(b"\n\n")
             assert r.gateway.buffered == 60_000
             refused = await raw(r, post(sized(60_000, {})))
             assert refused.startswith(b"HTTP/1.1 503 ")
             assert b"retry-after: 1\r\n" in refused
-            assert b" 200 " in await raw(r, post(chat()), read_s=0.2)
+            assert b" 200 " in await raw(r, post(chat()))
             await reader.readuntil(b"\r\n0\r\n\r\n")
-            assert b" 200 " in await raw(r, post(sized(60_000, {})), read_s=0.2)
+            assert b" 200 " in await raw(r, post(sized(60_000, {})))
             writer.close()
             leaver = await asyncio.open_connection("127.0.0.1", r.gateway.port)
             leaver[1].write(post(sized(60_000, {"tokens": 5, "gap_s": 0.1}, stream=True)))

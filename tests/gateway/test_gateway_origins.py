@@ -25,7 +25,7 @@ NAMES = "authorization,content-type,x-stainless-lang"
 
 async def told(r: Rig, request: bytes) -> tuple[int, dict[str, str]]:
     """Status and headers of an answer; a header that comes twice fails."""
-    top, _, _ = (await raw(r, request, read_s=2)).partition(b"\r\n\r\n")
+    top, _, _ = (await raw(r, request)).partition(b"\r\n\r\n")
     first, *lines = top.decode().split("\r\n")
     names = [line.split(": ", 1)[0] for line in lines]
     assert len(names) == len(set(names)), names

@@ -38,7 +38,7 @@ def test_own_pages(tmp_path: Path) -> None:
             for path in ("/healthz", "/health", "/version"):
                 assert b" 200 " in await raw(r, get(path))
             assert body_of(await raw(r, get("/readyz")))["ready"] is True
-            await raw(r, post(chat({"tokens": 2}, stream=True)), read_s=0.2)
+            await raw(r, post(chat({"tokens": 2}, stream=True)))
             text = (await raw(r, get("/metrics"))).decode()
             assert 'tokenmill_tokens_total{tenant="acme",project="p",model="m",kind="output"} 2' in text
             assert 'vllm:time_to_first_token_seconds_count{model_name="m"} 1' in text
@@ -67,7 +67,7 @@ def test_readiness_says_why_not(tmp_path: Path) -> None:
             answer = await raw(r, get("/readyz"))
             assert b" 503 " in answer
             assert any("no space" in reason for reason in body_of(answer)["reasons"])
-            refused = await raw(r, post(chat()), read_s=0.2)
+            refused = await raw(r, post(chat()))
             assert b" 503 " in refused
             assert body_of(refused)["error"]["code"] == "spool_unwritable"
             r.gateway.spool.problem = ""
@@ -80,16 +80,19 @@ def test_readiness_says_why_not(tmp_path: Path) -> None:
 def test_state_file(tmp_path: Path) -> None:
     async def work() -> None:
         async with rig(tmp_path) as r:
-            task = asyncio.create_task(raw(r, post(chat({"first_s": 1.5})), read_s=2))
-            await asyncio.sleep(1.2)
-            state = json.loads((tmp_path / "gateway.json").read_text())
+            _, writer = await asyncio.open_connection("127.0.0.1", r.gateway.port)
+            writer.write(post(chat({"first_s": 30})))
+            state: dict[str, Any] = {}
+            while not state.get("deployments", {}).get("m", {}).get("in_flight"):
+                await asyncio.sleep(0.02)
+                state = json.loads((tmp_path / "gateway.json").read_text())
+            writer.transport.abort()
             assert state["pid"] == os.getpid()
             assert state["port"] == r.gateway.port
             assert state["table_version"] == 1
             assert state["deployments"]["m"].items() >= {"in_flight": 1, "refused_full": 0}.items()
             assert state["endpoints"]["r-0"]["in_flight"] == 1
             assert state["memory_bytes"] > 0
-            await task
 
     run(work)
 
@@ -97,19 +100,19 @@ def test_state_file(tmp_path: Path) -> None:
 def test_answers_are_counted_against_their_objective(tmp_path: Path) -> None:
     async def work() -> None:
         async with rig(tmp_path) as r:
-            slo = Objective(ttft_us=300_000, tpot_us=100_000)
+            slo = Objective(ttft_us=1_000_000, tpot_us=300_000)
             r.publish(aliases=(replace(r.table.aliases[0], slo=slo), *r.table.aliases[1:]))
             calls = [
                 chat({"tokens": 3}, stream=True),  # in time
-                chat({"first_s": 0.5}, stream=True),  # late
-                chat({"tokens": 4, "gap_s": 0.2}, stream=True),  # slow
+                chat({"first_s": 1.2}, stream=True),  # late
+                chat({"tokens": 4, "gap_s": 0.5}, stream=True),  # slow
                 chat({"tokens": 3}),  # whole, in time
-                chat({"first_s": 0.6, "tokens": 3}),  # whole, after 0.3 + 2 * 0.1 s
+                chat({"first_s": 1.8, "tokens": 3}),  # whole, after 1 + 2 * 0.3 s
                 chat({"status": 500}),  # the engine's fault
                 chat({"status": 400}),  # the client's own
-                {**chat({"first_s": 0.5}), "model": "org/m:1"},  # promises nothing
+                {**chat({"first_s": 1.2}), "model": "org/m:1"},  # promises nothing
             ]
-            await asyncio.gather(*(raw(r, post(call), read_s=3) for call in calls))
+            await asyncio.gather(*(raw(r, post(call)) for call in calls))
             await r.settled(len(calls))
             metrics = (await raw(r, get("/metrics"))).decode()
             found = [line for line in metrics.splitlines() if line.startswith("tokenmill_slo_requests_total")]
@@ -146,7 +149,7 @@ def test_console_is_relayed_with_our_mark_only(tmp_path: Path) -> None:
             assert b"text/html" in html
             plain = await raw(r, get("/api/status"))
             assert body_of(plain)["error"]["code"] == "controller_away"
-            assert b" 200 " in await raw(r, post(chat()), read_s=0.2)
+            assert b" 200 " in await raw(r, post(chat()))
             server = await asyncio.start_unix_server(controller, r.gateway.options.control)
             marks = "X-Tokenmill-Forwarded: 0\r\nx-tokenmill-forwarded: 1\r\n"
             headers = marks + "x-forwarded-for: 1.2.3.4\r\ncookie: a=b\r\n"
@@ -181,16 +184,19 @@ def test_every_request_is_settled_once_whatever_fails(tmp_path: Path) -> None:
         {"tokens": 30, "gap_s": 0.005},
     ]
 
-    async def one(r: Any, number: int) -> None:
+    async def one(r: Any, number: int) -> bool:
+        """Whether the client stayed to the end."""
         script = chance.choice(scripts)
         body = chat(script, stream=chance.random() < 0.7, model=chance.choice(["m", "m", "m", "nope"]))
+        leaves, after_s = chance.random() < 0.2, chance.random() * 0.05
+        if number == 1:  # this one leaves in the middle of an answer, however slow the machine is
+            body, leaves = chat({"tokens": 2000, "gap_s": 0.02}, stream=True), True
         reader, writer = await asyncio.open_connection("127.0.0.1", r.gateway.port)
         writer.write(post(body if number % 17 else b"{broken"))
-        leave = chance.random() < 0.2
-        if leave:
-            await asyncio.sleep(chance.random() * 0.05)
+        if leaves:
+            await (reader.readuntil(b"t0") if number == 1 else asyncio.sleep(after_s))
             writer.transport.abort()
-            return
+            return False
         head = await reader.readuntil(b"\r\n\r\n")
         if b"content-length" in head:
             length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
@@ -198,23 +204,22 @@ def test_every_request_is_settled_once_whatever_fails(tmp_path: Path) -> None:
         else:
             await reader.readuntil(b"0\r\n\r\n")
         writer.close()
+        return True
 
     async def work() -> None:
         async with rig(tmp_path, engines=3) as r:
-            total = 240
+            total, stayed = 240, 0
             for start in range(0, total, 40):
-                await asyncio.gather(*(one(r, n) for n in range(start, start + 40)), return_exceptions=False)
+                stayed += sum(await asyncio.gather(*(one(r, n) for n in range(start, start + 40))))
             await asyncio.sleep(0.3)
-            for _ in range(300):
-                if not r.gateway.exchanges:
-                    break
+            while r.gateway.exchanges:
                 await asyncio.sleep(0.02)
             settles, opens = r.lines(), r.lines("open")
             ids = [x["request"] for x in settles]
             assert len(ids) == len(set(ids)), f"seed {seed}: settled twice"
             assert {x["request"] for x in opens} <= set(ids), f"seed {seed}: never settled"
             # A client may leave before its request was read whole; all others are settled.
-            assert total - total * 0.2 <= len(ids) <= total
+            assert stayed <= len(ids) <= total
             outcomes = {x["outcome"] for x in settles}
             assert outcomes == {"ok", "refused", "cancelled", "engine_failed", "engine_error"}, f"seed {seed}"
             produced = {k: v for e in r.engines for k, v in e.produced.items() if k in e.finished}
@@ -237,7 +242,7 @@ def start(folder: Path, *more: str) -> subprocess.Popen[bytes]:
 
 
 def state_of(folder: Path, process: subprocess.Popen[bytes]) -> dict[str, Any]:
-    for _ in range(200):
+    for _ in range(600):
         if (folder / "g.json").exists():
             found: dict[str, Any] = json.loads((folder / "g.json").read_text())
             if found["pid"] == process.pid:
@@ -260,7 +265,7 @@ def test_the_process_is_small_drains_on_sigterm_and_recovers_after_sigkill(tmp_p
         process.send_signal(signal.SIGTERM)
         assert b"[DONE]" in await reader.read()
         writer.close()
-        assert await asyncio.to_thread(process.wait, 10) == 0
+        assert await asyncio.to_thread(process.wait, 30) == 0
         assert state["memory_bytes"] < 60 * 1024 * 1024
 
         second = start(tmp_path, "--port", "0")
@@ -274,7 +279,7 @@ def test_the_process_is_small_drains_on_sigterm_and_recovers_after_sigkill(tmp_p
         third = start(tmp_path, "--port", "0")
         await asyncio.to_thread(state_of, tmp_path, third)
         third.terminate()
-        assert await asyncio.to_thread(third.wait, 10) == 0
+        assert await asyncio.to_thread(third.wait, 30) == 0
         lines = [json.loads(x) for x in (tmp_path / "spool" / "gateway-0.jsonl").read_bytes().splitlines()]
         assert [x["outcome"] for x in lines if x["t"] == "settle"] == ["ok", "interrupted"]
         await engine.stop()
@@ -287,5 +292,5 @@ def test_a_taken_port_is_exit_code_13_with_a_fix(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         process = start(tmp_path, "--port", str(taken.getsockname()[1]))
-        assert process.wait(20) == 13
+        assert process.wait(60) == 13
     assert "choose another port" in (tmp_path / "log").read_text()

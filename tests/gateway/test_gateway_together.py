@@ -73,12 +73,12 @@ def statuses(answers: list[bytes]) -> list[int]:
 def test_what_is_open_in_all_processes_is_held_to_one_limit(tmp_path: Path) -> None:
     async def work() -> None:
         async with pair(tmp_path, bound(Quota(concurrent_requests=5))) as rigs:
-            body = post(chat({"first_s": 0.5}))
-            asked = [raw(rigs[n % 2], body, read_s=2) for n in range(14)]
+            body = post(chat({"first_s": 1.0}))
+            asked = [raw(rigs[n % 2], body) for n in range(14)]
             assert statuses(await asyncio.gather(*asked)) == [200] * 5 + [429] * 9
             assert all(r.gateway.memory.meters.get("acme").open == 0 for r in rigs)  # type: ignore[union-attr]
             # One connection that only ever meets one process may use the whole quota.
-            asked = [raw(rigs[0], body, read_s=2) for _ in range(6)]
+            asked = [raw(rigs[0], body) for _ in range(6)]
             assert statuses(await asyncio.gather(*asked)) == [200] * 5 + [429]
 
     run(work)
@@ -90,7 +90,7 @@ def test_requests_tokens_and_money_are_bounded_over_all_processes(tmp_path: Path
         async with pair(folder, bound(quota, price)) as rigs:
             answers = []
             for number in range(12):
-                answers.append(await raw(rigs[number % 2], post(chat(max_tokens=30)), read_s=0.3))
+                answers.append(await raw(rigs[number % 2], post(chat(max_tokens=30))))
             return statuses(answers)
 
     async def work() -> None:
@@ -112,8 +112,8 @@ def test_a_replica_is_not_overfilled_by_several_processes(tmp_path: Path) -> Non
 
     async def work() -> None:
         async with pair(tmp_path, one_slot) as rigs:
-            body = post(chat({"first_s": 0.5}))
-            asked = [raw(rigs[n % 2], body, read_s=2) for n in range(12)]
+            body = post(chat({"first_s": 1.0}))
+            asked = [raw(rigs[n % 2], body) for n in range(12)]
             assert statuses(await asyncio.gather(*asked)) == [200] * 8 + [503] * 4
 
     run(work)
@@ -123,7 +123,7 @@ def test_metrics_name_every_process_and_a_silent_one_is_left_out(tmp_path: Path)
     async def work() -> None:
         async with pair(tmp_path, lambda table: table) as rigs:
             for number in (0, 1, 1):
-                await raw(rigs[number], post(chat()), read_s=0.2)
+                await raw(rigs[number], post(chat()))
             get = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n"
             text = (await raw(rigs[0], get)).decode()
             assert 'tokenmill_requests_total{process="0",model="m",outcome="ok"} 1' in text
@@ -150,8 +150,8 @@ def test_an_idempotency_key_has_one_owner(tmp_path: Path) -> None:
         async with pair(tmp_path, lambda table: table) as rigs:
             for number in range(6):
                 body = post(chat(), headers=f"idempotency-key: key-{number}\r\n")
-                first = await raw(rigs[number % 2], body, read_s=0.4)
-                again = await raw(rigs[(number + 1) % 2], body, read_s=0.4)
+                first = await raw(rigs[number % 2], body)
+                again = await raw(rigs[(number + 1) % 2], body)
                 assert statuses([first, again]) == [200, 200]
                 assert b"idempotent-replayed: true" in again
                 assert b"idempotent-replayed" not in first
@@ -159,8 +159,7 @@ def test_an_idempotency_key_has_one_owner(tmp_path: Path) -> None:
             assert len(rigs[0].lines()) + len(lines(tmp_path, "gateway1-0.jsonl")) == 6
             await rigs[1].server.stop()
             answers = [
-                await raw(rigs[0], post(chat(), headers=f"idempotency-key: key-{n}\r\n"), read_s=0.4)
-                for n in range(6)
+                await raw(rigs[0], post(chat(), headers=f"idempotency-key: key-{n}\r\n")) for n in range(6)
             ]
             assert {200, 503} == set(statuses(answers)), "what the other one kept is gone, and said to be"
 

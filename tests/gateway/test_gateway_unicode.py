@@ -52,7 +52,7 @@ def test_a_character_that_is_cut_in_two_passes_as_it_is(
         async with rig(tmp_path) as r:
             script: dict[str, Any] = {"words": WORDS, "tokens": len(WORDS), "split": split}
             script |= {} if usage else {"no_usage": True}
-            answer = await raw(r, post(chat(script, stream=True), headers="connection: close\r\n"), read_s=5)
+            answer = await raw(r, post(chat(script, stream=True), headers="connection: close\r\n"))
             sent = events({"model": "m"}, script)
             assert payload_of(answer) == b"".join(sent)
             assert len(cuts) >= (40 if split == 1 else 1), "it was cut inside of characters"

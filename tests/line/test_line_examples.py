@@ -22,7 +22,7 @@ SHARED = Path(os.environ.get("TOKENMILL_SHARED_DATA") or REPOSITORY.parent / "sh
 
 def run(*argv: str, seed: str = "0") -> None:
     env = {**os.environ, "PYTHONHASHSEED": seed}
-    subprocess.run([sys.executable, *argv], env=env, check=True, capture_output=True, timeout=60)
+    subprocess.run([sys.executable, *argv], env=env, check=True, capture_output=True, timeout=120)
 
 
 @pytest.mark.live

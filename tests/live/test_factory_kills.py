@@ -143,7 +143,7 @@ def test_second_controller_is_refused_and_a_dead_ones_rest_can_be_ended(serving)
     with pytest.raises(ConflictError, match=f"already running at {serving.url}, pid"):
         serving.up()
     argv = [sys.executable, "-m", "tokenmill.compose", "control", "--dir", str(serving.paths.root)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 5
     assert "already running" in done.stderr
     with pytest.raises(ConflictError):
@@ -160,7 +160,7 @@ def test_control_c_ends_everything(live, until: Until) -> None:
         until(lambda: live.paths.control_socket.exists())
         until(lambda: len(live.left()) == 1)
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()
@@ -198,31 +198,48 @@ def submit(live, script: str) -> str:
     return live.api("POST", "/api/jobs", body | {"resources": {"cpu_millis": 100}})["job"]
 
 
-# What is done is counted in the log itself, where a kill leaves a whole line or none: a number kept beside it
-# was empty for a moment each time.
-COUNT = 'mkdir -p work; touch work/log; n=$(wc -l < work/log); while [ "$n" -lt 40 ]; do n=$((n+1)); \
-echo "line $n" >> work/log; sleep 0.05; done'
+HALF, WHOLE = ([f"line {n}" for n in range(1, last + 1)] for last in (10, 20))
 
 
-def test_job_killed_goes_on_from_where_it_was(serving, until: Until) -> None:
-    job = submit(serving, COUNT)
-    log = serving.paths.job_work(job) / "log"
-    until(lambda: log.exists() and len(log.read_text().splitlines()) > 5)
+def count(go: Path) -> str:
+    """A job that writes twenty lines, and waits after ten until ``go`` is there.
+
+    What is done is counted in the log itself, where a kill leaves a whole line or none: a number kept beside
+    it was empty for a moment each time.
+    """
+    return (
+        'mkdir -p work; touch work/log; n=$(wc -l < work/log); while [ "$n" -lt 20 ]; do '
+        f'while [ "$n" = 10 ] && [ ! -e {go} ]; do sleep 0.05; done; '
+        'n=$((n+1)); echo "line $n" >> work/log; done'
+    )
+
+
+def written(live, job: str) -> list[str]:
+    log = live.paths.job_work(job) / "log"
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def test_job_killed_goes_on_from_where_it_was(serving, until: Until, tmp_path: Path) -> None:
+    job = submit(serving, count(tmp_path / "go"))
+    until(lambda: written(serving, job) == HALF)
     os.killpg(serving.processes()[job], signal.SIGKILL)
+    (tmp_path / "go").touch()
     until(lambda: job_of(serving, job)["status"] == "succeeded")
     found = job_of(serving, job)
     assert found["attempt"] == 2
-    assert log.read_text().splitlines() == [f"line {n}" for n in range(1, 41)]
+    assert written(serving, job) == WHOLE
     usage = serving.api("GET", "/api/usage?by=tenant")
     assert next(row for row in usage if row["tenant"] == "acme")["cpu_us"] > 0
     check_ended(serving)
 
 
-def test_job_ends_while_no_controller_is_there(serving, until: Until) -> None:
-    good = submit(serving, COUNT)
-    bad = submit(serving, "sleep 0.5; exit 3")
+def test_job_ends_while_no_controller_is_there(serving, until: Until, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    good = submit(serving, count(go))
+    bad = submit(serving, f"while [ ! -e {go} ]; do sleep 0.05; done; exit 3")
     until(lambda: {good, bad} <= serving.processes().keys())
     serving.kill_controller()
+    go.touch()
     until(lambda: not any(name in (good, bad) for name in serving.left().values()))
     serving.up()
     until(lambda: job_of(serving, good)["status"] == "succeeded")
@@ -231,15 +248,16 @@ def test_job_ends_while_no_controller_is_there(serving, until: Until) -> None:
     check_ended(serving)
 
 
-def test_job_goes_on_after_a_clean_stop(serving, until: Until) -> None:
-    job = submit(serving, COUNT)
-    log = serving.paths.job_work(job) / "log"
-    until(lambda: log.exists() and len(log.read_text().splitlines()) > 5)
+def test_job_goes_on_after_a_clean_stop(serving, until: Until, tmp_path: Path) -> None:
+    job = submit(serving, count(tmp_path / "go"))
+    until(lambda: written(serving, job) == HALF)
     check_ended(serving)
+    assert written(serving, job) == HALF
+    (tmp_path / "go").touch()
     serving.up()
     until(lambda: job_of(serving, job)["status"] == "succeeded")
     assert job_of(serving, job)["attempt"] == 1
-    assert len(log.read_text().splitlines()) == 40
+    assert written(serving, job) == WHOLE
     check_ended(serving)
 
 

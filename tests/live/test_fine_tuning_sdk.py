@@ -74,14 +74,16 @@ def test_the_sdk_fine_tunes_through_kills_and_uses_the_result(
     )
     assert job.status in ("validating_files", "queued", "running")
 
-    # 2. In the middle of training the controller and the trainer are killed; the run goes on.
+    # 2. In the middle of training the controller and the trainer are killed; the run goes on. The trainer is
+    # frozen in the meantime, so that it cannot end before it is killed.
     run = live.api("GET", "/api/runs")[0]["id"]
     until(lambda: tuning_steps(live, run), 120)
+    (trainer,) = job_processes(live)
+    os.kill(trainer, signal.SIGSTOP)
     live.kill_controller()
     live.up()
-    until(lambda: tuning_steps(live, run) and bool(job_processes(live)), 60)
-    for pid in job_processes(live):
-        os.kill(pid, signal.SIGKILL)
+    until(lambda: tuning_steps(live, run) and job_processes(live) == [trainer], 60)
+    os.kill(trainer, signal.SIGKILL)
     until(lambda: client.fine_tuning.jobs.retrieve(job.id).status in ("succeeded", "failed"), 240)
     done = client.fine_tuning.jobs.retrieve(job.id)
     assert done.status == "succeeded", done.error
@@ -103,7 +105,7 @@ def test_the_sdk_fine_tunes_through_kills_and_uses_the_result(
     assert answer.usage
     stranger = live.api("POST", "/api/keys", {"tenant": "globex", "project": "default"})["secret"]
     other = openai.OpenAI(base_url=f"{live.url}/v1", api_key=stranger)
-    until(lambda: known(other), 20)
+    until(lambda: known(other))
     assert model not in {found.id for found in other.models.list()}
     with pytest.raises(openai.NotFoundError):
         other.chat.completions.create(model=model, messages=[{"role": "user", "content": "hi"}])
@@ -112,14 +114,14 @@ def test_the_sdk_fine_tunes_through_kills_and_uses_the_result(
     def traced() -> bool:
         return "chatcmpl" in answer.id and bool(find(live, answer.id))
 
-    until(traced, 20)
+    until(traced)
     found = find(live, answer.id)
     assert found["run"]["id"] == run
     assert found["data"]["rows"][0]["messages"][-1]["role"] == "assistant"
     assert found["energy"]["run_mj"] > 0
     assert found["missing"] == []
     client.models.delete(model)
-    until(lambda: model not in {found.id for found in client.models.list()}, 20)
+    until(lambda: model not in {found.id for found in client.models.list()})
     live.down()
     assert live.left() == {}
 

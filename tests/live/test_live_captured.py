@@ -107,7 +107,7 @@ def test_answers_become_rows_of_a_line_and_can_be_erased(live: LiveFactory, unti
         url, body = f"{live.url}/v1/feedback", {"id": ids[number], "rating": rating}
         said = httpx.post(url, json=body, headers=live.headers, timeout=20, trust_env=False)
         assert said.json()["counted"], said.text
-    until(lambda: kept(live) == {"acme/default": len(QUESTIONS)}, 20)
+    until(lambda: kept(live) == {"acme/default": len(QUESTIONS)})
     written = b"".join(path.read_bytes() for path in live.paths.captures.rglob("*") if path.is_file())
     assert b"example.org" not in written
     assert b"a crypt" not in written
