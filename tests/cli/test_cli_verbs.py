@@ -58,7 +58,7 @@ def test_status_top_ps(factory: Any, bed: Bed) -> None:
     assert factory.json("status")["lines"][0]["name"] == "desk"
     assert "control" in factory("ps").stdout
     assert "run-000001" in factory("top", "--once").stdout
-    assert set(factory.json("top")) == {"status", "processes"}
+    assert set(factory.json("top")) == {"status", "processes", "events"}
 
 
 def test_status_shows_several_nodes_and_what_they_hold() -> None:
@@ -263,6 +263,8 @@ def test_why_events_models_ledger(factory: Any) -> None:
     assert factory.json("why", "run-000001")["kind"] == "run"
     factory("why", "nope", code=4)
     assert "was submitted" in factory("events").stdout
+    assert "→ traffic of desk goes to rel-" in factory("events").stdout
+    assert "→ traffic of desk goes to rel-" in factory("top", "--once").stdout
     assert factory.json("events", "--limit", "1", "--after", "1")[0]["seq"] == 2
     text = factory("models").stdout
     assert "smollm2" in text

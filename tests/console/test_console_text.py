@@ -104,6 +104,10 @@ def test_every_event_has_a_sentence() -> None:
     assert event_text(events.LeaseReleased(1, "lease-000001")) == "Lease lease-000001 released"
     assert event_text(events.JobExited(1, "j-1", 1, 0)) == "Job j-1 finished"
     assert (
+        event_text(events.JobExited(1, "j-1", 1, -15, reason="stopped"))
+        == "Job j-1 has stopped, as it was told to"
+    )
+    assert (
         event_text(events.JobExited(1, "j-1", 1, -9, reason="memory"))
         == "Job j-1 failed with code -9: memory"
     )

@@ -10,6 +10,7 @@ from tokenmill.control.core import step
 from tokenmill.control.index import index_state
 from tokenmill.control.state import EMPTY, State
 from tokenmill.control.table import table_of
+from tokenmill.control.told import told
 from tokenmill.domain import events as ev
 from tokenmill.domain.effects import Effect, StartJob, StartReplica
 from tokenmill.domain.factory import (
@@ -37,16 +38,19 @@ GPU = Resources(cpu_millis=1000, memory_bytes=GB, accelerators=1)
 
 @dataclass
 class Mill:
-    """``now`` is added to every event; ``asked`` are the effects of the last one."""
+    """``now`` is added to every event; ``asked`` are the effects of the last one, ``said`` its decisions."""
 
     state: State = EMPTY
     now: int = 1_800_000_000 * SECOND
     asked: tuple[Effect, ...] = ()
+    said: tuple[str, ...] = ()
     log: list[Effect] = field(default_factory=list)
 
     def tell(self, kind: Callable[..., ev.Event], *args: Any, **named: Any) -> State:
-        self.state, self.asked = step(self.state, kind(self.now, *args, **named))
+        before, event = self.state, kind(self.now, *args, **named)
+        self.state, self.asked = step(before, event)
         self.log += self.asked
+        self.said = told(before, event, self.state, self.asked) if self.state is not before else ()
         s = self.state
         assert s.index == index_state(
             s.factory, s.nodes, s.leases, s.replicas, s.jobs, s.runs, s.tunings, s.draws

@@ -237,13 +237,13 @@ def test_while_the_store_is_away_nothing_is_done_and_nothing_is_lost(
     append = store.journal.append
     failures = []
 
-    def flaky(events: Any, epoch: int) -> int:
+    def flaky(events: Any, epoch: int, decided: Any) -> int:
         if len(failures) < 3:
             failures.append(len(bench.floor.effects))
             if len(failures) == 2:
-                append(events, epoch)  # written, but the answer is lost
+                append(events, epoch, decided)  # written, but the answer is lost
             raise StoreError("the database server does not answer")
-        return append(events, epoch)
+        return append(events, epoch, decided)
 
     async def test() -> None:
         # Behind this one, everything that the start brought is journalled.
@@ -256,6 +256,7 @@ def test_while_the_store_is_away_nothing_is_done_and_nothing_is_lost(
         assert bench.runtime.troubles["store"] == "the database server does not answer"
         await done
         assert [type(e) for _, e in store.journal.read(before)] == [JobSubmitted]
+        assert store.journal.decisions(before + 1, before + 1) == {before + 1: ("job job-1 starts on local",)}
         assert len(set(failures)) == 1
         await bench.runtime.submit(submitted(bench, "job-2"))
         assert [e.job for e in bench.floor.told(StartJob)][:2] == ["job-0", "job-1"]

@@ -8,6 +8,7 @@ from tokenmill.policy.scale import (
     Bounds,
     Load,
     ScaleMemory,
+    because,
     scale,
 )
 
@@ -121,3 +122,35 @@ def test_a_service_that_is_slow_above_three_requests_settles_at_any_load() -> No
         assert downs == 0, f"load {load} scales down after it scaled up"
         assert load <= 3 * memory.wanted, f"load {load} is still late with {memory.wanted} replicas"
         assert memory.wanted <= -(-load // 3) + 1, f"load {load} has {memory.wanted} replicas"
+
+
+def test_each_change_says_because_of_what() -> None:
+    late, full = Load(1, wait_us=3_200_000), Load(8)
+    begun = ScaleMemory(2, busy_since_us=100)
+    then = 100 + UP_AFTER_US
+    assert because(ScaleMemory(0), SLEEPER, Load(0, asleep=1), 100) == (
+        "0 -> 1 replicas, since somebody asked while it slept"
+    )
+    assert because(ScaleMemory(2), FOUR, full, 100) == ""
+    assert because(begun, FOUR, full, then) == "2 -> 3 replicas, since 8 of 8 slots are in use"
+    assert because(begun, FOUR, late, then) == (
+        "2 -> 3 replicas, since the oldest request has waited 3.2 s for its first token, more than 2 s"
+    )
+    assert because(begun, FOUR, Load(8, 3), then) == (
+        "2 -> 3 replicas, since 3 requests were turned away for want of a slot"
+    )
+    missed = Load(20, measured=100, attained=80)
+    assert because(ScaleMemory(3), PROMISE, missed, MEASURED_US) == (
+        "3 -> 4 replicas, since 80 of 100 answers of the last minute kept its objective"
+    )
+    idle = ScaleMemory(3, idle_since_us=100)
+    assert because(idle, FOUR, Load(1), 100 + DOWN_AFTER_US) == (
+        "3 -> 2 replicas, since 1 request in flight, and little for 2 m"
+    )
+
+
+def test_one_that_has_all_it_may_have_is_told_once() -> None:
+    assert because(ScaleMemory(4), FOUR, Load(16), 100) == (
+        "it has the 4 replicas that it may have at most, though 16 of 16 slots are in use"
+    )
+    assert because(ScaleMemory(4, busy_since_us=50), FOUR, Load(16), 100) == ""

@@ -12,9 +12,14 @@ import sys
 
 import pytest
 
+from tokenmill.control.core import step
+from tokenmill.control.state import State
+from tokenmill.control.told import told
 from tokenmill.domain import effects as fx
 from tokenmill.domain.codec import digest_of
+from tokenmill.domain.events import Event
 from tokenmill.domain.work import JobStatus, ReplicaStatus, RunStatus, StationStatus
+from tokenmill.twin.sim import world
 from tokenmill.twin.sim.batch import Lived, batch, live, summed, world_of
 
 HALVES = (range(150), range(150, 300))
@@ -56,6 +61,30 @@ def test_worlds(seeds: range) -> None:
     assert not found.faults_missing
     assert not found.refusals_missing
     assert not SITUATIONS - set().union(*(one.reached for one in lived))
+
+
+def test_every_step_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sentences are made in the controller's loop: none of them may fail, whatever happened."""
+    said: list[str] = []
+
+    def telling(before: State, event: Event) -> tuple[State, tuple[fx.Effect, ...]]:
+        after, effects = step(before, event)
+        if after is not before:
+            said.extend(told(before, event, after, effects))
+        return after, effects
+
+    monkeypatch.setattr(world, "step", telling)
+    for seed in range(20):
+        assert not live(seed, EVENTS).error
+    for part in (
+        "starts on",
+        "drains",
+        "told to stop: preempted",
+        "waits again",
+        "tried again",
+        "traffic of",
+    ):
+        assert any(part in sentence for sentence in said), part
 
 
 def test_thorough_worlds_are_the_same_worlds() -> None:

@@ -57,6 +57,16 @@ def test_releasing_fences_the_one_who_released(store: Store) -> None:
     store.leader.renew(later, 2)
 
 
+def test_what_was_decided_is_kept_beside_its_event(store: Store) -> None:
+    epoch = store.leader.acquire("a", 10, 0)
+    store.journal.append([lost(1)], epoch)
+    said = ('job j-1 stops: it said "bye"\n\x00', "job j-2 waits")
+    assert store.journal.append([lost(2), lost(3), lost(4)], epoch, [(), said, ()]) == 4
+    assert store.journal.decisions(1, 4) == {3: said}
+    assert store.journal.decisions(1, 2) == {}
+    assert [seq for seq, _ in store.journal.read()] == [1, 2, 3, 4]
+
+
 def test_two_contend_and_one_wins(url: str) -> None:
     stores = [open_store(url) for _ in range(4)]
     start = threading.Barrier(4)

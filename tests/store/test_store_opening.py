@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import event, text
@@ -17,7 +18,8 @@ from tokenmill.domain.errors import MissingExtraError, StoreError, UsageError
 from tokenmill.domain.events import NodeLost
 from tokenmill.store import Store, open_store
 from tokenmill.store import database as database_module
-from tokenmill.store.migrate import head_revision
+from tokenmill.store.database import Database
+from tokenmill.store.migrate import alembic_config, head_revision
 from tokenmill.store.schema import metadata
 
 
@@ -35,6 +37,26 @@ def test_opening_again_keeps_what_is_there(url: str) -> None:
     second = open_store(url)
     assert second.journal.read() == [(1, NodeLost(1, "n1"))]
     second.close()
+
+
+def test_a_store_of_the_first_revision_is_brought_up_to_date(url: str) -> None:
+    """One that a factory has written to before there were decisions beside events."""
+    database = Database(url)
+    with database.write() as connection:
+        config = alembic_config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        body = '{"at_us":1,"node":"n1"}'
+        old = {"seq": 1, "epoch": 1, "at_us": 1, "kind": "NodeLost", "body": body}
+        columns = ", ".join(old)
+        connection.execute(
+            text(f"INSERT INTO journal ({columns}) VALUES (:seq, :epoch, :at_us, :kind, :body)"), old
+        )
+    database.close()
+    store = open_store(url)
+    assert store.journal.read() == [(1, NodeLost(1, "n1"))]
+    assert store.journal.decisions(0, 9) == {}
+    store.close()
 
 
 def test_a_newer_revision_is_refused(url: str) -> None:

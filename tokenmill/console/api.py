@@ -23,7 +23,7 @@ from tokenmill.console import pages, views
 from tokenmill.console.auth import TENANT_TREE, Sessions, guard
 from tokenmill.console.commands import Commands, key_view
 from tokenmill.console.context import ApiContext, sample_throughput
-from tokenmill.console.event_text import event_view
+from tokenmill.console.event_text import event_views
 from tokenmill.console.processes import ProcessTable
 from tokenmill.console.reading import log_name, read_log
 from tokenmill.console.requests import Endpoint, answer, query_number, read_object, refuse
@@ -292,7 +292,7 @@ class Api:
         else:
             found = await run_in_threadpool(journal.tail, limit)
         names = views.names_of(self.context.state)
-        return answer([event_view(seq, event, names) for seq, event in found])
+        return answer(await run_in_threadpool(event_views, journal, found, names))
 
     async def down(self, request: Request) -> Response:
         body = await read_object(request)

@@ -59,6 +59,8 @@ class JournalPort(Protocol):
 
     def tail(self, limit: int = 200) -> list[tuple[int, Event]]: ...
 
+    def decisions(self, first: int, last: int) -> Mapping[int, tuple[str, ...]]: ...
+
 
 class LedgerPort(Protocol):
     def usage(

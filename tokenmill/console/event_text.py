@@ -7,17 +7,39 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from tokenmill.console.context import JournalPort
 from tokenmill.domain import events
 from tokenmill.domain.codec import to_plain
 
 Names = Mapping[str, str]
 NO_NAMES: Names = MappingProxyType({})
 
-QUIET = (events.Tick, events.LoadReported, events.LineObserved, events.JobStarted, events.ReplicaStarted)
-"""Kinds that say little to a person and are left out of the page."""
+QUIET = (
+    *(events.Tick, events.LoadReported, events.LineObserved, events.OutcomesReported, events.JobSaved),
+    *(events.StepsTimed, events.JobStarted, events.ReplicaStarted),
+)
+"""Kinds that say little to a person, and are left out of the page where nothing was decided at them."""
 
 
-def event_view(seq: int, event: events.Event, names: Names = NO_NAMES) -> dict[str, Any]:
+STOPPED = "stopped"
+"""The floor's reason for the end of a job that it was asked to stop."""
+
+
+def event_views(
+    journal: JournalPort, found: list[tuple[int, events.Event]], names: Names = NO_NAMES
+) -> list[dict[str, Any]]:
+    """Events of the journal, each with what was decided at it."""
+    decided = journal.decisions(found[0][0], found[-1][0]) if found else {}
+    return [event_view(seq, event, names, decided.get(seq, ())) for seq, event in found]
+
+
+def is_quiet(event: events.Event, view: dict[str, Any]) -> bool:
+    return isinstance(event, QUIET) and not view["decided"]
+
+
+def event_view(
+    seq: int, event: events.Event, names: Names = NO_NAMES, decided: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """One line of the journal. A key's digest stays out of it. ``names`` say what a job or replica is for."""
     body: dict[str, Any] = to_plain(event)
     if isinstance(body.get("key"), dict):
@@ -27,6 +49,7 @@ def event_view(seq: int, event: events.Event, names: Names = NO_NAMES) -> dict[s
         "kind": type(event).__name__,
         "at_us": event.at_us,
         "text": event_text(event, names),
+        "decided": list(decided),
         "body": body,
     }
 
@@ -69,8 +92,7 @@ def _work_text(event: events.Event, names: Names) -> str:
         case events.JobStarted(job=job, attempt=attempt):
             return f"Job {job}{_named(job, names)} started{f' (attempt {attempt})' if attempt > 1 else ''}"
         case events.JobExited(job=job, result=result, code=code, reason=reason):
-            end = "finished" if result is not None or code == 0 else f"failed with code {code}"
-            return f"Job {job}{_named(job, names)} {end}{_because(reason)}"
+            return f"Job {job}{_named(job, names)} {_job_end(code, reason, done=result is not None)}"
         case events.NodeCordoned(node=node, reason=reason):
             return f"Node {node} was cordoned{_because(reason)}"
         case events.NodeTrusted(node=node):
@@ -99,9 +121,18 @@ def _load_text(load: events.LoadReported) -> str:
 
 def _plain_text(event: events.Event) -> str:
     """``KeyDisabled`` as "Key key-1f2e disabled"."""
+    if isinstance(event, events.Tick):
+        return "A time came that something waited for"
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(event).__name__).split()
     named = [getattr(event, name) for name in ("key", "job", "run", "lease") if hasattr(event, name)]
     return " ".join([words[0], *map(str, named[:1]), *(word.lower() for word in words[1:])])
+
+
+def _job_end(code: int, reason: str, *, done: bool) -> str:
+    if reason == STOPPED:
+        return "has stopped, as it was told to"
+    end = "finished" if done or code == 0 else f"failed with code {code}"
+    return f"{end}{_because(reason)}"
 
 
 def _named(name: str, names: Names) -> str:

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from tokenmill.console import charts, text, views
 from tokenmill.console.auth import COOKIE, FORWARDED, SESSION_US, Sessions, login, nonce_of, page_policy
 from tokenmill.console.context import ApiContext
-from tokenmill.console.event_text import QUIET, event_view
+from tokenmill.console.event_text import event_views, is_quiet
 from tokenmill.console.processes import ProcessTable
 from tokenmill.console.requests import read_bytes
 from tokenmill.console.run_view import run_view
@@ -119,11 +119,10 @@ class Pages:
     def _status_values(self) -> dict[str, Any]:
         context = self.context
         names = views.names_of(context.state)
-        recent = [
-            event_view(seq, event, names)
-            for seq, event in context.store.journal.tail(EVENTS_SHOWN * 4)
-            if not isinstance(event, QUIET)
-        ]
+        journal = context.store.journal
+        found = journal.tail(EVENTS_SHOWN * 4)
+        seen = zip(found, event_views(journal, found, names), strict=True)
+        recent = [view for (_, event), view in seen if not is_quiet(event, view)]
         return {
             "factory": context.state.factory.name,
             "status": views.status_view(context),

@@ -21,7 +21,7 @@ from tokenmill.domain.factory import Deployment, Factory
 from tokenmill.domain.value import replace
 from tokenmill.domain.work import Alias, Release, Replica, ReplicaStatus, Target
 from tokenmill.policy.place import place
-from tokenmill.policy.scale import Bounds, Load, ScaleMemory, missed, scale
+from tokenmill.policy.scale import Bounds, Load, ScaleMemory, because, missed, scale
 
 HISTORY_MOST = 20
 STARTED = (ReplicaStatus.STARTING, ReplicaStatus.READY)
@@ -142,6 +142,18 @@ def promote(draft: Draft, release: Release, now_us: int) -> None:
 
 def load_reported(state: State, event: LoadReported) -> ScaleMemory | None:
     """What scaling remembers after this report, or ``None`` when it changes nothing."""
+    seen = _seen(state, event)
+    new = scale(*seen, event.at_us) if seen else None
+    return None if seen is None or new == seen[0] else new
+
+
+def scaling_reason(state: State, event: LoadReported) -> str:
+    """What this report makes of the number of replicas, and because of what; empty when nothing."""
+    seen = _seen(state, event)
+    return f"{event.deployment}: {said}" if seen and (said := because(*seen, event.at_us)) else ""
+
+
+def _seen(state: State, event: LoadReported) -> tuple[ScaleMemory, Bounds, Load] | None:
     deployment = state.index.deployments.get(event.deployment)
     if deployment is None or deployment.max_replicas <= deployment.replicas:
         return None
@@ -159,8 +171,7 @@ def load_reported(state: State, event: LoadReported) -> ScaleMemory | None:
     )
     if missed(bounds, load):
         load = replace(load, settled_us=_settled_us(state, deployment.name, old.wanted))
-    new = scale(old, bounds, load, event.at_us)
-    return None if new == old else new
+    return old, bounds, load
 
 
 def _settled_us(state: State, name: str, count: int) -> int:

@@ -22,6 +22,7 @@ from typing import Any
 from tokenmill.control.core import check, replay, resume, step
 from tokenmill.control.snapshot import dump, load
 from tokenmill.control.state import EMPTY, State
+from tokenmill.control.told import told
 from tokenmill.control.triggers import last_started_us, read_until_us
 from tokenmill.domain.effects import ChargeWork, Effect, RecordRecall, RecordRelease, WakeAt
 from tokenmill.domain.errors import NotLeaderError, ResourceError, StoreError, TokenmillError
@@ -204,15 +205,12 @@ class Runtime:
             self.seq, body = found
             self._snapshot_seq = self.seq
             self.state = load(body)
-        after = await self._until_done("store", self._replayed)
+        after = await self._until_done("store", lambda: list(self._store.journal.replay(self.seq)))
         self.state, owed = replay(self.state, (event for _, event in after))
         self.seq = after[-1][0] if after else self.seq
         for effect in owed:
             await self._carry_out(effect)
         log.info("state rebuilt up to event %d, %d charges and releases looked at again", self.seq, len(owed))
-
-    def _replayed(self) -> list[tuple[int, Event]]:
-        return list(self._store.journal.replay(self.seq))
 
     async def _work(self) -> None:
         while True:
@@ -225,9 +223,9 @@ class Runtime:
     async def _process(self, batch: list[Item]) -> None:
         """Step through a batch, journal what changed in one transaction, then act."""
         self._batch = batch
-        state, changed, effects = self._step(batch)
+        state, changed, decided, effects = self._step(batch)
         if changed:
-            await self._append(changed)
+            await self._append(changed, decided)
         self._lineage.observe(self.state, state, self._now_us())
         self.state = state
         for item in batch:
@@ -240,10 +238,11 @@ class Runtime:
         if self.seq - self._snapshot_seq >= self._options.snapshot_every:
             await self._snapshot()
 
-    def _step(self, batch: list[Item]) -> tuple[State, list[Event], list[Effect]]:
-        """Return the state after a batch, the events that changed it and what they ask for."""
+    def _step(self, batch: list[Item]) -> tuple[State, list[Event], list[tuple[str, ...]], list[Effect]]:
+        """The state after a batch, the events that changed it, what was decided at each, and what to do."""
         state = self.state
         changed: list[Event] = []
+        decided: list[tuple[str, ...]] = []
         effects: list[Effect] = []
         for item in batch:
             if item.checked:
@@ -255,16 +254,17 @@ class Runtime:
             following, wanted = step(state, item.event)
             if following is not state:
                 changed.append(item.event)
+                decided.append(told(state, item.event, following, wanted))
             state = following
             effects += wanted
-        return state, changed, effects
+        return state, changed, decided, effects
 
-    async def _append(self, events: Sequence[Event]) -> None:
+    async def _append(self, events: Sequence[Event], decided: Sequence[Sequence[str]]) -> None:
         """Write events, waiting for a store that is away. A commit whose answer was lost is not repeated."""
         wait_s = RETRY_S[0]
         while True:
             try:
-                self.seq = await asyncio.to_thread(self._append_once, events)
+                self.seq = await asyncio.to_thread(self._append_once, events, decided)
             except NotLeaderError:
                 raise
             except (StoreError, OSError) as error:
@@ -275,10 +275,10 @@ class Runtime:
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, RETRY_S[1])
 
-    def _append_once(self, events: Sequence[Event]) -> int:
+    def _append_once(self, events: Sequence[Event], decided: Sequence[Sequence[str]]) -> int:
         if "store" in self.troubles and len(self._store.journal.read(self.seq, len(events))) == len(events):
             return self.seq + len(events)  # only this epoch can have written them
-        return self._store.journal.append(events, self.epoch)
+        return self._store.journal.append(events, self.epoch, decided)
 
     async def _carry_out(self, effect: Effect) -> None:
         if isinstance(effect, ChargeWork | RecordRelease | RecordRecall):

@@ -12,6 +12,7 @@ changes only when a threshold is crossed, so that steady load leaves no trace in
 from __future__ import annotations
 
 from tokenmill.domain.outcomes import MEASURED_US
+from tokenmill.domain.units import format_duration
 from tokenmill.domain.value import value
 
 UP_MILLI = 800
@@ -126,6 +127,34 @@ def scale(memory: ScaleMemory, bounds: Bounds, load: Load, now_us: int) -> Scale
             return wants(wanted - 1)
         return wants(wanted, idle_us=since_us)
     return wants(wanted)
+
+
+def because(memory: ScaleMemory, bounds: Bounds, load: Load, now_us: int) -> str:
+    """What ``scale`` makes of this load, as "3 -> 4 replicas, since ..."; empty when nothing changes for
+    anybody. One that is busy and has all that it may have is told once, when that begins.
+    """
+    new, was = scale(memory, bounds, load, now_us), min(max(memory.wanted, bounds.least), bounds.most)
+    asked = "request" if load.in_flight == 1 else "requests"
+    if new.wanted < was:
+        idle_us = now_us - memory.idle_since_us
+        idle = f"{load.in_flight or 'no'} {asked} in flight, and little for {format_duration(idle_us)}"
+        return f"{was} -> {new.wanted} replicas, since {idle}"
+    if new.wanted == was and not (was == bounds.most and new.busy_since_us and not memory.busy_since_us):
+        return ""
+    seen = [f"{load.refused_full} requests were turned away for want of a slot"] if load.refused_full else []
+    if load.wait_us > bounds.wait_target_us:
+        waited, target = format_duration(load.wait_us), format_duration(bounds.wait_target_us)
+        seen.append(f"the oldest request has waited {waited} for its first token, more than {target}")
+    if was == 0:
+        seen = ["somebody asked while it slept"]
+    elif new.limit_us == now_us:
+        seen = [f"{load.attained} of {load.measured} answers of the last minute kept its objective"]
+    elif not seen:
+        seen = [f"{load.in_flight} of {was * bounds.slots} slots are in use"]
+    reasons = " and ".join(seen)
+    if new.wanted == was:
+        return f"it has the {was} replicas that it may have at most, though {reasons}"
+    return f"{was} -> {new.wanted} replicas, since {reasons}"
 
 
 def _told(memory: ScaleMemory, load: Load, wanted: int, now_us: int) -> bool:

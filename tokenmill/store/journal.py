@@ -30,12 +30,14 @@ class Journal:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def append(self, events: Sequence[Event], epoch: int) -> int:
-        """Write all events in one transaction and return the last one's number.
+    def append(self, events: Sequence[Event], epoch: int, decided: Sequence[Sequence[str]] = ()) -> int:
+        """Write all events in one transaction and return the last one's number. ``decided`` are sentences
+        beside each event, for people.
 
         Raises ``NotLeaderError``, and writes nothing, when ``epoch`` is not the current one.
         """
         encoded = [(event.at_us, *encode_event(event)) for event in events]
+        beside = [json.dumps(said) if said else "" for said in decided] or [""] * len(encoded)
         take = (
             update(leader)
             .where(leader.c.id == 1, leader.c.epoch == epoch)
@@ -51,8 +53,8 @@ class Journal:
                 )
             first = last - len(encoded) + 1
             rows = [
-                {"seq": seq, "epoch": epoch, "at_us": at_us, "kind": kind, "body": body.decode()}
-                for seq, (at_us, kind, body) in enumerate(encoded, first)
+                dict(seq=seq, epoch=epoch, at_us=at_us, kind=kind, body=body.decode(), decided=said)  # noqa: C408
+                for seq, ((at_us, kind, body), said) in enumerate(zip(encoded, beside, strict=True), first)
             ]
             insert_rows(connection, journal, rows)
         return int(last)
@@ -73,6 +75,13 @@ class Journal:
         with self._database.read() as connection:
             rows = connection.execute(wanted.limit(limit)).all()
         return [(row.seq, decode_event(row.kind, row.body)) for row in reversed(rows)]
+
+    def decisions(self, first: int, last: int) -> dict[int, tuple[str, ...]]:
+        """By number, what was decided at the events from ``first`` to ``last``, where anything was."""
+        wanted = select(journal.c.seq, journal.c.decided).where(journal.c.seq.between(first, last))
+        with self._database.read() as connection:
+            rows = connection.execute(wanted.where(journal.c.decided != "")).all()
+        return {row.seq: tuple(json.loads(row.decided)) for row in rows}
 
     def replay(self, after: int = 0) -> Iterator[tuple[int, Event]]:
         """Every event above ``after`` up to the last one, in pages.

@@ -39,6 +39,7 @@ journal = Table(
     Column("at_us", BigInteger, nullable=False),
     Column("kind", TEXT, nullable=False),
     Column("body", TEXT, nullable=False),
+    Column("decided", TEXT, nullable=False, server_default=""),  # sentences, as JSON
 )
 
 snapshots = Table(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
+from rich.table import Table
 
 from tokenmill.cli.client import connect
 from tokenmill.cli.options import AsJson, Directory, File, locate
@@ -34,5 +35,15 @@ def events(
     if as_json:
         print_json(found)
         return
-    rows = [(event["seq"], clock(event["at_us"]), escape(event["text"])) for event in found]
-    stdout().print(add_rows(table(">Number", "Time (UTC)", "What happened"), rows, "nothing yet"))
+    stdout().print(event_table(found))
+
+
+def event_table(found: list[dict[str, Any]]) -> Table:
+    """Events with what was decided at each."""
+    rows = [
+        (event["seq"], clock(event["at_us"]), "\n→ ".join(map(escape, (event["text"], *event["decided"]))))
+        for event in found
+    ]
+    return add_rows(
+        table(">Number", "Time (UTC)", "What happened, and → what was decided"), rows, "nothing yet"
+    )

@@ -12,8 +12,11 @@ from rich.live import Live
 from tokenmill.cli.client import Client, connect
 from tokenmill.cli.options import AsJson, Directory, File, locate
 from tokenmill.cli.output import examples, print_json, stdout, when_interrupted
+from tokenmill.cli.verbs.events import event_table
 from tokenmill.cli.verbs.ps import process_table
 from tokenmill.cli.verbs.status import head, jobs, lines, models, nodes
+
+EVENTS_SHOWN = 6
 
 app = typer.Typer(add_completion=False)
 
@@ -46,10 +49,14 @@ def top(
 
 
 def _look(client: Client) -> dict[str, Any]:
-    return {"status": client.get("/api/status"), "processes": client.get("/api/processes")}
+    return {
+        "status": client.get("/api/status"),
+        "processes": client.get("/api/processes"),
+        "events": client.get("/api/events", limit=EVENTS_SHOWN),
+    }
 
 
 def _picture(shown: dict[str, Any]) -> Group:
     status = shown["status"]
     parts = (*nodes(status), process_table(shown["processes"]), models(status), lines(status), jobs(status))
-    return Group(head(status), *parts)
+    return Group(head(status), *parts, event_table(shown["events"]))
