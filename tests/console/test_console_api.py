@@ -26,6 +26,28 @@ def test_before_a_file_is_applied_it_says_so(bed: Bed) -> None:
     assert "no factory file has been applied yet" in shown["reasons"]
 
 
+def test_a_factory_that_sleeps_is_ready(tmp_path: Path) -> None:
+    text = template().replace("model: smollm2\nslots: 4", "model: smollm2\nreplicas: 0..2\nslots: 4")
+    with Bed(tmp_path, text).opened() as bed:
+        bed.apply()
+        bed.until(lambda: bed.client.get("/api/status").json()["ready"])
+        shown = bed.client.get("/api/status").json()
+        smol = next(d for d in shown["deployments"] if d["name"] == "smol")
+        assert (shown["health"], smol["asleep"], smol["replicas"]) == ("ready", True, [])
+        assert "asleep" in bed.client.get("/console/fragments/status").text
+        why = bed.client.get("/api/why/smol").json()
+        assert (why["status"], why["changes"]) == ("asleep", ["a request comes"])
+
+
+def test_a_store_that_is_away_is_no_start(served: Bed) -> None:
+    assert served.client.get("/api/status").json()["health"] == "ready"
+    served.runtime.troubles["store"] = "the database server does not answer"
+    shown = served.client.get("/api/status").json()
+    assert (shown["ready"], shown["health"]) == (False, "degraded")
+    assert "Degraded" in served.client.get("/").text
+    del served.runtime.troubles["store"]
+
+
 def test_status_says_how_many_answers_kept_what_is_promised(tmp_path: Path) -> None:
     text = template().replace(
         "model: smollm2\nslots: 4", "model: smollm2\nslo: {ttft: 1s, attainment: 90%}\nslots: 4"

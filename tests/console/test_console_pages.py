@@ -53,7 +53,7 @@ def outline(page: str) -> Outline:
 def test_an_empty_factory_has_a_page(bed: Bed) -> None:
     page = bed.client.get("/")
     assert page.status_code == 200
-    assert "Not ready" in page.text
+    assert "Starting" in page.text
     assert "no factory file has been applied yet" in page.text
     outline(page.text)
 

@@ -19,6 +19,7 @@ import pytest
 from gateway_rig import Engine, chat, post, raw, reply, rig, run, run_beside, table_of, write_table
 
 from tokenmill.domain.factory import Objective
+from tokenmill.domain.table import AliasEntry
 from tokenmill.gateway import health
 
 pytestmark = pytest.mark.live
@@ -73,6 +74,9 @@ def test_readiness_says_why_not(tmp_path: Path) -> None:
             r.gateway.spool.problem = ""
             r.publish(aliases=())
             assert "no endpoint is ready" in body_of(await raw(r, get("/readyz")))["reasons"]
+            asleep = AliasEntry("m", "chat", 4096, (), (), (), 0, "acme", asleep=True)
+            r.publish(aliases=(asleep,))  # a request has to come to wake it
+            assert body_of(await raw(r, get("/readyz")))["ready"] is True
 
     run(work)
 

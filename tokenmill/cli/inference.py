@@ -163,4 +163,6 @@ def raise_refusal(found: httpx.Response) -> None:
         raise NotFoundError(message, fix="tokenmill models")
     if found.status_code in (401, 403, 429):
         raise RefusedError(message, fix="tokenmill keys list; tokenmill usage")
-    raise EngineError(message, fix="tokenmill status; tokenmill logs gateway")
+    retry_s = found.headers.get("retry-after")
+    again = f"Try again in {retry_s} s, or see: " if retry_s else ""
+    raise EngineError(message, fix=f"{again}tokenmill status; tokenmill logs gateway")

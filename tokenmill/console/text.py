@@ -18,6 +18,7 @@ _MARKS = {
     "done": ("ok", "✓"), "succeeded": ("ok", "✓"), "reused": ("ok", "↺"), "passed": ("ok", "✓"),
     "failed": ("bad", "✕"), "rejected": ("warn", "◆"), "cancelled": ("off", "–"), "skipped": ("off", "–"),
     "stopped": ("off", "–"), "disabled": ("off", "–"), "cordoned": ("warn", "◆"), "lost": ("bad", "✕"),
+    "degraded": ("warn", "▼"), "asleep": ("wait", "◌"),
 }  # fmt: skip
 _CURRENCY_SIGNS = {"USD": "$", "EUR": "€", "GBP": "£"}
 

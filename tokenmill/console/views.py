@@ -13,12 +13,14 @@ from tokenmill.console.context import ApiContext
 from tokenmill.console.run_view import line_view, run_row
 from tokenmill.control.deployments import wanted
 from tokenmill.control.state import State
+from tokenmill.control.table import is_asleep
 from tokenmill.control.why import pace_reasons
 from tokenmill.domain.codec import to_plain
 from tokenmill.domain.factory import Deployment
 from tokenmill.domain.work import Alias, Job, Release, Replica, ReplicaStatus
 from tokenmill.floor.logs import tail
 
+GATEWAY_LATE_US = 30_000_000
 RECENT_RUNS = 20
 RECENT_JOBS = 50
 
@@ -41,6 +43,7 @@ def status_view(context: ApiContext) -> dict[str, Any]:
         "url": context.url,
         "factory_file": str(context.factory_file),
         "ready": not reasons,
+        "health": _health(context, deployments, reasons),
         "reasons": reasons,
         "nodes": [to_plain(node) for _, node in sorted(state.nodes.items())],
         "imports": import_views(context),
@@ -65,9 +68,23 @@ def _not_ready(context: ApiContext, deployments: list[dict[str, Any]]) -> list[s
         found.append("no factory file has been applied yet")
     found += [f"{part}: {text}" for part, text in context.runtime.stats.get("troubles", {}).items()]
     for shown in deployments:
-        if shown["model"] and shown["ready_replicas"] == 0:
+        if shown["model"] and shown["ready_replicas"] == 0 and not shown["asleep"]:
             found.append(f"{shown['name']}: {shown['reason'] or 'no replica is ready yet'}")
     return found
+
+
+def _health(context: ApiContext, deployments: list[dict[str, Any]], reasons: list[str]) -> str:
+    """ready, starting while all that is missing is on its way, else degraded: somebody should look."""
+    if not reasons:
+        return "ready"
+    late = not context.url and context.now_us() - context.started_us > GATEWAY_LATE_US
+    failed = any(imported.error for imported in context.state.models.values())
+    stuck = any(
+        not shown["ready_replicas"] and replica["status"] in ("failed", "pending")
+        for shown in deployments
+        for replica in shown["replicas"]
+    )
+    return "degraded" if context.runtime.stats.get("troubles") or late or failed or stuck else "starting"
 
 
 def _gateway_trouble(context: ApiContext) -> str:
@@ -114,6 +131,7 @@ def _deployment(
         "ready_replicas": ready,
         "objective": _objective(deployment, *answers),
         "replicas": [_replica(replica) for replica in replicas],
+        "asleep": alias is not None and is_asleep(state, deployment, alias),
         "reason": "" if ready else reason,
     }
 

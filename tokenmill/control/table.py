@@ -177,6 +177,7 @@ def _entry(
         shadow=_shadow(deployment, alias),
         slo=deployment.slo,
         prices=book_of(state.factory.prices, deployment.name, deployment.model),
+        asleep=not own and is_asleep(state, deployment, alias),
     )
 
 
@@ -223,6 +224,13 @@ def _peer(peer: Peer, alias: str) -> Endpoint:
     )
 
 
+def is_asleep(state: State, deployment: Deployment, alias: Alias) -> bool:
+    """Whether nothing serves it because nobody asks, and a request would wake it."""
+    memory = state.scaling.get(deployment.name)
+    wanted = deployment.replicas or (memory is not None and memory.wanted)
+    return bool(alias.desired) and not wanted and not state.index.replicas_of.get(deployment.name)
+
+
 def reason_of(state: State, deployment: Deployment, alias: Alias) -> str:
     """Why nothing serves this alias now, in one sentence."""
     if not alias.desired:
@@ -236,8 +244,7 @@ def reason_of(state: State, deployment: Deployment, alias: Alias) -> str:
             return f"model {deployment.model} could not be imported: {imported.error}"
         return f"model {deployment.model} is being imported"
     replicas = [state.replicas[name] for name in state.index.replicas_of.get(deployment.name, ())]
-    memory = state.scaling.get(deployment.name)
-    if not replicas and not deployment.replicas and (memory is None or not memory.wanted):
+    if is_asleep(state, deployment, alias):
         return "it sleeps: the first request wakes it, retry in some seconds"
     for replica in replicas:
         if replica.status is ReplicaStatus.FAILED:

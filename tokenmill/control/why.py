@@ -14,7 +14,7 @@ from tokenmill.control.jobs import is_pace_fixed
 from tokenmill.control.releases import fits
 from tokenmill.control.slow import spare_reason
 from tokenmill.control.state import State
-from tokenmill.control.table import reason_of
+from tokenmill.control.table import is_asleep, reason_of
 from tokenmill.control.why_waiting import candidates, holders, kept, power, shape, turn
 from tokenmill.domain.codec import from_plain
 from tokenmill.domain.errors import NotFoundError
@@ -181,7 +181,7 @@ def _alias(state: State, name: str, now_us: int) -> Explanation:
     serving = any(choice.accepted for choice in choices)
     if not serving:
         reasons.append(reason_of(state, deployment, alias))
-    if alias.desired and alias.desired not in targets:
+    if alias.desired and alias.desired not in targets and not is_asleep(state, deployment, alias):
         reasons.append(f"{alias.desired} is desired; traffic goes to {', '.join(targets) or 'nothing'}")
         changes.append(f"enough replicas of {alias.desired} are ready")
     reasons += _scaling(state, deployment, now_us)
@@ -193,7 +193,10 @@ def _alias(state: State, name: str, now_us: int) -> Explanation:
         choices += first.candidates
         changes += first.changes
     rule = "Traffic goes to a release when enough of its replicas are ready; only then do the others drain."
-    status = "serving" if serving else "not serving"
+    asleep = is_asleep(state, deployment, alias)
+    if asleep:
+        rule, changes = "A deployment that may have no replica sleeps while nobody asks.", ["a request comes"]
+    status = "serving" if serving else "asleep" if asleep else "not serving"
     return Explanation(
         name, "deployment", status, rule, tuple(dict.fromkeys(reasons)), choices, tuple(changes)
     )

@@ -64,6 +64,7 @@ class AliasEntry:
     shadow: tuple[str, int] | None = None  # (release, thousandths of the requests it gets a copy of)
     slo: Objective | None = None  # what its answers are counted against
     prices: tuple[Price, ...] = ()  # what it costs now and from later dates on, by ``from_us``
+    asleep: bool = False  # it has no replica because nobody asks; a request wakes it
 
 
 @value

@@ -35,7 +35,8 @@ def reasons(gateway: Gateway) -> list[str]:
     if not gateway.tables.present:
         found.append(f"there is no table: {gateway.tables.problem}")
     elif not any(not e.draining for e in gateway.serving.endpoints.values()):
-        found.append("no endpoint is ready")
+        if not any(alias.asleep for alias in gateway.serving.index.aliases.values()):
+            found.append("no endpoint is ready")  # while one sleeps a request wakes it, so they have to come
     else:
         now_us = gateway.clock()
         cooling = [

@@ -37,7 +37,7 @@ def status(directory: Directory = None, file: File = None, as_json: AsJson = Fal
 
 def head(shown: dict[str, Any]) -> RenderableType:
     """Name, health with reasons, URL, throughput, power, memory."""
-    state = status_text("ready") if shown["ready"] else status_text("starting")
+    state = status_text(shown["health"])
     name = escape(shown["factory"] or "no factory yet")
     title = (
         f"[bold]{name}[/bold]  {state}  [dim]up {duration(shown['uptime_s'] * 1e6)}, "
@@ -108,7 +108,7 @@ def models(shown: dict[str, Any]) -> RenderableType:
                 deployment["name"],
                 serves,
                 targets or f"[dim]{escape(deployment['reason'] or '-')}[/dim]",
-                replicas or "[dim]none[/dim]",
+                replicas or (status_text("asleep") if deployment["asleep"] else "[dim]none[/dim]"),
                 *((_in_time(deployment["objective"]),) if promises else ()),
             )
         )

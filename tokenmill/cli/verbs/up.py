@@ -165,7 +165,7 @@ def _show_started(shown: dict[str, Any], key: dict[str, Any] | None, as_json: bo
         print_json({**made, "key": key})
         return
     console = stdout()
-    state = "ready" if shown["ready"] else "starting"
+    state = shown["health"]
     console.print(
         f"[bold]{escape(shown['factory'])}[/bold] is {state} at [bold]{shown['url'] or 'its socket'}[/bold]"
     )
