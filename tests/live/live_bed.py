@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -10,13 +11,17 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
+from tokenmill.control.core import replay
+from tokenmill.control.snapshot import dump
+from tokenmill.control.state import EMPTY
 from tokenmill.domain.factory import (
     Deployment,
     Factory,
@@ -33,6 +38,7 @@ from tokenmill.floor.logs import tail
 from tokenmill.floor.node import factory_mark
 from tokenmill.spec.paths import Paths
 from tokenmill.spec.settings import Settings
+from tokenmill.store.opening import open_store
 
 FACTORY = Factory(
     name="live",
@@ -168,9 +174,64 @@ class LiveFactory:
         shutil.rmtree(self.paths.root, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def serving_in(folder: Path, factory: Factory) -> Iterator[LiveFactory]:
+    """A factory that serves, with a key; whatever it leaves is killed and deleted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOKENMILL_PORT", "0")
+        patch.delenv("TOKENMILL_DATABASE_URL", raising=False)
+        live = LiveFactory(folder)
+        try:
+            live.up(factory)
+            live.make_key()
+            until(live.ready, 120)
+            until(live.answers, 120)
+            yield live
+        finally:
+            live.show_logs()
+            live.clean_up()
+
+
 def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait for a condition; fail when it does not come."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.05)
+
+
+def spooled(folder: Path) -> dict[str, str]:
+    """Return request -> outcome of every settle line that the gateway wrote."""
+    lines = [json.loads(line) for path in folder.glob("*.jsonl") for line in path.read_text().splitlines()]
+    settled = [line for line in lines if line["t"] == "settle"]
+    assert len({line["request"] for line in settled}) == len(settled)
+    return {line["request"]: line["outcome"] for line in settled}
+
+
+def check_books(live: LiveFactory) -> None:
+    """The ledger holds what the gateway spooled, once each, and balances."""
+    until(lambda: live.settlements() == spooled(live.paths.spool))
+    report = live.api("GET", "/api/ledger/verify")
+    assert report["ok"], report["problems"]
+    assert report["unreconciled_tokens"] == 0
+    outcomes = set(live.settlements().values())
+    assert report["engines"], "the engine that runs was asked"
+    if outcomes <= {"ok", "refused"}:
+        assert [engine["difference"] for engine in report["engines"]] == [""], report["engines"]
+
+
+def check_ended(live: LiveFactory) -> None:
+    """Nothing is left, and the state that was saved is the state that the journal makes."""
+    live.down()
+    assert live.left() == {}
+    assert not list(live.paths.processes.glob("*.json"))
+    assert not live.paths.control_socket.exists()
+    store = open_store(f"sqlite:///{live.paths.database}")
+    try:
+        snapshot = store.journal.latest_snapshot()
+        assert snapshot is not None
+        state, _ = replay(EMPTY, (event for _, event in store.journal.replay()))
+        # Snapshots went through JSON, which knows lists but no tuples.
+        assert snapshot == (store.journal.last_seq(), json.loads(json.dumps(dump(state))))
+    finally:
+        store.close()

