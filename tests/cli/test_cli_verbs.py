@@ -12,9 +12,11 @@ import pytest
 from console_bed import Bed
 from rich.console import Console
 
+from tokenmill.cli import client as cli_client
 from tokenmill.cli.follow import raise_for_end
 from tokenmill.cli.inference import Answer, Target, find_target, take_line
 from tokenmill.cli.options import locate
+from tokenmill.cli.verbs import chat as chat_verb
 from tokenmill.cli.verbs.bench import Bench, percentiles, summary
 from tokenmill.cli.verbs.status import nodes
 from tokenmill.domain.errors import EngineError, GateRejectedError, NotFoundError, RunFailedError
@@ -326,6 +328,14 @@ def test_the_cli_key_is_made_once_and_private(factory: Any, bed: Bed) -> None:
     key = next(iter(bed.runtime.state.keys))
     bed.client.delete(f"/api/keys/{key}")
     assert find_target(place).key != first.key
+
+
+def test_chat_wakes_what_sleeps(bed: Bed, factory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = locate(None, bed.file)
+    assert chat_verb._first_alias(place) == "smol"
+    shown = {"deployments": [{"name": "zz", "kind": "chat", "ready_replicas": 0, "asleep": True}]}
+    monkeypatch.setattr(cli_client.Client, "get", lambda *_: shown)
+    assert chat_verb._first_alias(place) == "zz"
 
 
 def test_chat_goes_on_without_the_controller(

@@ -21,6 +21,7 @@ from tokenmill.console.context import ApiContext
 from tokenmill.console.requests import flag_of, number_of, record_of, text_of
 from tokenmill.control.core import check
 from tokenmill.control.plan import diff
+from tokenmill.control.specs import check_sound
 from tokenmill.domain import events
 from tokenmill.domain.codec import to_plain
 from tokenmill.domain.errors import NotFoundError, UsageError
@@ -176,6 +177,7 @@ class Commands:
         A ``profile`` is what ``tokenmill calibrate`` writes into a file.
         """
         factory = record_of(body.get("factory"), Factory, "the factory")
+        check_sound(factory)
         state = self.context.state
         shown: dict[str, Any] = to_plain(diff(state, factory))
         known = from_json(json.dumps(body["profile"]), "the request's profile") if "profile" in body else None

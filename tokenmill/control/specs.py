@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from tokenmill.control import deployments, jobs, releases, runs
 from tokenmill.control.draft import Draft
+from tokenmill.control.sound import unsound
 from tokenmill.control.state import State
-from tokenmill.domain.errors import ConflictError
+from tokenmill.domain.errors import ConflictError, RefusedError
 from tokenmill.domain.events import SpecApplied
+from tokenmill.domain.factory import Factory
 from tokenmill.domain.work import JobSpec
 
 
 def check_applied(state: State, event: SpecApplied) -> None:
-    """Raise when the file was planned against a version that is not the current one."""
+    """Raise when the file was planned against a version that is not the current one, or is not sound."""
     if event.base_version != state.version:
         raise ConflictError(
             f"the plan was made for version {event.base_version}, the factory is at version {state.version}",
             expected="a plan made for the current version",
             fix="Plan again and apply that.",
         )
+    check_sound(event.factory)
+
+
+def check_sound(factory: Factory) -> None:
+    """Raise ``RefusedError`` with every field that no factory may have."""
+    wrong = unsound(factory)
+    if wrong:
+        raise RefusedError("no factory can be like this", wrong, fix="Correct these, or apply a file.")
 
 
 def applied(draft: Draft, event: SpecApplied) -> None:

@@ -135,7 +135,8 @@ def _figures(answer: Answer) -> str:
 
 def _first_alias(place: Place) -> str:
     with connect(place) as client:
-        for deployment in client.get("/api/status")["deployments"]:
-            if deployment["kind"] == "chat" and deployment["ready_replicas"]:
-                return str(deployment["name"])
+        found = [one for one in client.get("/api/status")["deployments"] if one["kind"] == "chat"]
+    for deployment in sorted(found, key=lambda one: bool(one["asleep"])):  # one that sleeps is woken by it
+        if deployment["ready_replicas"] or deployment["asleep"]:
+            return str(deployment["name"])
     raise NotFoundError("no model that can chat is ready", fix="tokenmill status")

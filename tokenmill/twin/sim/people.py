@@ -210,8 +210,11 @@ class People(Wishes):
         state, rng, now = self.state, self.rng, self.now
         spec = JobSpec("command", "alpha", "main", ("true",))
         key = Key(self.new("key"), sha("x"), "alpha", "main")
+        owing = replace(
+            state.factory, tenants=tuple(replace(one, guarantee=-1) for one in state.factory.tenants)
+        )
         wrong: list[ev.Event] = [
-            ev.JobSubmitted(now, "j-x", replace(spec, workers=0)),
+            ev.SpecApplied(now, state.version, owing),
             ev.JobSubmitted(now, "j-x", replace(spec, project="nothing")),
             ev.JobSubmitted(now, "j-x", replace(spec, workers=99_999, resources=Resources(1000, GB, 64))),
             ev.JobCancelled(now, "j-x"),
