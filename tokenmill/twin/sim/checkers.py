@@ -180,24 +180,24 @@ class Checkers:
     def power_within_ramps(self, before: State, event: ev.Event, after: State) -> None:
         """Over no time up to the window does a start make a place rise further than its ramp.
 
-        The draws are kept whole here; when the clock is set back, what was seen counts as seen now.
+        The draws are kept whole here; when the clock is set back, what was in the window until then counts as
+        seen now.
         """
         ramps = ramps_of(after.factory)
         self.draws = {key: seen for key, seen in self.draws.items() if ramps.get(key.name) == key}
+        was_us, self.seen_us = self.seen_us, event.at_us
         as_it_was = after.leases is before.leases and after.nodes is before.nodes
-        if not ramps or (as_it_was and len(self.draws) == len(ramps) and event.at_us >= self.seen_us):
+        if not ramps or (as_it_was and len(self.draws) == len(ramps) and event.at_us >= was_us):
             return
-        self.seen_us = event.at_us
+        if event.at_us < was_us:
+            self.draws = {key: _lately(seen, was_us, key.window_us) for key, seen in self.draws.items()}
         ended = Draft(after)  # the moment at which what ended has ended, and nothing has started yet
         ended.leases = Map({n: lease for n, lease in after.leases.items() if n in before.leases})
         low, now = drawn_mw(ended, ramps), drawn_mw(Draft(after), ramps)
         for name, ramp in ramps.items():
             old = [(min(at_us, event.at_us), mw) for at_us, mw in self.draws.get(ramp, [])]
             seen = [*old, (event.at_us, low[name])]
-            ends = [at_us for at_us, _ in seen[1:]] + [event.at_us + 1]
-            within = [
-                mw for (_, mw), end in zip(seen, ends, strict=True) if end > event.at_us - ramp.window_us
-            ]
+            within = [mw for _, mw in _lately(seen, event.at_us, ramp.window_us)]
             if now[name] > low[name]:
                 rise = (now[name] - min(within)) * ramp.factor_milli // 1000
                 assert rise <= ramp.limit_mw, f"{name} rises by {rise} mW"
@@ -363,3 +363,9 @@ class Checkers:
             assert (ready and alias.targets) or alias.reason, (
                 f"{alias.name} serves nothing and does not say why"
             )
+
+
+def _lately(seen: list[tuple[int, int]], at_us: int, window_us: int) -> list[tuple[int, int]]:
+    """Of the draws from their times on, those that lasted into the window before ``at_us``."""
+    ends = [later_us for later_us, _ in seen[1:]] + [at_us + 1]
+    return [draw for draw, end_us in zip(seen, ends, strict=True) if end_us > at_us - window_us]

@@ -214,7 +214,7 @@ class People(Wishes):
             state.factory, tenants=tuple(replace(one, guarantee=-1) for one in state.factory.tenants)
         )
         wrong: list[ev.Event] = [
-            ev.SpecApplied(now, state.version, owing),
+            ev.JobSubmitted(now, "j-x", replace(spec, workers=0)),
             ev.JobSubmitted(now, "j-x", replace(spec, project="nothing")),
             ev.JobSubmitted(now, "j-x", replace(spec, workers=99_999, resources=Resources(1000, GB, 64))),
             ev.JobCancelled(now, "j-x"),
@@ -231,6 +231,7 @@ class People(Wishes):
             ev.TuningDropped(now, "ft-x"),
             ev.NodeCordoned(now, "n-x", "it is slow"),
         ]
+        wrong.append(ev.SpecApplied(now, state.version, owing))
         wrong += [ev.JobSubmitted(now, name, spec) for name in sorted(state.jobs)[:1]]
         wrong += [ev.KeyCreated(now, state.keys[name]) for name in sorted(state.keys)[:1]]
         wrong += [
