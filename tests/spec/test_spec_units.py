@@ -136,3 +136,10 @@ def test_any_input_is_read_or_refused(value):
 def test_nearest_name_ignores_case():
     assert units.did_you_mean("SMOL", ["smol", "desk"]) == "Did you mean smol?"
     assert units.did_you_mean("zzz", ["smol", "desk"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.5, "0.5 seconds"), (1, "1 second"), (600, "10 minutes"), (86400, "24 hours")]
+)
+def test_a_length_of_time_in_words(seconds: float, words: str) -> None:
+    assert units.format_duration(round(seconds * 1e6), words=True) == words

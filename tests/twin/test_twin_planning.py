@@ -183,6 +183,15 @@ def test_bad_traffic_names_file_line_and_field(folder, old, new, said, place):
     assert problem["where"] == place
 
 
+def test_a_field_is_found_by_the_word_for_it(folder):
+    (folder / "noon.yaml").write_text(TRAFFIC.replace("requests_per_second: 6", "rate: 6"))
+    [problem] = json.loads(call("--traffic", "noon.yaml", "--json").stdout)["error"]["problems"]
+    assert (problem["field"], problem["fix"]) == (
+        "traffic noon: streams[0].rate",
+        "Did you mean requests_per_second?",
+    )
+
+
 def test_a_layout_that_does_not_fit_says_what_would(folder):
     text = FACTORY.replace("Qwen/Qwen3-32B", "deepseek-ai/DeepSeek-R1")
     (folder / "factory.yaml").write_text(text)

@@ -23,7 +23,7 @@ from tokenmill.spec.override import Override
 from tokenmill.spec.traffic import TargetFields, Traffic, load_traffic, of_trace
 from tokenmill.twin.day_page import error, service_row, to_html
 from tokenmill.twin.outlook import Outlook
-from tokenmill.twin.plots import short, span
+from tokenmill.twin.plots import short
 from tokenmill.twin.profiles import read_profile
 from tokenmill.twin.question import ask
 from tokenmill.twin.rehearse_day import rehearse_day
@@ -131,7 +131,7 @@ def show(console: Console, found: Outlook) -> None:
     """The forecast table and the totals, with what was assumed."""
     console.print(
         f"[bold]{escape(found.factory)}[/bold] under {escape(found.traffic)}: "
-        f"{span(found.seconds)}, seed {found.seed}\n"
+        f"{found.lasts}, seed {found.seed}\n"
     )
     columns = (
         "replicas",

@@ -72,10 +72,10 @@ def plan_sweep(asked: Asked, texts: Sequence[str], out: Path, *, as_json: bool) 
                 rows.append(done[key])
                 progress(number + 1, len(points))
     except KeyboardInterrupt:
-        stderr().print(
-            f"\n[yellow]–[/yellow] {len(rows)} of {len(points)} points are in {escape(str(out))}; "
-            "the same command goes on from there."
+        there = (
+            f"{len(rows)} of {len(points)} points are in {escape(str(out))}; the same command goes on there."
         )
+        stderr().print(f"\n[yellow]–[/yellow] {there if rows else 'No point was finished yet.'}")
         raise SystemExit(130) from None
     if as_json:
         print_json({"format": FORMAT, "points": rows})

@@ -137,11 +137,11 @@ def parse_money(value: object) -> tuple[int, str]:
     return _whole(Decimal(match[1]) * 10**6, value, "an amount of money no finer than 0.000001"), unit
 
 
-def did_you_mean(written: str, known: Iterable[str]) -> str:
+def did_you_mean(written: str, known: Iterable[str], least: float = 0.6) -> str:
     """ "Did you mean X?" for the nearest of ``known``; empty when none is near."""
     names = sorted(set(known))
     folded = {name.lower(): name for name in reversed(names)}
-    near = difflib.get_close_matches(written[:200].lower(), folded, 1, 0.6)
+    near = difflib.get_close_matches(written[:200].lower(), folded, 1, least)
     return f"Did you mean {folded[near[0]]}?" if near else ""
 
 
@@ -165,8 +165,11 @@ def format_accelerators(count: int, kind: str = "") -> str:
     return f"{count or 'no'} {kind or ('accelerator' if count <= 1 else 'accelerators')}"
 
 
-def format_duration(duration_us: int) -> str:
-    """For people: "250 ms", "1.5 s", "2 h"; three significant digits."""
+def format_duration(duration_us: int, *, words: bool = False) -> str:
+    """For people: "250 ms", "1.5 s", "2 h"; three significant digits. ``words``: "10 minutes", "24 hours"."""
+    if words:
+        text = _format(duration_us, {"second": 10**6, "minute": 60 * 10**6, "hour": 3600 * 10**6})
+        return text if text.startswith("1 ") else f"{text}s"
     return _format(duration_us, {k: v for k, v in DURATIONS.items() if k != "min"})
 
 

@@ -17,6 +17,7 @@ from tokenmill.domain.errors import Problem, SpecError
 from tokenmill.spec import build
 from tokenmill.spec import documents as docs
 from tokenmill.spec.entitlements import check_entitlements
+from tokenmill.spec.files import unreadable
 from tokenmill.spec.fit import check_fit
 from tokenmill.spec.override import Override, overridden
 from tokenmill.spec.references import check_references
@@ -117,9 +118,8 @@ class _Reading:
             self._problem(place, f"is not UTF-8 text (byte {error.start})", "a YAML file in UTF-8")
             return []
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
             fix = "`tokenmill init` writes a first one." if isinstance(error, FileNotFoundError) else ""
-            self._problem(place, f"the file cannot be read: {reason}", "a factory file", fix)
+            self._problem(place, f"the file cannot be read: {unreadable(error)}", "a factory file", fix)
             return []
         documents, found = read_documents(text, str(path), self.order, self.environ)
         self.found += found

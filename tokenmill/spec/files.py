@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import zlib
 from pathlib import Path
 
 DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What an ``OSError`` says that had no room to write."""
+
+
+def unreadable(error: OSError | EOFError | UnicodeDecodeError | zlib.error) -> str:
+    """Why a file could not be read, in words."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8 text (byte {error.start})"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return f"it was packed wrongly or cut off ({error})"
 
 
 def write_atomically(path: Path, body: bytes, *, private: bool = False) -> None:

@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from tokenmill.domain.errors import Problem, SpecError
 from tokenmill.spec.factory_file import read_text
 from tokenmill.spec.fields import AliasName, Duration, Name, Positive, Share, Small, Text, choice, fail
+from tokenmill.spec.files import unreadable
 from tokenmill.spec.override import Override, changed
 from tokenmill.spec.source import Document, Found, Place, read_documents
 from tokenmill.spec.strict import Strict, also
@@ -148,7 +149,7 @@ def load_traffic(path: Path, environ: Mapping[str, str], overrides: Sequence[Ove
         text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(
-            (Problem(f"the file cannot be read: {error}", str(path), "", "a traffic file"),), FILE
+            (Problem(f"the file cannot be read: {unreadable(error)}", str(path), "", "a traffic file"),), FILE
         ) from None
     documents, found = read_documents(text, str(path), 1, environ)
     if not found and len(documents) != 1:

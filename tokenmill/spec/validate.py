@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -126,7 +127,9 @@ def _worded(detail: ErrorDetails, entry: Entry, model: type[BaseModel]) -> Found
     path = _written_path(detail["loc"], entry.document)
     if kind == "extra_forbidden":
         known = _fields_at(model, detail["loc"][:-1])
-        fix = did_you_mean(str(path[-1]), known) or f"Its fields are {', '.join(known)}."
+        written = str(path[-1])
+        fix = did_you_mean(written, known, 0.7) or _described(written, _model_at(model, detail["loc"][:-1]))
+        fix = fix or did_you_mean(written, known) or f"Its fields are {', '.join(known)}."
         return entry.found(path, "there is no such field", "", fix, key=True)
     if kind == "missing":
         known_field = _field_at(model, detail["loc"])
@@ -186,6 +189,14 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     nested = _model_at(model, location)
     return list(nested.model_fields) if nested else []
+
+
+def _described(word: str, model: type[BaseModel] | None) -> str:
+    """The first field whose description has this word: ``rate`` is what ``requests_per_second`` is."""
+    for name, field in model.model_fields.items() if model and len(word) > 3 else ():
+        if word.lower() in re.findall(r"\w+", (field.description or "").lower()):
+            return f"Did you mean {name}?"
+    return ""
 
 
 def _field_at(model: type[BaseModel], location: tuple[int | str, ...]) -> str:

@@ -12,12 +12,14 @@ import io
 import math
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenmill.domain.errors import DataError
+from tokenmill.domain.units import did_you_mean
 from tokenmill.spec.catalogue import catalogue
+from tokenmill.spec.files import unreadable
 from tokenmill.twin.iteration import WEIGHT_BYTES, Layout
 
 ACCELERATORS = {
@@ -48,7 +50,13 @@ NEEDED = (
     "backend", "model_path", "system", "precision", "mode", "isl", "osl", "batch_size", "silicon_ttft_ms",
     "silicon_tpot_ms",
 )  # fmt: skip
-MUST_BE_POSITIVE = ("isl", "osl", "silicon_ttft_ms", "silicon_tpot_ms")
+MAX_ROWS = 100_000
+MOST_MS, MOST_TOKENS, MOST = 1e7, 1e7, 100_000
+BOUNDS = {
+    "silicon_ttft_ms": (0, MOST_MS), "silicon_tpot_ms": (0, MOST_MS), "isl": (1, MOST_TOKENS),
+    "osl": (1, MOST_TOKENS),
+}  # fmt: skip
+"""What a column may hold; of batch sizes and worker counts 0 to ``MOST``. A time is above its least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +120,10 @@ class UnknownNameError(DataError):
     """A model or accelerator that the catalogue lacks."""
 
     def __init__(self, where: str, name: str, known: Mapping[str, object]) -> None:
-        super().__init__(f"{where} is {name!r}, which the catalogue lacks", expected=", ".join(sorted(known)))
+        fix = did_you_mean(name, known) or "Name one of them, or leave such rows out: --skip-unknown."
+        super().__init__(
+            f"{where} is {name!r}, which the catalogue lacks", expected=", ".join(sorted(known)), fix=fix
+        )
         self.name = name
 
 
@@ -120,11 +131,7 @@ def read_serving(path: Path, *, skip_unknown: bool = False) -> Serving:
     """Rows of a table, plain or gzipped. Raises ``DataError`` with file, line and field for a value that
     cannot be; with ``skip_unknown`` rows of unknown models and accelerators are counted and left out."""
     rows, unstated, unknown = [], 0, Counter[str]()
-    reader = csv.DictReader(io.StringIO(_text(path)))
-    missing = [name for name in NEEDED if name not in (reader.fieldnames or ())]
-    if missing:
-        raise DataError(f"{path}:1: columns are missing: {', '.join(missing)}", expected=", ".join(NEEDED))
-    for line, plain in enumerate(reader, start=2):
+    for line, plain in _lines(path):
         try:
             row = _row(path, line, plain)
         except UnknownNameError as error:
@@ -139,12 +146,46 @@ def read_serving(path: Path, *, skip_unknown: bool = False) -> Serving:
     return Serving(tuple(rows), unstated, unknown)
 
 
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Each row by its columns' names, with its line."""
+    reader = csv.reader(io.StringIO(_text(path)))
+    try:
+        names = next(reader, [])
+        _check_columns(path, names)
+        for number, cells in enumerate(filter(None, reader)):
+            if number == MAX_ROWS:
+                raise DataError(f"{path}:{reader.line_num}: too many rows", expected=f"at most {MAX_ROWS:,}")
+            if len(cells) != len(names):
+                raise DataError(
+                    f"{path}:{reader.line_num}: {len(cells)} values for {len(names)} columns",
+                    expected="one value for each column, empty where it is not known",
+                )
+            yield reader.line_num, dict(zip(names, cells, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num}: {error}", expected="CSV text") from None
+
+
+def _check_columns(path: Path, names: Sequence[str]) -> None:
+    if not names:
+        raise DataError(f"{path} is empty", expected=f"a first line with {', '.join(NEEDED)}")
+    missing = [name for name in NEEDED if name not in names]
+    other = next((mark for mark in ";\t|" if len(names) == 1 and mark in names[0]), "")
+    if missing:
+        raise DataError(
+            f"{path}:1: columns are missing: {', '.join(missing)}",
+            expected=", ".join(NEEDED),
+            fix=f"The first line is divided by {other!r}: write commas." if other else "",
+        )
+
+
 def _text(path: Path) -> str:
     try:
         content = path.read_bytes()
-        return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
+        return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}", expected="CSV text, or that gzipped") from None
+        raise DataError(
+            f"{path} cannot be read: {unreadable(error)}", expected="CSV text, or that gzipped"
+        ) from None
 
 
 def model_id(path: str) -> str | None:
@@ -179,10 +220,11 @@ def _row(path: Path, line: int, plain: Mapping[str, str]) -> ServingRow | None:
             value = float(text)
         except ValueError:
             value = math.nan
-        positive = column in MUST_BE_POSITIVE
-        if not math.isfinite(value) or value < 0 or (positive and value == 0):
-            wanted = "a number above 0" if positive else "a number of 0 or more"
-            raise DataError(f"{path}:{line}: {column} is {text!r}", expected=wanted)
+        least, most = BOUNDS.get(column, (0, MOST))
+        above = most == MOST_MS and least == 0
+        if not least <= value <= most or (above and value == 0):
+            wanted = "a number above 0" if above else f"a number of {least} or more"
+            raise DataError(f"{path}:{line}: {column} is {text!r}", expected=f"{wanted}, at most {most:,.0f}")
         return value
 
     decode_only = plain.get("mode") == "disagg"
@@ -195,7 +237,9 @@ def _row(path: Path, line: int, plain: Mapping[str, str]) -> ServingRow | None:
     if model is None or accelerator not in types:
         column = "model_path" if model is None else "system"
         known: Mapping[str, object] = catalogue().models if model is None else {**ACCELERATORS, **types}
-        raise UnknownNameError(f"{path}:{line}: {column}", plain[column] or "", known)
+        raise UnknownNameError(f"{path}:{line}: {column}", plain[column], known)
+    if not plain["backend"].strip():
+        raise DataError(f"{path}:{line}: backend is empty", expected="the engine: vllm, sglang or trtllm")
     names = ("tp_size", "pp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")
     degrees = [int(number(part + name, 1)) for name in names]
     layout = layout_of(*degrees)

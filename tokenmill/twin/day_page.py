@@ -19,7 +19,6 @@ from tokenmill.twin.plots import (
     line_plot,
     meters,
     short,
-    span,
     stacked_bars,
     thinned,
 )
@@ -31,7 +30,7 @@ def to_html(found: Outlook) -> str:
     hours = found.seconds / 3600
     title = f"{found.factory}: {found.traffic}"
     lead = (
-        f"{span(found.seconds)} of traffic rehearsed on the twin, seed {found.seed}. "
+        f"{found.lasts} of traffic rehearsed on the twin, seed {found.seed}. "
         f"{len(found.services)} services, {sum(one.offered for one in found.services):,} requests."
     )
     cards = "".join(_cards(found, hours))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from tokenmill.domain.codec import digest_of
 from tokenmill.domain.factory import Price
+from tokenmill.domain.units import format_duration
 from tokenmill.twin import floor_arrays as fa
 from tokenmill.twin.day_series import Minute
 from tokenmill.twin.engine_tables import basis
@@ -108,6 +109,11 @@ class Outlook:
     def cost_micros_per_mtok(self) -> int | None:
         parts = (self.energy_micros_per_mtok, self.accelerator_micros_per_mtok)
         return None if None in parts else sum(part or 0 for part in parts)
+
+    @property
+    def lasts(self) -> str:
+        """For people: "10 minutes"."""
+        return format_duration(round(self.seconds * 1e6), words=True)
 
     @property
     def digest(self) -> str:

@@ -16,7 +16,6 @@ LEFT, RIGHT, TOP, BOTTOM = 54, 112, 14, 30
 MOST_POINTS = 360
 LABEL_GAP = 15
 KINDS = 6
-SPANS = (("hour", 3600), ("minute", 60), ("second", 1))
 LETTER = 7.0  # a letter of the bars' labels, at most, in the plot's units
 
 
@@ -65,13 +64,6 @@ def short(value: float) -> str:
         if size >= factor * 0.9995:
             return f"{_digits(value / factor)}{unit}"
     return _digits(value)
-
-
-def span(seconds: float) -> str:
-    """A length of time in words: 10 minutes, 24 hours."""
-    unit, size = next((one for one in SPANS if seconds >= one[1]), SPANS[-1])
-    text = _digits(seconds / size)
-    return f"{text} {unit}" if text == "1" else f"{text} {unit}s"
 
 
 def _digits(value: float) -> str:

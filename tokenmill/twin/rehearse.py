@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tokenmill.control.deployments import same_engine
+from tokenmill.control.nodes import all_joined
 from tokenmill.control.releases import fits, remote
 from tokenmill.control.state import State
 from tokenmill.domain import events
@@ -106,10 +107,14 @@ def _apply(state: State, factory: Factory, now_us: int, machine: Node, timings: 
     world.send(events.ControllerStarted(now_us, state.epoch + 1))
     world.take_over()
     present = factory.nodes or (() if state.nodes else (machine,))
-    for node in present:
-        if node.id not in state.nodes:
-            site = node.site if factory.nodes else next((s.name for s in factory.sites), node.site)
-            world.send(events.NodeJoined(now_us, replace(node, site=site)))
+    if not factory.nodes:
+        present = tuple(replace(n, site=next((s.name for s in factory.sites), n.site)) for n in present)
+    new = [node for node in present if node.id not in state.nodes]
+    if state.index.deployments or state.jobs:
+        for node in new:
+            world.send(events.NodeJoined(now_us, node))
+    else:
+        world.state = all_joined(world.state, new, now_us)
     world.send(events.SpecApplied(now_us, state.version, factory, "rehearsal"))
     world.run(now_us + HORIZON_US, _settled)
     return world

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from tokenmill.domain.errors import DataError
+from tokenmill.spec.files import unreadable
 from tokenmill.twin import traces
 from tokenmill.twin.demand import generator
 from tokenmill.twin.floor_arrays import Array
@@ -34,10 +35,8 @@ def read_trace(path: Path) -> tuple[TraceRow, ...]:
             first = next(lines, "")
             read = _reader(first, str(path))(itertools.chain([first], lines), str(path))
             rows = tuple(itertools.islice(read, MAX_ROWS + 1))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not text (byte {error.start})", expected=FORMATS) from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}", expected="a trace file") from None
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {unreadable(error)}", expected=FORMATS) from None
     if not rows:
         raise DataError(f"{path} has no requests", expected="at least one row", where=f"{path}:1")
     if len(rows) > MAX_ROWS:

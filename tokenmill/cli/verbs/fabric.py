@@ -16,6 +16,7 @@ from tokenmill.domain.codec import to_plain
 from tokenmill.domain.errors import DataError
 from tokenmill.spec.catalogue import catalogue
 from tokenmill.spec.factory_file import load
+from tokenmill.spec.files import unreadable
 from tokenmill.twin.fabric_plan import FabricPlan, Loss, PublishedRow, check
 from tokenmill.twin.fabric_site import SitePlan, read_published, site_plans
 
@@ -120,7 +121,7 @@ def _check(file: Path, *, as_json: bool) -> None:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read: {error}", expected="a CSV file") from None
+        raise DataError(f"{file} cannot be read: {unreadable(error)}", expected="a CSV file") from None
     rows = read_published(lines, str(file))
     found = [(row, check(row, catalogue().switches)) for row in rows]
     wrong = sum(bool(said) for _, said in found)
