@@ -109,7 +109,7 @@ def main() -> None:
             print(row(axis), flush=True)
         print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
     if given.picture:
-        given.picture.write_text(picture(axes), encoding="utf-8")
+        given.picture.write_text(picture([axis for axis in axes if axis.drawn]), encoding="utf-8")
 
 
 if __name__ == "__main__":

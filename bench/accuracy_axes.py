@@ -20,6 +20,7 @@ from tokenmill.twin import training_step, tuned
 from tokenmill.twin.bench_rows import read_serving
 from tokenmill.twin.fit import fit_profile
 from tokenmill.twin.iteration import WEIGHT_BYTES
+from tokenmill.twin.profiles import ELSEWHERE, OTHER_MODEL
 
 SOFT = {"loss": "soft_l1", "f_scale": 0.1}
 Array = Any
@@ -27,7 +28,8 @@ Array = Any
 
 @dataclass(frozen=True)
 class Axis:
-    """``bar`` is for the mean, or the median where ``by`` says so; None where none was set."""
+    """``bar`` is for the mean, or the median where ``by`` says so; None where none was set. The picture has
+    those that are ``drawn``."""
 
     name: str
     measured: Array
@@ -35,6 +37,7 @@ class Axis:
     asked: int
     bar: float | None = None
     by: str = "mean"
+    drawn: bool = True
 
     @property
     def errors(self) -> Array:
@@ -60,22 +63,24 @@ def folds(groups: Sequence[str], count: int = 5) -> Array:
 
 BARS = {"dense tpot": (0.08, "mean"), "dense throughput": (0.08, "mean"), "dense ttft": (0.15, "median"),
         "moe tpot": (0.15, "median")}  # fmt: skip
+LEFT_OUT = {"": "", ELSEWHERE: ", accelerator left out", OTHER_MODEL: ", model left out"}
 
 
 def serving(data: Path) -> list[Axis]:
-    """The existing cross-validation of ``tokenmill calibrate --fresh``, grouped by sweep."""
+    """The cross-validation of ``tokenmill calibrate --fresh``: by sweep, then by accelerator and model."""
     table = read_serving(data / "perf_silicon_e2e" / "ttft_tpot.csv.gz", skip_unknown=True)
     _, foretold = fit_profile(table.rows, "bench/accuracy.py")
-    stated = len(table.rows) + sum(table.unknown.values())
+    unanswered = sum(table.unknown.values())
     found = []
-    for kind in ("dense", "moe"):
-        rows = [one for one in foretold if one.row.dense == (kind == "dense")]
-        for name in ("tpot", "ttft", "throughput"):
-            kept = [one for one in rows if name == "tpot" or not one.row.decode_only]
-            pairs = np.array([_pair(one, name) for one in kept])
-            bar, by = BARS.get(f"{kind} {name}", (None, "mean"))
-            asked = len(kept) + (stated - len(table.rows)) * (kind == "moe")
-            found.append(Axis(f"{kind} {name}", pairs[:, 0], pairs[:, 1], asked, bar, by))
+    for of, what in LEFT_OUT.items():
+        for kind in ("dense", "moe"):
+            rows = [one for one in foretold[of] if one.row.dense == (kind == "dense")]
+            for name in ("tpot", "ttft", "throughput"):
+                kept = [one for one in rows if name == "tpot" or not one.row.decode_only]
+                pairs = np.array([_pair(one, name) for one in kept])
+                bar, by = (None, "mean") if of else BARS.get(f"{kind} {name}", (None, "mean"))
+                asked = len(kept) + unanswered * (kind == "moe")
+                found.append(Axis(f"{kind} {name}{what}", pairs[:, 0], pairs[:, 1], asked, bar, by, not of))
     return found
 
 

@@ -22,6 +22,9 @@ from ports import free_port
 from tokenmill.engine import environment, sources
 from tokenmill.engine.unpacked import place_of, unpack
 
+# Two workers with two threads of linear algebra each wait for one another ten times as long as they compute.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 NEEDED = os.environ.get("CI") == "true" or os.environ.get("TOKENMILL_REQUIRE_ALL") == "1"
 _numbers = itertools.count(1)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tokenmill.domain.errors import DataError
-from tokenmill.twin.profiles import profile
+from tokenmill.twin.profiles import OTHER_MODEL, profile
 from tokenmill.twin.size import answers
 from tokenmill.twin.size_question import limits_of, question_of, racks_of, target_of
 from tokenmill.twin.tuned_size import tuned_answers
@@ -65,19 +65,21 @@ def test_what_cannot_be_says_what_could(model, precision, slo, racks, said):
     assert said in f"{raised.value} {raised.value.problem.expected} {raised.value.problem.fix}"
 
 
-def test_what_was_never_measured_has_the_error_of_accelerators_left_out():
+def test_what_was_never_measured_has_the_error_of_accelerators_or_models_left_out():
     """GB200 was fitted under another engine, H200 NVL's chip on another board, and nothing like MI300X."""
     question = question_of("qwen3-32b", "fp8", 1000, 500, "50k tok/s", "ttft_p99<5s,tpot_p99<200ms", "vllm")
     racks = ["gb200-nvl72", "dgx-h100-x4", "pcie-h200-nvl-x8", "ubb-mi300x-x4"]
     found = {one.rack: one for one in answers(question, racks_of(racks, "vllm"), profile())}
     assert found["dgx-h100-x4"].measured
-    assert found["dgx-h100-x4"].error == profile().error_at("dense_tpot", 0.9, measured=True)
+    assert found["dgx-h100-x4"].error == profile().stated("dense_tpot").at(0.9)
     for rack in ("gb200-nvl72", "pcie-h200-nvl-x8", "ubb-mi300x-x4"):
         assert not found[rack].measured
         assert found[rack].error > 2 * found["dgx-h100-x4"].error
     other = question_of("llama-3.1-70b", "fp8", 1000, 500, "50k tok/s", "ttft_p99<5s,tpot_p99<200ms", "vllm")
-    [one] = {a.error for a in answers(other, racks_of(["dgx-h100-x4"], "vllm"), profile())}
-    assert one == found["gb200-nvl72"].error  # nor was that model
+    [one] = answers(other, racks_of(["dgx-h100-x4"], "vllm"), profile())[:1]
+    assert not one.measured  # nor was that model
+    assert one.error == profile().stated("dense_tpot", (OTHER_MODEL,)).at(0.9)
+    assert one.error_of == "of models left out of the fit"
 
 
 def test_an_engine_is_only_asked_of_accelerators_that_it_runs_on():

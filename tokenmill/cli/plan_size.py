@@ -88,9 +88,8 @@ def _print(question: Question, found: list[Answer], used: Profile) -> None:
     console.print(made)
     first = found[0]
     if first.error is not None:
-        seen = "that the fit had not seen" if first.measured else "of accelerators left out of the fit"
         console.print(
-            f"Nine of ten measured rows {seen} lay within {first.error:.0%} of its TPOT: "
+            f"Nine of ten measured rows {first.error_of} lay within {first.error:.0%} of its TPOT: "
             f"up to {first.most_racks} racks for the first line."
         )
     if any(not one.measured for one in found):

@@ -13,7 +13,7 @@ from tokenmill.twin.capacity import need_fit
 from tokenmill.twin.configuration import Configuration
 from tokenmill.twin.iteration import Efficiency, Work, parts, touched_experts, work_of
 from tokenmill.twin.power_model import COMPUTE_SHARE, MEMORY_SHARE, RUNNING_SHARE, SERVER_LOSS
-from tokenmill.twin.profiles import Profile, names_of
+from tokenmill.twin.profiles import ELSEWHERE, OTHER_MODEL, ROWS_OF, Profile, kind_of, names_of, of_kind
 from tokenmill.twin.step_table import EngineRules, StepTable
 
 CLOCKS = (1.0, 0.9, 0.8, 0.7)
@@ -37,21 +37,19 @@ def tables(asked: Configuration, known: Profile, *, prefix_cache: bool = False) 
 
 def basis(asked: Configuration, known: Profile) -> Basis:
     """The stated error of a configuration, and whether its accelerator and model were measured at all."""
-    kind = "moe" if asked.model.experts else "dense"
     engine, chip, model = asked.engine.id.rpartition("-")[0], asked.accelerator, asked.model.id
-    seen_here = known.measured(engine, chip.id, kind)
-    unseen = [] if seen_here else [f"{engine} on {chip.id}"]
-    if f"model:{model}" not in known.offsets:
-        unseen.append(model)
-    measured = not unseen
-    seen = "that the fit had not seen" if measured else "of accelerators left out of the fit"
-    rows = len(known.errors_of(f"{kind}_tpot", measured=measured))
-    text = f"{rows} {kind} rows {seen}" + (f"; none of {' or '.join(unseen)}" if unseen else "")
+    kind, beyond = kind_of(model), known.beyond(engine, chip.id, model)
+    what = {ELSEWHERE: f"{engine} on {chip.id}", OTHER_MODEL: model}
+    ttft, tpot = (known.stated(f"{kind}_{quantity}", beyond) for quantity in ("ttft", "tpot"))
+    text = f"{len(tpot.errors)} {kind} rows {ROWS_OF[tpot.of]}"
+    if beyond:
+        text += f"; none of {' or '.join(what[one] for one in beyond)}"
     kinds = catalogue().accelerators.values()
-    if not any(f"accelerator:{one.id}|{kind}" in known.offsets for one in kinds if one.vendor == chip.vendor):
+    if not any(
+        of_kind(f"accelerator:{one.id}", kind) in known.offsets for one in kinds if one.vendor == chip.vendor
+    ):
         text += f", nor of any other of {chip.vendor}"
-    ttft, tpot = (known.error_at(f"{kind}_{what}", 0.9, measured=measured) for what in ("ttft", "tpot"))
-    return Basis(ttft, tpot, text)
+    return Basis(ttft.at(0.9), tpot.at(0.9), text)
 
 
 def arrival_s(asked: Configuration, known: Profile) -> float:

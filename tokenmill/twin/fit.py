@@ -8,6 +8,7 @@ are stored. Those are of rows that the fit had not seen: each sweep is foretold 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -16,10 +17,21 @@ import numpy as np
 
 from tokenmill.domain.errors import DataError
 from tokenmill.spec.catalogue import catalogue
-from tokenmill.twin.bench_rows import FOLDS, ServingRow
+from tokenmill.twin.bench_rows import ServingRow
 from tokenmill.twin.capacity import fit_of
 from tokenmill.twin.iteration import Efficiency, Work, work_of
-from tokenmill.twin.profiles import EFFICIENCIES, ELSEWHERE, PROTOCOL, SHARES, Profile, names_of, total_of
+from tokenmill.twin.profiles import (
+    ALL,
+    EFFICIENCIES,
+    ELSEWHERE,
+    OTHER_MODEL,
+    PROTOCOL,
+    SHARES,
+    Profile,
+    names_of,
+    of_kind,
+    total_of,
+)
 from tokenmill.twin.steady import Protocol, Steady, steady
 
 BUDGET_TOKENS = 8192
@@ -37,9 +49,18 @@ KEPT_SPREAD = 0.001
 SMALLEST = 0.002
 """An offset below this is none."""
 
+KINDS = (of_kind("", "dense"), of_kind("", "moe"))
+SHARED = frozenset(("engine", "version", "architecture", "accelerator"))
+OWN = 0.5
+"""Of the spread of what both kinds of model share: that of what one kind differs by."""
+
+APART = frozenset(("compute", "half_rate_tokens"))
+"""Knobs of which the kinds share nothing: a mixture has few and small dense products, which tell little."""
+
 # Which knobs a kind of name may move, and how far (one standard deviation of the prior, in log units).
 PRIORS: dict[str, tuple[float, tuple[str, ...]]] = {
-    "kind": (0.5, (*EFFICIENCIES, *PROTOCOL)),
+    ALL: (0.5, (*EFFICIENCIES, *PROTOCOL)),
+    "kind": (0.3, (*EFFICIENCIES, *PROTOCOL)),
     "engine": (
         0.7,
         ("compute", "memory", "expert_compute", "expert_memory", "host_s", "layer_s", "reduce_s",
@@ -47,7 +68,9 @@ PRIORS: dict[str, tuple[float, tuple[str, ...]]] = {
          "ahead", "imbalance", "half_rate_expert_tokens"),
     ),
     "version": (0.25, ("prompt", "wave", "arrival_s", "ahead", "host_s", "layer_s")),
-    "accelerator": (0.4, ("compute", "memory", "expert_memory", "expert_compute", "link", "layer_s",
+    "architecture": (0.4, ("compute", "memory", "expert_memory", "expert_compute", "link", "layer_s",
+                           "attention")),
+    "accelerator": (0.2, ("compute", "memory", "expert_memory", "expert_compute", "link", "layer_s",
                           "attention")),
     "precision": (0.4, ("compute", "memory", "expert_compute", "expert_memory", "half_rate_tokens")),
     "model": (0.4, ("layer_s", "eager_s", "compute", "expert_memory", "expert_compute", "prefill_attention",
@@ -97,11 +120,26 @@ def knobs_of(rows: Rows, profile: Profile) -> dict[str, Any]:
     return {knob: np.array([values[knob] for values in each]) for knob in (*EFFICIENCIES, *PROTOCOL)}
 
 
+def _sort(name: str) -> str:
+    return name.split(":")[0]
+
+
+def _spread(name: str, knob: str, *, kept: bool) -> float | None:
+    """How far an offset may move; None where there is no such offset."""
+    sort, own = _sort(name), name.endswith(KINDS)
+    spread = PRIORS[sort][0]
+    if kept and sort in (ALL, "kind"):
+        return KEPT_SPREAD
+    if sort in SHARED and knob in APART:
+        return spread if own else None
+    return spread * OWN if sort in SHARED and own else spread
+
+
 class Design:
     """Where each parameter acts: (name, knob, rows it moves), where it starts and how far it may move.
 
-    The base stays as it is. What all models of a kind share moves little where a profile is brought up to
-    date (``kept``).
+    The base stays as it is. What all models share, and those of a kind, moves little where a profile is
+    brought up to date (``kept``).
     """
 
     def __init__(
@@ -115,11 +153,11 @@ class Design:
         self.columns: list[tuple[str, str, Any]] = []
         first, spreads = [], []
         for name, indices in sorted(members.items()):
-            spread, knobs = PRIORS[name.split(":")[0]]
-            for knob in knobs:
-                self.columns.append((name, knob, np.array(indices)))
-                first.append(known.get(name, {}).get(knob, 0.0))
-                spreads.append(KEPT_SPREAD if kept and name.startswith("kind:") else spread)
+            for knob in PRIORS[_sort(name)][1]:
+                if (spread := _spread(name, knob, kept=kept)) is not None:
+                    self.columns.append((name, knob, np.array(indices)))
+                    first.append(known.get(name, {}).get(knob, 0.0))
+                    spreads.append(spread)
         self.first, self.spreads = np.array(first), np.array(spreads)
 
     def knobs(self, offsets: Any, count: int) -> dict[str, Any]:
@@ -158,43 +196,40 @@ def fit_profile(
     source: str,
     start: Profile | None = None,
     done: Callable[[int, int], None] = _silent,
-) -> tuple[Profile, list[Foretold]]:
-    """A profile fitted to all rows, and each row foretold by a fit that had not seen its sweep.
+) -> tuple[Profile, dict[str, list[Foretold]]]:
+    """A profile fitted to all rows, and each row foretold by fits that had not seen it, by ``ROWS_OF``.
 
     With ``start`` that profile is brought up to date: its base stays, its offsets move where rows say so,
-    and what the rows are too few to tell keeps its stated error. A fit of its own also leaves each
-    accelerator out as a whole, for the error of those that no row is of. ``done`` hears how many of how many
-    fits are over. Raises ``DataError`` when there is nothing to fit.
+    and what the rows are too few to tell keeps its stated error. Left out is each fold of sweeps; by a fit of
+    its own also each accelerator and each model as a whole, for the error of those that no row is of.
+    ``done`` hears how many of how many fits are over. Raises ``DataError`` when there is nothing to fit.
     """
     if not measured:
         raise DataError("no measured row states a configuration", expected="rows with batch size and layout")
     if start is None and len({row.fold for row in measured}) < 2:
         raise DataError("the rows are of too few sweeps for a fit of their own", expected="several layouts "
                         "or lengths", fix="Bring a fitted profile up to date with them instead.")  # fmt: skip
-    kinds = [] if start else sorted({row.accelerator for row in measured})
-    whole = 1 + FOLDS + len(kinds)
+    splits: dict[str, Callable[[ServingRow], int | str]] = {"": lambda row: row.fold}
+    if start is None:
+        splits |= {ELSEWHERE: lambda row: row.accelerator, OTHER_MODEL: lambda row: row.model}
+    groups = {of: sorted({group_of(row) for row in measured}) for of, group_of in splits.items()}
+    whole = 1 + sum(map(len, groups.values()))
     made = _fitted(measured, source, start)
-    done(1, whole)
-
-    def unseen(
-        parts: Sequence[object], part_of: Callable[[ServingRow], object], before: int
-    ) -> list[Foretold]:
-        found: list[Foretold] = []
-        for number, part in enumerate(parts, start=before + 1):
-            known = [row for row in measured if part_of(row) != part]
-            asked = [row for row in measured if part_of(row) == part]
-            if asked and (known or start):
-                found += foretell(asked, _fitted(known, source, start) if known else start or made)
-            done(number, whole)
-        return found
-
-    foretold = unseen(range(FOLDS), lambda row: row.fold, 1)
-    elsewhere = unseen(kinds, lambda row: row.accelerator, 1 + FOLDS)
+    fits = itertools.count(1)
+    done(next(fits), whole)
+    foretold: dict[str, list[Foretold]] = {of: [] for of in splits}
+    for of, group_of in splits.items():
+        for group in groups[of]:
+            known = [row for row in measured if group_of(row) != group]
+            asked = [row for row in measured if group_of(row) == group]
+            if known or start:
+                foretold[of] += foretell(asked, _fitted(known, source, start) if known else start or made)
+            done(next(fits), whole)
     errors = dict(start.residuals) if start else {}
-    for name, found in residuals(foretold).items():
-        if start is None or len(found) >= FEWEST_ERRORS:
-            errors[name] = found
-    errors |= {ELSEWHERE + name: found for name, found in residuals(elsewhere).items()}
+    for of, found in foretold.items():
+        for name, each in residuals(found).items():
+            if start is None or len(each) >= FEWEST_ERRORS:
+                errors[of + name] = each
     return replace(made, residuals=errors), foretold
 
 
@@ -209,20 +244,17 @@ def foretell(measured: Sequence[ServingRow], profile: Profile) -> list[Foretold]
 
 
 def _fitted(measured: Sequence[ServingRow], source: str, start: Profile | None) -> Profile:
-    """Dense models and mixtures of experts share no parameter: each kind has a fit of its own."""
+    """Every name of a row is in the profile, be it without an offset: that tells what was measured."""
     base = start.base if start else _assumed()
     offsets = {name: dict(knobs) for name, knobs in (start.offsets if start else {}).items()}
-    for dense in (True, False):
-        kind = [row for row in measured if row.dense == dense]
-        if not kind:
-            continue
-        rows = Rows(kind)
-        design = Design(rows, base, offsets, kept=start is not None)
-        for (name, knob, _), value in zip(design.columns, _solve(rows, design), strict=True):
-            if abs(value) >= SMALLEST:
-                offsets.setdefault(name, {})[knob] = round(float(value), 4)
-            else:
-                offsets.get(name, {}).pop(knob, None)
+    rows = Rows(measured)
+    design = Design(rows, base, offsets, kept=start is not None)
+    for (name, knob, _), value in zip(design.columns, _solve(rows, design), strict=True):
+        moved = offsets.setdefault(name, {})
+        if abs(value) >= SMALLEST:
+            moved[knob] = round(float(value), 4)
+        else:
+            moved.pop(knob, None)
     return Profile(base, offsets, {}, len(measured), source)
 
 

@@ -1,9 +1,10 @@
 """Fitted efficiencies: a base and named offsets, which a configuration adds up to its own.
 
 A value is that of base + sum of offsets over the names that a configuration belongs to: its kind (dense or
-mixture of experts), engine, that engine's version, accelerator, precision, model, and its group: this engine
-on this generation of accelerators. The sum is a logarithm, or the logit of a ``SHARES``. Each name is of one
-kind, so that the two kinds share nothing. What no measured row had adds nothing; no offset is of one sweep.
+mixture of experts), engine, that engine's version, architecture, accelerator, precision on this architecture,
+model, and its group: this engine on this chip. The sum is a logarithm, or the logit of a ``SHARES``. Engine,
+version, architecture and accelerator are twice there: what both kinds of model share, and what one kind
+differs by. What no measured row had adds nothing; no offset is of one sweep.
 """
 
 from __future__ import annotations
@@ -27,8 +28,18 @@ SHARES = frozenset(("compute", "memory", "expert_compute", "expert_memory", "att
                     "link", "interference", "wave"))  # fmt: skip
 """Of a data sheet's rate, or of a time: never above 1, however offsets add up."""
 
-ELSEWHERE = "elsewhere_"
-"""Before a quantity: errors on rows of an accelerator of which the fit had seen no row at all."""
+ALL = "all"
+"""The name that every configuration belongs to."""
+
+ELSEWHERE, OTHER_MODEL = "elsewhere_", "other_model_"
+"""Before a quantity: errors on rows of an accelerator, or of a model, of which the fit had seen no row."""
+
+ROWS_OF = {
+    "": "that the fit had not seen",
+    ELSEWHERE: "of accelerators left out of the fit",
+    OTHER_MODEL: "of models left out of the fit",
+}
+"""Which measured rows stated errors are of, in words."""
 
 WRITTEN_BY = "a file that `tokenmill calibrate --out` wrote"
 
@@ -58,19 +69,34 @@ class Profile:
         found = self.values(names)
         return Protocol(**{name: found[name] for name in PROTOCOL if name in found})
 
-    def measured(self, engine: str, accelerator: str, kind: str) -> bool:
-        """Whether the fit has seen this engine on this very type with models of ``kind``: dense or moe."""
-        needed = (f"accelerator:{accelerator}|{kind}", group_of(engine, accelerator, kind))
-        return all(name in self.offsets for name in needed)
+    def beyond(self, engine: str, accelerator: str, model: str) -> tuple[str, ...]:
+        """In what a question goes beyond the fitted rows: ``ELSEWHERE`` where none is of this engine on this
+        very type with models of that kind, ``OTHER_MODEL`` where none is of that model."""
+        place = (f"accelerator:{accelerator}", _group(engine, accelerator))
+        seen_here = all(of_kind(name, kind_of(model)) in self.offsets for name in place)
+        seen_model = f"model:{model}" in self.offsets
+        return (() if seen_here else (ELSEWHERE,)) + (() if seen_model else (OTHER_MODEL,))
 
-    def errors_of(self, quantity: str, *, measured: bool) -> tuple[float, ...]:
-        """Of rows that the fit had not seen; of what was not ``measured``, of accelerators left out of it."""
-        return self.residuals.get(quantity if measured else ELSEWHERE + quantity, ())
+    def stated(self, quantity: str, beyond: tuple[str, ...] = ()) -> Stated:
+        """The errors of rows that lay as far beyond their fit; the wider ones where both are."""
+        known = [
+            Stated(self.residuals[of + quantity], of)
+            for of in beyond or ("",)
+            if of + quantity in self.residuals
+        ]
+        return max(known, key=lambda one: one.at(0.9) or 0.0, default=Stated((), (beyond or ("",))[0]))
 
-    def error_at(self, quantity: str, share: float, *, measured: bool) -> float | None:
-        """The relative error that ``share`` of those rows stayed within; None when there are none."""
-        errors = self.errors_of(quantity, measured=measured)
-        return within(errors, share) if errors else None
+
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """Sorted absolute relative errors, and a key of ``ROWS_OF``: which measured rows they are of."""
+
+    errors: tuple[float, ...]
+    of: str
+
+    def at(self, share: float) -> float | None:
+        """The error that ``share`` of those rows stayed within; None when there are none."""
+        return within(self.errors, share) if self.errors else None
 
 
 def value_of(knob: str, total: float) -> float:
@@ -90,21 +116,29 @@ def within(errors: Sequence[float], share: float) -> float:
 
 def names_of(engine: str, version: str, accelerator: str, precision: str, model: str) -> tuple[str, ...]:
     """The names whose offsets a configuration adds up, from general to special."""
-    chip = accelerator.split("-")[0]
-    kind = "moe" if catalogue().models[model].experts else "dense"
-    return (
-        f"kind:{kind}",
-        f"engine:{engine}|{kind}",
-        f"version:{engine}-{version}|{kind}",
-        f"accelerator:{accelerator}|{kind}",
-        f"precision:{chip}-{precision}|{kind}",
-        f"model:{model}",
-        group_of(engine, accelerator, kind),
+    kind, architecture = kind_of(model), catalogue().accelerators[accelerator].architecture
+    shared = (
+        f"engine:{engine}",
+        f"version:{engine}-{version}",
+        f"architecture:{architecture}",
+        f"accelerator:{accelerator}",
     )
+    own = (*shared, f"precision:{architecture}-{precision}", _group(engine, accelerator))
+    return (ALL, *shared, f"kind:{kind}", *(of_kind(name, kind) for name in own), f"model:{model}")
 
 
-def group_of(engine: str, accelerator: str, kind: str) -> str:
-    return f"group:{engine}|{accelerator.split('-')[0]}|{kind}"
+def kind_of(model: str) -> str:
+    """``moe`` for a mixture of experts, else ``dense``."""
+    return "moe" if catalogue().models[model].experts else "dense"
+
+
+def of_kind(name: str, kind: str) -> str:
+    """The name of what one kind of model, dense or moe, differs by from what both share under ``name``."""
+    return f"{name}|{kind}"
+
+
+def _group(engine: str, accelerator: str) -> str:
+    return f"group:{engine}|{accelerator.split('-')[0]}"
 
 
 def to_json(profile: Profile) -> str:

@@ -14,7 +14,7 @@ from tokenmill.domain.errors import DataError
 from tokenmill.spec.catalogue import AcceleratorType, ModelType, RackType, catalogue
 from tokenmill.twin.capacity import fit_of, layouts, need_fit
 from tokenmill.twin.iteration import Efficiency, Layout, Work, work_of
-from tokenmill.twin.profiles import Profile, names_of
+from tokenmill.twin.profiles import ROWS_OF, Profile, kind_of, names_of
 from tokenmill.twin.steady import Protocol, among_others_s, prompt_s, steady
 
 BUDGET_TOKENS = 8192
@@ -63,6 +63,7 @@ class Answer:
     hour_micros: int
     million_tokens_micros: int
     error: float | None
+    error_of: str
     measured: bool
 
     @property
@@ -240,9 +241,8 @@ def _holds(question: Question, rate: Rate) -> bool:
 def _answer(question: Question, rack: RackType, gpu: AcceleratorType, rate: Rate, profile: Profile) -> Answer:
     whole = 1 if rate.prefill else rate.layout.accelerators
     needs = needs_of(question, rack, rate.per_accelerator, whole)
-    kind = "moe" if question.model.experts else "dense"
-    model = f"model:{question.model.id}"
-    measured = profile.measured(question.engine, gpu.id, kind) and model in profile.offsets
+    beyond = profile.beyond(question.engine, gpu.id, question.model.id)
+    stated = profile.stated(f"{kind_of(question.model.id)}_tpot", beyond)
     return Answer(
         rack=rack.id,
         layout=str(rate.layout),
@@ -256,8 +256,9 @@ def _answer(question: Question, rack: RackType, gpu: AcceleratorType, rate: Rate
         most_kw=needs.most_kw,
         hour_micros=needs.hour_micros,
         million_tokens_micros=needs.million_tokens_micros,
-        error=profile.error_at(f"{kind}_tpot", 0.9, measured=measured),
-        measured=measured,
+        error=stated.at(0.9),
+        error_of=ROWS_OF[stated.of],
+        measured=not beyond,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
+from rich.table import Table
 
 from tokenmill.cli.options import AsJson
 from tokenmill.cli.output import add_rows, examples, print_json, stdout, table
@@ -21,9 +22,11 @@ from tokenmill.twin.accuracy import Score, scores
 from tokenmill.twin.bench_rows import Serving, ServingRow, read_serving
 from tokenmill.twin.contradictions import contradictions
 from tokenmill.twin.fit import Foretold, fit_profile
-from tokenmill.twin.profiles import Profile, profile, to_json
+from tokenmill.twin.profiles import ROWS_OF, Profile, profile, to_json
 
 app = typer.Typer(add_completion=False)
+
+Unseen = dict[str, list[Foretold]]
 
 PACKAGE = "aiconfigurator_core"
 MOST_SHOWN = 5
@@ -69,7 +72,7 @@ def calibrate(
     if as_json:
         print_json(_plain(read, foretold, made))
     else:
-        _show(read, scores(foretold), out)
+        _show(read, foretold, out)
 
 
 def _published() -> Path:
@@ -90,15 +93,15 @@ def _joined(read: Sequence[Serving]) -> Serving:
     return Serving(rows, sum(one.unstated for one in read), unknown)
 
 
-def _fit(measured: Sequence[ServingRow], source: str, *, fresh: bool) -> tuple[Profile, list[Foretold]]:
+def _fit(measured: Sequence[ServingRow], source: str, *, fresh: bool) -> tuple[Profile, Unseen]:
     with bar("fit and cross-validation") as progress:
         return fit_profile(measured, source, None if fresh else profile(), progress)
 
 
-def _plain(read: Serving, foretold: list[Foretold], made: Profile) -> dict[str, object]:
+def _plain(read: Serving, foretold: Unseen, made: Profile) -> dict[str, object]:
     return {
         "source": made.source,
-        "rows": len(foretold),
+        "rows": len(foretold[""]),
         "unstated": read.unstated,
         "unknown": dict(read.unknown),
         "coverage": round(read.coverage, 4),
@@ -111,12 +114,14 @@ def _plain(read: Serving, foretold: list[Foretold], made: Profile) -> dict[str, 
             }
             for one in contradictions(read.rows)
         ],
-        "scores": [asdict(score) for score in scores(foretold)],
+        "scores": [asdict(score) for score in scores(foretold[""])],
+        "beyond": {
+            of.rstrip("_"): [asdict(score) for score in scores(found)] for of, found in foretold.items() if of
+        },
     }
 
 
-def _show(read: Serving, found: list[Score], out: Path | None) -> None:
-    console = stdout()
+def _scores_table(found: list[Score]) -> Table:
     made = table("quantity", ">rows", ">mean", ">median", ">9 of 10", ">bias")
     lines = [
         (
@@ -130,8 +135,15 @@ def _show(read: Serving, found: list[Score], out: Path | None) -> None:
         for one in found
     ]
     add_rows(made, lines, "no rows")
-    console.print("Errors on rows that the fit had not seen:\n")
-    console.print(made)
+    return made
+
+
+def _show(read: Serving, foretold: Unseen, out: Path | None) -> None:
+    console = stdout()
+    for of, rows in foretold.items():
+        if rows:
+            console.print(f"Errors on rows {ROWS_OF[of]}:\n")
+            console.print(_scores_table(scores(rows)))
     if apart := contradictions(read.rows):
         console.print(
             f"[yellow]{len(apart)} contradictions[/yellow]: no fit meets both rows. They stay in it."

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 class AcceleratorType:
     """Dense peak rates in TFLOP/s, 0 where the part has no such mode; nothing computes with ``sparse_*``.
 
+    Parts of one ``architecture`` run the same kernels: NVIDIA's differ in the minor number of their compute
+    capability at most.
     ``device`` is the name that its driver reports, where the words of ``id`` do not tell it from a kin.
     """
 
@@ -17,6 +19,7 @@ class AcceleratorType:
     memory_gb: int
     memory_gb_s: float
     source: str
+    architecture: str
     vendor: str = "NVIDIA"
     device: str = ""
     tflops_bf16: float = 0
