@@ -181,6 +181,13 @@ HEADER = (
         ("vllm,0.19.0,gpt-1,h100_sxm,fp8,agg,128,128,8,10,10", "model_path"),
         ("vllm,0.19.0,llama-3.1-8b,k80,fp8,agg,128,128,8,10,10", "system"),
         ("vllm,0.19.0,llama-3.1-8b,h100_sxm,int3,agg,128,128,8,10,10", "precision"),
+        ("vllm,0.19.0,llama-3.1-8b,h100_sxm,fp8,agg,0.5,128,8,10,10", "isl is '0.5'"),
+        ("vllm,0.19.0,llama-3.1-8b,h100_sxm,fp8,agg,1e18,128,8,10,10", "at most 10,000,000"),
+        (",0.19.0,llama-3.1-8b,h100_sxm,fp8,agg,128,128,8,10,10", "backend is empty"),
+        ("vllm,0.19.0,llama-3.1-8b", "3 values for 11 columns"),
+        ("vllm,0.19.0,llama-3.1-8b,h100_sxm,fp8,agg,128,128,8,10,10,7", "12 values for 11 columns"),
+        ("vllm,0.19.0,llama-3.1-8b,h100-sxn,fp8,agg,128,128,8,10,10", "Did you mean h100-sxm?"),
+        pytest.param(f"vllm,{'9' * 200_000}", "field larger than field limit", id="a long field"),
     ],
 )
 def test_a_broken_measured_row_names_line_and_field(tmp_path, row, field):
@@ -190,6 +197,25 @@ def test_a_broken_measured_row_names_line_and_field(tmp_path, row, field):
         bench_rows.read_serving(path)
     assert f"{path}:2" in str(raised.value)
     assert field in str(raised.value)
+
+
+def test_a_table_of_another_make_is_read_or_says_what_is_wrong(tmp_path, monkeypatch):
+    path = tmp_path / "rows.csv"
+    rows = f"{HEADER}\n" + "vllm,0.19.0,llama-3.1-8b,h100_sxm,fp8,agg,128,128,8,10,10\n" * 3
+    path.write_text(f"\ufeff{rows}\n".replace("\n", "\r\n"))  # as spreadsheets write it
+    assert len(bench_rows.read_serving(path).rows) == 3
+    monkeypatch.setattr(bench_rows, "MAX_ROWS", 2)
+    for text, said in (
+        (rows, "rows.csv:4: too many rows. Expected at most 2"),
+        ("", "rows.csv is empty"),
+        (rows.replace(",", ";"), "divided by ';': write commas"),
+    ):
+        path.write_text(text)
+        with pytest.raises(DataError) as raised:
+            bench_rows.read_serving(path)
+        assert said in str(raised.value)
+    with pytest.raises(DataError, match="cannot be read: is a directory"):
+        bench_rows.read_serving(tmp_path)
 
 
 def test_rows_of_unknown_models_are_counted_when_asked_for(tmp_path):
@@ -267,7 +293,7 @@ def test_what_is_no_table_is_refused(tmp_path, name):
     path.write_bytes(b"\xff\xfe no table")
     with pytest.raises(DataError, match="cannot be read"):
         bench_rows.read_serving(path)
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="cannot be read: no such file or directory"):
         bench_rows.read_serving(tmp_path / "not-there.csv")
 
 

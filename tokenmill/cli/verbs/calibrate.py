@@ -65,6 +65,8 @@ def calibrate(
     paths, lenient = (rows, skip_unknown) if rows else ([_published()], True)
     if out is not None and not out.parent.is_dir():
         raise UsageError(f"--out is {out}: there is no folder {out.parent}", fix=f"mkdir -p {out.parent}")
+    if out is not None and out.is_dir():
+        raise UsageError(f"--out is {out}: that is a folder", expected="a file", fix=f"--out {out}/mine.json")
     read = _joined([read_serving(path, skip_unknown=lenient) for path in paths])
     made, foretold = _fit(read.rows, ", ".join(path.name for path in paths), fresh=fresh)
     if out is not None:
@@ -153,9 +155,8 @@ def _show(read: Serving, foretold: Unseen, out: Path | None) -> None:
         if len(apart) > MOST_SHOWN:
             console.print(f"- and {len(apart) - MOST_SHOWN} more, less far apart: --json lists all")
     if read.unstated:
-        console.print(
-            f"{read.unstated:,} rows lack a batch size or worker counts: no model could answer them."
-        )
+        lack = "row lacks" if read.unstated == 1 else "rows lack"
+        console.print(f"{read.unstated:,} {lack} a batch size: no model could answer them.")
     if read.unknown:
         console.print(
             f"{read.coverage:.1%} of the rows that state a configuration are answered. Left out, not in the "
