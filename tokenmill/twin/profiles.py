@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tokenmill.domain.errors import DataError
 from tokenmill.spec.catalogue import catalogue
+from tokenmill.spec.files import unreadable
 from tokenmill.twin.iteration import Efficiency
 from tokenmill.twin.steady import Protocol
 
@@ -177,7 +178,7 @@ def read_profile(path: Path | None) -> Profile:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}", expected=WRITTEN_BY) from None
+        raise DataError(f"{path} cannot be read: {unreadable(error)}", expected=WRITTEN_BY) from None
     return from_json(text, str(path))
 
 
