@@ -145,6 +145,13 @@ def test_what_is_no_profile_is_refused(text):
         profiles.from_json(text, "x.json")
 
 
+def test_a_profile_of_an_older_form_is_refused():
+    """Its names would be met in part only, and the rest count as never measured."""
+    older = replace(profiles.profile(), offsets={"kind:dense": {}, "engine:vllm|dense": {"compute": 0.1}})
+    with pytest.raises(DataError, match=r"old\.json is of a form"):
+        profiles.from_json(profiles.to_json(older), "old.json")
+
+
 def test_layouts_are_read_as_they_were_meant():
     assert layout_of(8, 1, 1, 1, 8) == Layout(tensor=8, expert=8)
     assert layout_of(1, 1, 8, 1, 8) == Layout(data=8, expert=8)

@@ -164,6 +164,9 @@ def from_json(text: str, name: str) -> Profile:
         made = Profile(base, offsets, residuals, int(plain["rows"]), str(plain["source"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{name} is no fitted profile: {error!r}", expected=WRITTEN_BY) from None
+    if ALL not in offsets:
+        raise DataError(f"{name} is of a form that this version does not read", expected=WRITTEN_BY,
+                        fix="Run it again on the same rows.")  # fmt: skip
     finite = all(math.isfinite(v) for row in (base, *offsets.values()) for v in row.values())
     if missing or not finite:
         what = f"lacks {', '.join(missing)}" if missing else "has a value that is not finite"
