@@ -31,7 +31,7 @@ live: ## tests with real processes, a real model, a real browser
 	@$(PYTHON) .ci/setup.py dev
 	@$(PYTHON) .ci/setup.py apart
 	$(BIN)/pytest -m "(live or browser) and not model" -n 2 --dist loadfile
-	$(BIN)/pytest -m "live and model"
+	$(BIN)/pytest -m "(live or browser) and model"
 
 format: ## let the tools have their way with white space
 	@$(PYTHON) .ci/setup.py dev

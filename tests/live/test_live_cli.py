@@ -33,6 +33,11 @@ projects: [support]
 """
 
 
+def _as_from_a_terminal() -> None:
+    """Whoever runs the tests in the background has them ignore ctrl-c, and their children with them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Shell:
     """Runs the installed command in one folder."""
 
@@ -49,6 +54,7 @@ class Shell:
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            preexec_fn=_as_from_a_terminal,
         )
 
     def __call__(self, *words: str, code: int = 0) -> str:
