@@ -86,17 +86,10 @@ def test_everything_killed_at_once(serving, until: Until) -> None:
 
 def test_a_stream_outlives_the_replica_that_is_replaced(serving, until: Until) -> None:
     """The old engine is asked to end only when the gateway has nothing open on it."""
-    body = {
-        "model": "smol",
-        "stream": True,
-        "max_tokens": 300,
-        "messages": [{"role": "user", "content": "Tell a very long story."}],
-    }
     wider = replace(FACTORY, deployments=(replace(FACTORY.deployments[0], slots=3),))
     version = serving.api("POST", "/api/plan", {"factory": to_plain(wider)})["base_version"]
     replaced = replica_of(serving)
-    url = f"{serving.url}/v1/chat/completions"
-    with httpx.stream("POST", url, json=body, headers=serving.headers, timeout=60, trust_env=False) as answer:
+    with telling(serving, max_tokens=300, timeout=60) as answer:
         lines = answer.iter_lines()
         next(lines)
         serving.api("POST", "/api/apply", {"factory": to_plain(wider), "base_version": version})
@@ -210,15 +203,20 @@ def test_second_controller_is_refused_and_a_dead_ones_rest_can_be_ended(serving,
     until(serving.answers)
 
 
-def kill_in_a_stream(serving, pid: int) -> None:
+def telling(serving, *, max_tokens: int, timeout: float) -> contextlib.AbstractContextManager[httpx.Response]:
+    """An answer that streams for a while."""
     body = {
         "model": "smol",
         "stream": True,
-        "max_tokens": 600,
+        "max_tokens": max_tokens,
         "messages": [{"role": "user", "content": "Tell a very long story."}],
     }
     url = f"{serving.url}/v1/chat/completions"
-    with httpx.stream("POST", url, json=body, headers=serving.headers, timeout=30, trust_env=False) as answer:
+    return httpx.stream("POST", url, json=body, headers=serving.headers, timeout=timeout, trust_env=False)
+
+
+def kill_in_a_stream(serving, pid: int) -> None:
+    with telling(serving, max_tokens=600, timeout=30) as answer:
         for number, _ in enumerate(answer.iter_lines()):
             if number == 6:
                 os.kill(pid, signal.SIGKILL)

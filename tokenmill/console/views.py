@@ -18,7 +18,7 @@ from tokenmill.control.why import pace_reasons
 from tokenmill.domain.codec import to_plain
 from tokenmill.domain.factory import Deployment
 from tokenmill.domain.work import Alias, Job, Release, Replica, ReplicaStatus
-from tokenmill.floor.logs import tail
+from tokenmill.floor.logs import last_words
 
 GATEWAY_LATE_US = 30_000_000
 RECENT_RUNS = 20
@@ -89,7 +89,7 @@ def _health(context: ApiContext, deployments: list[dict[str, Any]], reasons: lis
 
 def _gateway_trouble(context: ApiContext) -> str:
     """With the last line of its log, which says why when it could not start."""
-    last = tail(context.paths.log("gateway"), 1, 4096).strip()[:300]
+    last = last_words(context.paths.log("gateway"))
     return "the gateway is not up yet" + (f"; its log ends with: {last}" if last else "")
 
 

@@ -179,9 +179,10 @@ def _alias(state: State, name: str, now_us: int) -> Explanation:
     reasons = [alias.reason] if alias.reason else []
     changes: list[str] = []
     serving = any(choice.accepted for choice in choices)
+    asleep = is_asleep(state, deployment, alias)
     if not serving:
         reasons.append(reason_of(state, deployment, alias))
-    if alias.desired and alias.desired not in targets and not is_asleep(state, deployment, alias):
+    if alias.desired and alias.desired not in targets and not asleep:
         reasons.append(f"{alias.desired} is desired; traffic goes to {', '.join(targets) or 'nothing'}")
         changes.append(f"enough replicas of {alias.desired} are ready")
     reasons += _scaling(state, deployment, now_us)
@@ -193,7 +194,6 @@ def _alias(state: State, name: str, now_us: int) -> Explanation:
         choices += first.candidates
         changes += first.changes
     rule = "Traffic goes to a release when enough of its replicas are ready; only then do the others drain."
-    asleep = is_asleep(state, deployment, alias)
     if asleep:
         rule, changes = "A deployment that may have no replica sleeps while nobody asks.", ["a request comes"]
     status = "serving" if serving else "asleep" if asleep else "not serving"

@@ -52,11 +52,9 @@ NEEDED = (
 )  # fmt: skip
 MAX_ROWS = 100_000
 MOST_MS, MOST_TOKENS, MOST = 1e7, 1e7, 100_000
-BOUNDS = {
-    "silicon_ttft_ms": (0, MOST_MS), "silicon_tpot_ms": (0, MOST_MS), "isl": (1, MOST_TOKENS),
-    "osl": (1, MOST_TOKENS),
-}  # fmt: skip
-"""What a column may hold; of batch sizes and worker counts 0 to ``MOST``. A time is above its least."""
+TIMES = ("silicon_ttft_ms", "silicon_tpot_ms")
+BOUNDS = {**dict.fromkeys(TIMES, (0, MOST_MS)), "isl": (1, MOST_TOKENS), "osl": (1, MOST_TOKENS)}
+"""What a column may hold; of batch sizes and worker counts 0 to ``MOST``. ``TIMES`` are above their least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,9 +219,9 @@ def _row(path: Path, line: int, plain: Mapping[str, str]) -> ServingRow | None:
         except ValueError:
             value = math.nan
         least, most = BOUNDS.get(column, (0, MOST))
-        above = most == MOST_MS and least == 0
-        if not least <= value <= most or (above and value == 0):
-            wanted = "a number above 0" if above else f"a number of {least} or more"
+        above = column in TIMES
+        if not least <= value <= most or (above and value == least):
+            wanted = f"a number above {least}" if above else f"a number of {least} or more"
             raise DataError(f"{path}:{line}: {column} is {text!r}", expected=f"{wanted}, at most {most:,.0f}")
         return value
 

@@ -57,6 +57,8 @@ OWN = 0.5
 APART = frozenset(("compute", "half_rate_tokens"))
 """Knobs of which the kinds share nothing: a mixture has few and small dense products, which tell little."""
 
+OF_SILICON = ("compute", "memory", "expert_memory", "expert_compute", "link", "layer_s", "attention")
+
 # Which knobs a kind of name may move, and how far (one standard deviation of the prior, in log units).
 PRIORS: dict[str, tuple[float, tuple[str, ...]]] = {
     ALL: (0.5, (*EFFICIENCIES, *PROTOCOL)),
@@ -68,10 +70,8 @@ PRIORS: dict[str, tuple[float, tuple[str, ...]]] = {
          "ahead", "imbalance", "half_rate_expert_tokens"),
     ),
     "version": (0.25, ("prompt", "wave", "arrival_s", "ahead", "host_s", "layer_s")),
-    "architecture": (0.4, ("compute", "memory", "expert_memory", "expert_compute", "link", "layer_s",
-                           "attention")),
-    "accelerator": (0.2, ("compute", "memory", "expert_memory", "expert_compute", "link", "layer_s",
-                          "attention")),
+    "architecture": (0.4, OF_SILICON),
+    "accelerator": (0.2, OF_SILICON),
     "precision": (0.4, ("compute", "memory", "expert_compute", "expert_memory", "half_rate_tokens")),
     "model": (0.4, ("layer_s", "eager_s", "compute", "expert_memory", "expert_compute", "prefill_attention",
                     "attention", "prompt", "ahead")),

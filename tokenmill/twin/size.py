@@ -46,8 +46,8 @@ class Question:
 class Answer:
     """One way to do it. ``error`` is what 90 % of unseen rows stayed within; None when none were measured.
 
-    ``measured``: the fit has seen rows of this engine on this accelerator; else ``error`` is the wider one of
-    accelerators that were left out of the fit as a whole.
+    ``error_of`` says which rows those are. ``measured``: the fit has seen this model, and this engine on this
+    accelerator; else they are of accelerators or models that were left out of the fit as a whole.
     """
 
     rack: str
