@@ -65,6 +65,14 @@ def test_bad_data_is_not_tried_again(floor: Mill) -> None:
     assert floor.state.jobs["j"].status is JobStatus.FAILED
 
 
+@pytest.mark.parametrize("code", [126, 127])
+def test_a_command_that_is_no_program_is_not_tried_again(floor: Mill, code: int) -> None:
+    floor.tell(ev.JobSubmitted, "j", SPEC)
+    floor.tell(ev.JobExited, "j", 1, code, None, "no-such-program: not found")
+    assert floor.state.jobs["j"].status is JobStatus.FAILED
+    assert floor.state.jobs["j"].reason == "no-such-program: not found"
+
+
 def test_timeout_stops_then_fails_and_holds_until_gone(floor: Mill) -> None:
     floor.tell(ev.JobSubmitted, "j", SPEC)
     floor.wait(60)

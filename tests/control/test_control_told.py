@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from control_mill import GPU, Mill, chat, factory
+from control_mill import GB, GPU, SECOND, Mill, chat, factory
 
+from tokenmill.control.why import why
 from tokenmill.domain import events as ev
 from tokenmill.domain.value import replace
 from tokenmill.domain.work import JobSpec, ReplicaStatus
@@ -61,3 +62,24 @@ def test_a_failure_says_what_follows(mill: Mill) -> None:
     mill.wait(2)
     mill.tell(ev.JobExited, "j", 2, 1)
     assert mill.said == ("it is given up after attempt 2 of 2",)
+
+
+def test_a_command_that_is_not_there_is_given_up_and_says_why(mill: Mill) -> None:
+    mill.join(gpus=1)
+    mill.apply(factory())
+    mill.tell(ev.JobSubmitted, "j", SPEC)
+    mill.tell(ev.JobExited, "j", 1, 127, None, "no-such-program: not found")
+    assert mill.said == ("it is given up after attempt 1 of 3: another would end the same",)
+
+
+def test_a_tenants_lease_says_what_was_granted_and_when_it_is_over(mill: Mill) -> None:
+    mill.join(gpus=1)
+    mill.apply(factory())
+    mill.tell(ev.LeaseRequested, "lease-1", "a", "p", 1500, GB, 1, 90 * SECOND)
+    assert mill.said == ("it is granted: 1.5 cores, 1 GiB, n0/0 on n0 for 1.5 minutes",)
+    assert why(mill.state, "lease-1", mill.now).reasons == (
+        "a/p was granted it and holds 1.5 cores, 1 GiB, n0/0 of n0",
+    )
+    mill.tell(ev.JobSubmitted, "j", SPEC)
+    mill.wait(90)
+    assert mill.said == ("lease lease-1 of a is over", "job j (nightly) starts on n0")

@@ -36,6 +36,9 @@ FINAL_CODES = frozenset({2, 3, 4, 9, 10, 12})
 """Exit codes of a station that another attempt cannot change (``domain.errors``): usage, spec, not found, a
 missing extra, bad data, a gate's no."""
 
+NO_PROGRAM = frozenset({126, 127})
+"""What a shell says of a command that is no program, or is not there (POSIX, 2.8.2). It is no other time."""
+
 LIVE = (JobStatus.STARTING, JobStatus.RUNNING, JobStatus.STOPPING)
 
 
@@ -208,7 +211,7 @@ def _interrupted(job: Job, at_us: int) -> Checkpoints:
 
 
 def _fail(draft: Draft, job: Job, code: int) -> None:
-    final = job.spec.kind == "station" and code in FINAL_CODES
+    final = code in (FINAL_CODES if job.spec.kind == "station" else NO_PROGRAM)
     if final or job.attempt >= job.spec.max_attempts:
         _end(draft, job)
         return

@@ -12,16 +12,24 @@ from tokenmill.control.deployments import scaling_reason
 from tokenmill.control.index import HELD_US
 from tokenmill.control.state import State
 from tokenmill.domain.effects import Effect, StartJob, StartReplica, StopJob, StopReplica
-from tokenmill.domain.events import Event, JobExited, JobSubmitted, LoadReported, ReplicaExited, StepsTimed
-from tokenmill.domain.units import format_duration
-from tokenmill.domain.work import Alias, Job, JobStatus, ReplicaStatus
+from tokenmill.domain.events import (
+    Event,
+    JobExited,
+    JobSubmitted,
+    LeaseRequested,
+    LoadReported,
+    ReplicaExited,
+    StepsTimed,
+)
+from tokenmill.domain.units import format_cores, format_duration, format_memory
+from tokenmill.domain.work import Alias, Job, JobStatus, Lease, ReplicaStatus
 
 NODES_NAMED = 4
 
 
 def told(before: State, event: Event, after: State, effects: Iterable[Effect]) -> tuple[str, ...]:
     """The decisions of the step from ``before`` to ``after``, in the order in which they were made."""
-    said: list[str] = []
+    said = [*_over(before, after, event.at_us)]
     if isinstance(event, LoadReported):
         said += _scaled(before, event, after)
     said += filter(None, (_asked(after, effect) for effect in effects))
@@ -33,6 +41,8 @@ def told(before: State, event: Event, after: State, effects: Iterable[Effect]) -
         said += _replaced(after, event)
     if isinstance(event, StepsTimed):
         said += _cordoned(before, after)
+    if isinstance(event, LeaseRequested) and event.lease in after.leases:
+        said.append(_granted(after.leases[event.lease]))
     if before.aliases is not after.aliases:
         said += _steered(before, after)
     return tuple(said)
@@ -74,7 +84,8 @@ def _goes_on(was: Job, job: Job, now_us: int) -> Iterator[str]:
     elif job.status is JobStatus.PENDING and now_us < job.retry_us < HELD_US:
         yield f"it is tried again in {format_duration(job.retry_us - now_us)}, since that was {tries}"
     elif job.status is JobStatus.FAILED:
-        yield f"it is given up after {tries}"
+        final = job.attempt < job.spec.max_attempts
+        yield f"it is given up after {tries}{': another would end the same' if final else ''}"
 
 
 def _replaced(after: State, event: ReplicaExited) -> Iterator[str]:
@@ -92,6 +103,28 @@ def _cordoned(before: State, after: State) -> Iterator[str]:
             yield f"node {name} takes no more work: {held.cordon}"
         elif held.slow and not was.slow:
             yield f"node {name} is slow, but stays: {held.slow}"
+
+
+def _granted(lease: Lease) -> str:
+    """What a tenant holds from now on, where, and for how long."""
+    span = format_duration(lease.until_us - lease.since_us, words=True)
+    return f"it is granted: {held(lease)} on {lease.node} for {span}"
+
+
+def held(lease: Lease) -> str:
+    """The resources of a lease, in words."""
+    cores = [format_cores(lease.cpu_millis)] if lease.cpu_millis else []
+    memory = [format_memory(lease.memory_bytes)] if lease.memory_bytes else []
+    return ", ".join([*cores, *memory, *lease.accelerators])
+
+
+def _over(before: State, after: State, now_us: int) -> Iterator[str]:
+    """Tenants' leases that ended because their time is over."""
+    for at_us, kind, name in before.index.timers:
+        if at_us > now_us:
+            break
+        if kind == "lease" and name not in after.leases:
+            yield f"lease {name} of {before.leases[name].tenant} is over"
 
 
 def _steered(before: State, after: State) -> Iterator[str]:

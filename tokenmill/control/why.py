@@ -15,6 +15,7 @@ from tokenmill.control.releases import fits
 from tokenmill.control.slow import spare_reason
 from tokenmill.control.state import State
 from tokenmill.control.table import is_asleep, reason_of
+from tokenmill.control.told import held
 from tokenmill.control.why_waiting import candidates, holders, kept, power, shape, turn
 from tokenmill.domain.codec import from_plain
 from tokenmill.domain.errors import NotFoundError
@@ -124,7 +125,8 @@ def _waiting(
     choices = tuple(Choice(*found) for found in candidates(state, demand))
     need = demand.resources
     asked = f"it asks for {demand.workers} worker{'' if demand.workers == 1 else 's'} of "
-    asked += f"{format_cores(need.cpu_millis)}, {format_memory(need.memory_bytes)} and "
+    memory = format_memory(need.memory_bytes) if need.memory_bytes else "memory without a bound"
+    asked += f"{format_cores(need.cpu_millis)}, {memory} and "
     asked += format_accelerators(need.accelerators, need.accelerator_kind)
     theirs, follows = kept(state, name, now_us)
     found = [asked, *reasons, *theirs, *power(state, name, demand)]
@@ -265,13 +267,12 @@ def _release(state: State, name: str) -> Explanation:
 
 def _lease(lease: Lease, now_us: int) -> Explanation:
     rule = "A lease holds its resources until the process is gone, or the tenant's time is over."
-    what = f"{format_cores(lease.cpu_millis)}, {format_memory(lease.memory_bytes)}"
-    if lease.accelerators:
-        what += f", {', '.join(lease.accelerators)}"
-    changes = [f"{lease.owner} ends"]
     if lease.until_us:
+        who = f"{lease.tenant}/{lease.project} was granted it and"
         changes = [f"{max(0, lease.until_us - now_us) // 1_000_000} s pass", "it is released"]
-    reasons = (f"{lease.owner} holds {what} of {lease.node}",)
+    else:
+        who, changes = lease.owner, [f"{lease.owner} ends"]
+    reasons = (f"{who} holds {held(lease)} of {lease.node}",)
     return Explanation(lease.id, "lease", "held", rule, reasons, (), tuple(changes))
 
 
