@@ -106,6 +106,65 @@ def test_a_gang_starts_whole_with_the_variables_of_torchrun(tmp_path: Path, mark
     run(test)
 
 
+def test_the_next_attempt_starts_though_the_last_one_is_only_just_told_of(tmp_path: Path, mark: str) -> None:
+    """As the runtime does where no room has to be waited for: the start comes before the report returns."""
+
+    async def test() -> None:
+        bench = Bench(tmp_path, mark)
+        first = start('echo "$TOKENMILL_JOB_ATTEMPT" >> attempts; exit 3')
+
+        async def report(event: Event) -> None:
+            bench.events.append(event)
+            if isinstance(event, JobExited) and event.attempt == 1:
+                bench.gangs.start(first)  # an echo of the attempt that ended starts nothing
+                bench.gangs.start(replace(first, attempt=2))
+
+        bench.gangs._report = report
+        bench.gangs.start(first)
+        async with asyncio.timeout(60):
+            while not any(isinstance(e, JobExited) and e.attempt == 2 for e in bench.events):
+                await asyncio.sleep(0.02)
+            while bench.gangs._tasks or bench.gangs._gangs:
+                await asyncio.sleep(0.02)
+        assert [(type(e), e.attempt) for e in bench.events if isinstance(e, JobStarted | JobExited)] == [
+            (JobStarted, 1),
+            (JobExited, 1),
+            (JobStarted, 2),
+            (JobExited, 2),
+        ]
+        assert (bench.paths.job("j-1") / "attempts").read_text() == "1\n2\n"
+        assert list(bench.paths.processes.glob("*")) == []
+        await bench.leave()
+
+    run(test)
+
+
+def test_an_attempt_that_nobody_wants_any_more_gives_way_to_the_next(tmp_path: Path, mark: str) -> None:
+    async def test() -> None:
+        bench = Bench(tmp_path, mark)
+        old = start("sleep 60")
+        bench.gangs.start(old)
+        async with asyncio.timeout(60):
+            while not bench.events:
+                await asyncio.sleep(0.02)
+        await bench.leave()
+        after = Bench(tmp_path, mark)
+        wanted = replace(start("true"), attempt=2)
+        state = state_with(wanted, JobStatus.STARTING)
+        state = replace(state, jobs=state.jobs.set("j-1", replace(state.jobs["j-1"], attempt=2)))
+        after.gangs.adopt(after.supervisor.records.read(), state)
+        after.gangs.start(wanted)  # what ``resume`` asks for
+        async with asyncio.timeout(60):
+            while not any(isinstance(e, JobExited) and e.attempt == 2 for e in after.events):
+                await asyncio.sleep(0.02)
+        ends = [(e.attempt, e.code) for e in after.events if isinstance(e, JobExited)]
+        assert ends[-1] == (2, 0)
+        assert ends[0][0] == 1
+        await after.leave()
+
+    run(test)
+
+
 def test_one_failed_worker_ends_the_others(tmp_path: Path, mark: str) -> None:
     async def test() -> None:
         bench = Bench(tmp_path, mark)

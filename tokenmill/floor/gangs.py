@@ -70,13 +70,17 @@ class Gangs:
         self._closing = False
 
     def start(self, effect: StartJob, share: workers.Share | None = None) -> None:
-        """Begin an attempt, or this node's share of it; nothing happens when the job already runs."""
-        if effect.job in self._tasks:
+        """Begin an attempt, or this node's share of it; nothing happens when that one already runs.
+
+        Where an earlier attempt is told of but not put away yet, this one begins as soon as it is.
+        """
+        known = self._gangs.get(effect.job)
+        if known is not None and known.attempt >= effect.attempt:
             return
         share = share or workers.Share(tuple(range(effect.spec.workers)))
         gang = Gang(effect.job, effect.attempt, effect.spec.kind == "station", share.ranks[0])
         self._gangs[effect.job] = gang
-        self._follow(gang, self._run(gang, effect, share))
+        self._follow(gang, self._run(gang, effect, share, self._tasks.get(effect.job)))
 
     def stop(self, job: str, grace_us: int, reason: str = "stopped") -> None:
         """Ask a job to end; it is killed after ``grace_us``."""
@@ -132,11 +136,14 @@ class Gangs:
             self._told_whatever(gang, work), name=f"job {gang.job}"
         )
         self._tasks[gang.job] = task
-        task.add_done_callback(lambda _: self._drop(gang))
+        task.add_done_callback(lambda _: self._drop(gang, task))
 
-    def _drop(self, gang: Gang) -> None:
-        self._tasks.pop(gang.job, None)
-        self._gangs.pop(gang.job, None)
+    def _drop(self, gang: Gang, task: asyncio.Task[None]) -> None:
+        """Put away what ended, unless the next attempt has taken its place."""
+        if self._tasks.get(gang.job) is task:
+            del self._tasks[gang.job]
+        if self._gangs.get(gang.job) is gang:
+            del self._gangs[gang.job]
 
     async def _told_whatever(self, gang: Gang, work: Any) -> None:
         """A job whose own files fail, say because the disk is full, ends too: a run waits for it."""
@@ -145,7 +152,11 @@ class Gangs:
         except (TokenmillError, OSError, ValueError) as error:
             await self._abandon(gang, error)
 
-    async def _run(self, gang: Gang, effect: StartJob, share: workers.Share) -> None:
+    async def _run(
+        self, gang: Gang, effect: StartJob, share: workers.Share, before: asyncio.Task[None] | None
+    ) -> None:
+        if before is not None:
+            await asyncio.gather(before, return_exceptions=True)
         orders = await asyncio.to_thread(
             workers.prepare, self._paths, self._factory_dir, effect, self._now_us(), share
         )

@@ -167,7 +167,8 @@ class RayFloor:
         first = members[0]
         if first is None or None in members:
             return  # a node is away: its loss ends the job
-        if len(nodes) > 1 and effect.job not in self._spreads:
+        known = self._spreads.get(effect.job)
+        if len(nodes) > 1 and (known is None or known.attempt < effect.attempt):
             self._spreads[effect.job] = Spread(effect.job, effect.attempt, nodes)
         one_machine = len({member.ray.address for member in members if member is not None}) == 1
         address = "127.0.0.1" if one_machine else first.ray.address
