@@ -18,7 +18,7 @@ from tokenmill.cli.output import examples, print_json, stdout
 from tokenmill.cli.plan_size import show_size
 from tokenmill.control.plan import diff
 from tokenmill.control.state import EMPTY
-from tokenmill.domain.codec import from_plain, to_plain
+from tokenmill.domain.codec import digest_of, from_plain, to_plain
 from tokenmill.domain.errors import MissingExtraError, UsageError
 from tokenmill.domain.factory import Factory
 from tokenmill.spec.factory_file import load
@@ -127,7 +127,7 @@ def _with_twin(module: str) -> Any:
 def _plan_change(place: Place, out: Path | None, fitted: Path | None, *, as_json: bool) -> None:
     made = make_plan(place, load([place.need_file()], os.environ), fitted)
     if out is not None:
-        write_atomically(out, msgspec.json.format(msgspec.json.encode(made), indent=1))
+        save_plan(out, made)
     if as_json:
         print_json({name: value for name, value in made.items() if name != "factory"})
         return
@@ -135,6 +135,18 @@ def _plan_change(place: Place, out: Path | None, fitted: Path | None, *, as_json
     show_plan(console, made)
     if out is not None:
         console.print(f"Saved: tokenmill apply {out}")
+
+
+def save_plan(path: Path, made: dict[str, Any]) -> None:
+    """Write a plan with a digest of all that it says, so that ``apply`` sees what was changed by hand."""
+    read_back = msgspec.json.decode(msgspec.json.encode(made))
+    sealed = {**made, "seal": seal_of(read_back)}
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(sealed), indent=1))
+
+
+def seal_of(made: dict[str, Any]) -> str:
+    """The digest of a plan as it is read from its file, without the seal itself."""
+    return digest_of({name: value for name, value in made.items() if name != "seal"})
 
 
 def make_plan(place: Place, factory: Factory, fitted: Path | None = None) -> dict[str, Any]:
