@@ -178,7 +178,7 @@ class Model:
 
 @value
 class Resources:
-    """What one worker of a gang asks of a node."""
+    """What one worker of a gang asks of a node. With no memory it is bounded by none, and none is kept."""
 
     cpu_millis: int = 0
     memory_bytes: int = 0

@@ -48,10 +48,10 @@ from tokenmill.spec.strict import also, listed, named, span
 
 
 class ResourceFields(Strict):
-    """What one worker or replica asks of a node. Memory that is not written is neither kept nor bounded."""
+    """What one worker or replica asks of a node. With no `memory`, or 0, none is kept or bounded."""
 
     cpu: Cpu | None = Field(default=None, description="Cores: 2, 0.5 or 250m.")
-    memory: Size | None = Field(default=None, description="Memory, for example 4GB.")
+    memory: Size | None = Field(default=None, description="Memory, for example 4GB; 0 is no bound.")
     accelerators: Small | None = Field(default=None, description="Whole accelerators.")
     accelerator: Text | None = Field(default=None, description="Type of accelerator, from the catalogue.")
 

@@ -75,7 +75,9 @@ def submit(
     project: Annotated[str, typer.Option(help="Its project. Default: the tenant's first.")] = "",
     name: Annotated[str, typer.Option(help="A name for people.")] = "",
     cpu: Annotated[str, typer.Option(help="Cores of each worker: 1, 0.5 or 500m.")] = "1",
-    memory: Annotated[str, typer.Option(help="Memory of each worker.")] = "512MiB",
+    memory: Annotated[
+        str, typer.Option(help="Memory of each worker; 0 keeps none, and bounds none.")
+    ] = "512MiB",
     gpus: Annotated[int, typer.Option(min=0, help="Accelerators of each worker.")] = 0,
     workers: Annotated[int, typer.Option(min=1, max=4096, help="Gang size: all start together or none.")] = 1,
     timeout: Annotated[str, typer.Option(help="Longest run.")] = "1h",
