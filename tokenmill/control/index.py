@@ -25,7 +25,7 @@ from tokenmill.domain.work import (
     Run,
     Tuning,
 )
-from tokenmill.policy.fleet import Block, Fleet, Room, fleet_of
+from tokenmill.policy.fleet import Block, Fleet, Room, fleet_of, with_free
 from tokenmill.policy.fragment import Kind, kind_of
 from tokenmill.policy.power import History, Ramp, ramps_of
 from tokenmill.policy.share import NOTHING, Holding, bounded
@@ -159,21 +159,9 @@ def taken(room: Room, lease: Lease) -> Room:
     if lease.accelerators:
         gone = lease.accelerators
         free = () if len(gone) == len(free) else tuple([a for a in free if a.id not in gone])
-    return Room(
-        room.node,
-        room.site,
-        room.rack,
-        room.domain,
-        room.jurisdiction,
-        room.cpu_millis - lease.cpu_millis,
-        room.memory_bytes - lease.memory_bytes,
-        free,
-        room.leases + 1,
-        room.leaf,
-        room.rail,
-        room.row,
-        room.size,
-    )
+    cpu_millis = room.cpu_millis - lease.cpu_millis
+    memory_bytes = room.memory_bytes - lease.memory_bytes
+    return with_free(room, cpu_millis, memory_bytes, free, room.leases + 1)
 
 
 def given_back(room: Room, lease: Lease, node: Node) -> Room:
@@ -186,21 +174,9 @@ def given_back(room: Room, lease: Lease, node: Node) -> Room:
         else:
             ids = {a.id for a in free}.union(lease.accelerators)
             free = tuple([a for a in every if a.id in ids])
-    return Room(
-        room.node,
-        room.site,
-        room.rack,
-        room.domain,
-        room.jurisdiction,
-        room.cpu_millis + lease.cpu_millis,
-        room.memory_bytes + lease.memory_bytes,
-        free,
-        room.leases - 1,
-        room.leaf,
-        room.rail,
-        room.row,
-        room.size,
-    )
+    cpu_millis = room.cpu_millis + lease.cpu_millis
+    memory_bytes = room.memory_bytes + lease.memory_bytes
+    return with_free(room, cpu_millis, memory_bytes, free, room.leases - 1)
 
 
 _NO_TUNINGS: Map[str, Tuning] = Map()

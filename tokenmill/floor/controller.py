@@ -115,7 +115,7 @@ def wait_ready(paths: Paths, pid: int, timeout_s: float = 120.0) -> ControllerFi
         else f"is not ready after {timeout_s:g} s"
     )
     raise ResourceError(
-        f"the controller (pid {pid}) {ended}: {logs.tail(paths.log('control'), 1)}",
+        f"the controller (pid {pid}) {ended}: {logs.last_words(paths.log('control'))}",
         expected="a controller that answers",
         fix=f"Read {paths.log('control')}.",
     )

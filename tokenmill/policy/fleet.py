@@ -38,6 +38,27 @@ class Room:
     size: Size = (0, 0, 0)
 
 
+def with_free(
+    room: Room, cpu_millis: int, memory_bytes: int, accelerators: tuple[Accelerator, ...], leases: int
+) -> Room:
+    """The same node with this much free. Made anew, field by field: that takes half of what a copy takes."""
+    return Room(
+        room.node,
+        room.site,
+        room.rack,
+        room.domain,
+        room.jurisdiction,
+        cpu_millis,
+        memory_bytes,
+        accelerators,
+        leases,
+        room.leaf,
+        room.rail,
+        room.row,
+        room.size,
+    )
+
+
 @value
 class Block:
     """Live nodes that belong together. ``free_counts`` are the numbers of free accelerators that occur."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from tokenmill.domain.factory import Accelerator
 from tokenmill.domain.value import value
-from tokenmill.policy.fleet import Block, Fleet, Room
+from tokenmill.policy.fleet import Block, Fleet, Room, with_free
 from tokenmill.policy.memo import Memo
 from tokenmill.policy.place import Capacity, Demand, Placement, capacity_of, counted_of, even, holds, place
 
@@ -95,20 +95,12 @@ def _room_in(block: Block, node: str) -> Room | None:
 
 def with_back(room: Room, held: Held) -> Room:
     """A node's room with what a victim held given back."""
-    return Room(
-        room.node,
-        room.site,
-        room.rack,
-        room.domain,
-        room.jurisdiction,
+    return with_free(
+        room,
         room.cpu_millis + held.cpu_millis,
         room.memory_bytes + held.memory_bytes,
         tuple(sorted((*room.accelerators, *held.accelerators), key=lambda a: (len(a.id), a.id))),
         max(0, room.leases - 1),
-        room.leaf,
-        room.rail,
-        room.row,
-        room.size,
     )
 
 

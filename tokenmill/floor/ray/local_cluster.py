@@ -50,7 +50,7 @@ class LocalCluster:
                 break
             await asyncio.sleep(0.1)
         raise ResourceError(
-            f"Ray did not start: {logs.tail(log, 1)}",
+            f"Ray did not start: {logs.last_words(log)}",
             expected="ray start --head to answer",
             fix=f"Read {log}.",
         )
