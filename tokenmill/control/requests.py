@@ -52,7 +52,7 @@ from tokenmill.domain.table import AliasEntry, Endpoint, KeyEntry, TenantEntry
 from tokenmill.domain.value import replace
 from tokenmill.policy.admit import Admitted, Limit, Use, admit, settle
 from tokenmill.policy.price import cost_micros
-from tokenmill.policy.route import FEW, Candidate, Routed, Unroutable, route, shortlist
+from tokenmill.policy.route import FEW, Routed, Seen, Unroutable, route, shortlist
 
 __all__ = [
     "RETRIES",
@@ -237,17 +237,14 @@ def _routed(
 
 def _candidates(
     memory: EdgeMemory, endpoints: Sequence[Endpoint], hits: Mapping[str, int], tried: tuple[str, ...]
-) -> list[Candidate]:
-    candidates: list[Candidate] = []
+) -> list[Seen]:
     seen_of = memory.endpoints.get
-    for endpoint in endpoints:
-        replica = endpoint.replica
-        if tried and replica in tried:
-            continue
-        seen = seen_of(replica) or NEW_ENDPOINT
-        warm = hits.get(replica, 0) if hits else 0
-        candidates.append(Candidate(endpoint, seen.outstanding, seen.cooling_until_us, warm))
-    return candidates
+    return [
+        (endpoint, seen.outstanding, seen.cooling_until_us, hits.get(endpoint.replica, 0) if hits else 0)
+        for endpoint in endpoints
+        if endpoint.replica not in tried
+        for seen in [seen_of(endpoint.replica) or NEW_ENDPOINT]
+    ]
 
 
 def _no_route(name: str, alias: AliasEntry, found: Unroutable) -> Refuse:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from tokenmill.control.requests import EdgeMemory, Index
 from tokenmill.domain.table import KeyEntry
-from tokenmill.policy.admit import Meter, left
+from tokenmill.policy.admit import Left, Meter, left
 
 MICRO = 1_000_000
 NO_USE = Meter()
@@ -15,26 +15,25 @@ NO_USE = Meter()
 
 def ratelimit_headers(index: Index, memory: EdgeMemory, key: KeyEntry, now_us: int, alias: str = "") -> bytes:
     """Header lines, or nothing when neither requests, tokens nor money are limited."""
-    requests: tuple[int, int, int] | None = None  # left, limit, reset: the tightest of all limits
-    tokens: tuple[int, int, int] | None = None
-    money: tuple[int, int] | None = None
+    requests: Left | None = None  # what the limit leaves that leaves the fewest
+    tokens: Left | None = None
+    money: Left | None = None
     for limit in index.bounds(key, alias):
-        quota = limit.quota
-        now = left(quota, memory.meters.get(limit.meter) or NO_USE, now_us)
-        if now.requests is not None and quota.requests_per_minute is not None:
-            asked = (now.requests, quota.requests_per_minute, now.requests_reset_us)
-            if requests is None or asked < requests:
-                requests = asked
-        if now.tokens is not None:
-            counted = (now.tokens, now.tokens_limit, now.tokens_reset_us)
-            if tokens is None or counted < tokens:
-                tokens = counted
-        if now.micros is not None and (money is None or (now.micros, now.micros_limit) < money):
-            money = (now.micros, now.micros_limit)
-    lines = b"" if requests is None else _lines(b"requests", *requests)
+        now = left(limit.quota, memory.meters.get(limit.meter) or NO_USE, now_us)
+        if now.requests is not None and (requests is None or now.requests < (requests.requests or 0)):
+            requests = now
+        if now.tokens is not None and (tokens is None or now.tokens < (tokens.tokens or 0)):
+            tokens = now
+        if now.micros is not None and (money is None or now.micros < (money.micros or 0)):
+            money = now
+    lines = b""
+    if requests is not None:
+        lines = _lines(
+            b"requests", requests.requests or 0, requests.requests_limit, requests.requests_reset_us
+        )
     if tokens is not None:
-        lines += _lines(b"tokens", *tokens)
-    return lines if money is None else lines + _money(*money)
+        lines += _lines(b"tokens", tokens.tokens or 0, tokens.tokens_limit, tokens.tokens_reset_us)
+    return lines if money is None else lines + _money(money.micros or 0, money.micros_limit)
 
 
 def _money(remaining: int, limit: int) -> bytes:

@@ -19,11 +19,16 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+from msgspec.structs import astuple
 
 from tokenmill.control.edge import EndpointMemory
 from tokenmill.domain.errors import ResourceError
 from tokenmill.policy.admit import Meter
 from tokenmill.spec.settings import GATEWAYS_MOST
+
+V = TypeVar("V")
 
 PROCESSES_MOST = GATEWAYS_MOST
 NAMES_MOST = 65_536
@@ -52,16 +57,16 @@ class SharedFile:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             self._lock()
             os.ftruncate(self._fd, 8 * (_HEAD + _WORDS * NAMES_MOST))
-            self._map = mmap.mmap(self._fd, 8 * (_HEAD + _WORDS * NAMES_MOST))
+            self.map = mmap.mmap(self._fd, 8 * (_HEAD + _WORDS * NAMES_MOST))
         except OSError as error:
             raise ResourceError(
                 f"{path} cannot be used: {error.strerror}",
                 expected="a file of this user on a disk with room",
                 fix="Free space, or give this user the file.",
             ) from error
-        self.words = memoryview(self._map).cast("q")
+        self.words = memoryview(self.map).cast("q")
         if self.words[0] != _MAGIC:  # new, or of another version: quotas begin anew
-            self._map[: 8 * _HEAD] = bytes(8 * _HEAD)
+            self.map[: 8 * _HEAD] = bytes(8 * _HEAD)
             self.words[0] = _MAGIC
         self._generation = self.words[_GENERATION]
         self._slots: dict[bytes, int] = {}  # digest -> first word
@@ -110,9 +115,9 @@ class SharedFile:
             kept = 0
             for number in range(self.words[_COUNT]):
                 start = 8 * (_HEAD + number * _WORDS)
-                if self._map[start : start + 16] in keep:
+                if self.map[start : start + 16] in keep:
                     target = 8 * (_HEAD + kept * _WORDS)
-                    self._map[target : target + 8 * _WORDS] = self._map[start : start + 8 * _WORDS]
+                    self.map[target : target + 8 * _WORDS] = self.map[start : start + 8 * _WORDS]
                     kept += 1
             self.words[_COUNT] = kept
             self.words[_GENERATION] += 1
@@ -122,27 +127,24 @@ class SharedFile:
         if self._fd < 0:
             return
         self.words.release()
-        self._map.close()
+        self.map.close()
         os.close(self._fd)
         self._fd = -1
 
     def numbers(self, base: int) -> tuple[int, ...]:
-        return _SLOT.unpack_from(self._map, 8 * base + 16)
+        return _SLOT.unpack_from(self.map, 8 * base + 16)
 
     def put(self, base: int, numbers: tuple[int, ...], opened: int) -> None:
         """Write a slot; ``opened`` is what all processes have open, and the difference is this one's."""
-        if self.alone:
-            _FIRST.pack_into(self._map, 8 * base + 16, *numbers, opened)
-            return
-        _SLOT.pack_into(self._map, 8 * base + 16, *numbers)
+        _SLOT.pack_into(self.map, 8 * base + 16, *numbers)
         words = self.words
         own = base + _OPEN + self.index
         words[own] = max(0, words[own] + opened - self.opened(base))
 
-    def said(self, base: int) -> bytes:
-        """The bytes of a slot that its values are read from."""
+    def place(self, base: int) -> slice:
+        """Where the bytes of a slot are that its values are read from."""
         start = 8 * base + 16
-        return self._map[start : start + (_FIRST.size if self.alone else 8 * (_WORDS - 2))]
+        return slice(start, start + (_FIRST.size if self.alone else 8 * (_WORDS - 2)))
 
     def opened(self, base: int) -> int:
         """What all processes have open."""
@@ -153,7 +155,7 @@ class SharedFile:
         """Learn the slots that other processes, or an earlier life, made."""
         while self._read < self.words[_COUNT]:
             start = _HEAD + self._read * _WORDS
-            self._slots[self._map[8 * start : 8 * start + 16]] = start
+            self._slots[self.map[8 * start : 8 * start + 16]] = start
             self._read += 1
 
     def _append(self, digest: bytes) -> int:
@@ -165,7 +167,7 @@ class SharedFile:
                 fix="Bound tenants instead of projects.",
             )
         base = _HEAD + number * _WORDS
-        self._map[8 * base : 8 * (base + _WORDS)] = digest + bytes(8 * (_WORDS - 2))
+        self.map[8 * base : 8 * (base + _WORDS)] = digest + bytes(8 * (_WORDS - 2))
         self.words[_COUNT] = number + 1
         self._slots[digest] = base
         self._read = number + 1
@@ -178,88 +180,96 @@ class SharedFile:
         fcntl.flock(self._fd, fcntl.LOCK_UN)
 
 
-class _Shared:
-    """Names of one kind in the file."""
+class _Slot(Generic[V]):
+    """Where a name is in the file, and what its bytes were last read as."""
+
+    __slots__ = ("base", "place", "said", "value")
+
+    def __init__(self, base: int, place: slice) -> None:
+        self.base = base
+        self.place = place
+        self.said = b""
+        self.value: V | None = None
+
+
+class _Shared(Generic[V]):
+    """``control.edge.Kept`` of names of one kind in the file."""
 
     def __init__(self, file: SharedFile, kind: str) -> None:
         self._file = file
         self._kind = kind
-        self._known: dict[str, int] = {}
+        self._slots: dict[str, _Slot[V]] = {}
         self._generation = file.generation
 
-    def _base(self, name: str) -> int:
+    def get(self, name: str) -> V | None:
         file = self._file
-        if self._generation != file.words[_GENERATION]:
-            self._known, self._generation = {}, file.generation
-        base = self._known.get(name)
-        if base is None:
-            base = self._known[name] = file.slot(self._kind + name)
-        return base
+        slot = self._slots.get(name)
+        if slot is None or self._generation != file.words[_GENERATION]:
+            slot = self._found(name)
+        said = file.map[slot.place]
+        if said != slot.said:
+            slot.said, slot.value = said, self._read(file.opened(slot.base), file.numbers(slot.base))
+        return slot.value
+
+    def delete(self, name: str) -> Self:
+        self._slots.pop(name, None)
+        return self
+
+    def items(self) -> Iterable[tuple[str, V]]:
+        """Those that this process has used."""
+        return [(name, value) for name in self._slots if (value := self.get(name)) is not None]
+
+    def _found(self, name: str) -> _Slot[V]:
+        file = self._file
+        if self._generation != file.generation:
+            self._slots, self._generation = {}, file.generation
+        slot = self._slots.get(name)
+        if slot is None:
+            base = file.slot(self._kind + name)
+            slot = self._slots[name] = _Slot(base, file.place(base))
+        return slot
+
+    def _keep(self, name: str, value: V, opened: int, numbers: tuple[int, ...]) -> None:
+        file = self._file
+        slot = self._slots.get(name)
+        if slot is None or self._generation != file.words[_GENERATION]:
+            slot = self._found(name)
+        if file.alone:
+            slot.said = file.map[slot.place] = _FIRST.pack(*numbers, opened)
+        else:
+            file.put(slot.base, numbers, opened)
+            slot.said = file.map[slot.place]
+        slot.value = value
+
+    @staticmethod
+    def _read(opened: int, numbers: tuple[int, ...]) -> V:
+        raise NotImplementedError
 
 
-class SharedMeters(_Shared):
-    """``control.edge.Kept`` of meters. They outlive their tenant's place in the table: who is taken out
-    and put in again has no new budget."""
-
-    def __init__(self, file: SharedFile, kind: str) -> None:
-        super().__init__(file, kind)
-        self._read: dict[str, tuple[bytes, Meter]] = {}  # what the bytes of a slot were read as
-
-    def get(self, name: str) -> Meter:
-        base, file = self._base(name), self._file
-        said = file.said(base)
-        read = self._read.get(name)
-        if read is not None and read[0] == said:
-            return read[1]
-        found = Meter(file.opened(base), *file.numbers(base))
-        self._read[name] = said, found
-        return found
+class SharedMeters(_Shared[Meter]):
+    """Meters outlive their tenant's place in the table: who is taken out and put in has no new budget."""
 
     def set(self, name: str, value: Meter) -> SharedMeters:
-        numbers = (
-            value.requests_empty_us,
-            value.tokens_empty_us,
-            value.day,
-            value.day_tokens,
-            value.day_micros,
-            value.month,
-            value.month_micros,
-        )
-        base, file = self._base(name), self._file
-        file.put(base, numbers, value.open)
-        self._read[name] = file.said(base), value
+        numbers = astuple(value)  # type: ignore[arg-type]
+        self._keep(name, value, numbers[0], numbers[1:])
         return self
 
-    def delete(self, name: str) -> SharedMeters:
-        self._known.pop(name, None)
-        self._read.pop(name, None)
-        return self
-
-    def items(self) -> Iterable[tuple[str, Meter]]:
-        """Those that this process has used."""
-        return [(name, self.get(name)) for name in self._known]
+    @staticmethod
+    def _read(opened: int, numbers: tuple[int, ...]) -> Meter:
+        return Meter(opened, *numbers)
 
 
-class SharedEndpoints(_Shared):
-    """``control.edge.Kept`` of replicas, whose outstanding requests are those of all processes."""
-
-    def get(self, name: str) -> EndpointMemory:
-        base, file = self._base(name), self._file
-        failures, cooling_us = file.numbers(base)[:2]
-        return EndpointMemory(file.opened(base), failures, cooling_us)
+class SharedEndpoints(_Shared[EndpointMemory]):
+    """Replicas, whose outstanding requests are those of all processes."""
 
     def set(self, name: str, value: EndpointMemory) -> SharedEndpoints:
         numbers = (value.failures, value.cooling_until_us, 0, 0, 0, 0, 0)
-        self._file.put(self._base(name), numbers, value.outstanding)
+        self._keep(name, value, value.outstanding, numbers)
         return self
 
-    def delete(self, name: str) -> SharedEndpoints:
-        self._known.pop(name, None)
-        return self
-
-    def items(self) -> Iterable[tuple[str, EndpointMemory]]:
-        """Those that this process has used."""
-        return [(name, self.get(name)) for name in self._known]
+    @staticmethod
+    def _read(opened: int, numbers: tuple[int, ...]) -> EndpointMemory:
+        return EndpointMemory(opened, *numbers[:2])
 
 
 class OwnEndpoints(dict[str, EndpointMemory]):

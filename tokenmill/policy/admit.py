@@ -134,6 +134,7 @@ class Left:
     tokens: int | None
     requests_reset_us: int
     tokens_reset_us: int
+    requests_limit: int = 0
     tokens_limit: int = 0
     micros: int | None = None
     micros_limit: int = 0
@@ -143,23 +144,39 @@ def left(quota: Quota, meter: Meter, now_us: int) -> Left:
     """Requests and tokens left in this minute's buckets, how long until each is full, and money left."""
     requests = tokens = micros = None
     tokens_limit = micros_limit = 0
-    requests_reset = max(0, meter.requests_empty_us - now_us)
-    tokens_reset = max(0, meter.tokens_empty_us - now_us)
-    if quota.requests_per_minute is not None:
-        requests = max(0, (MINUTE_US - requests_reset) * quota.requests_per_minute // MINUTE_US)
+    requests_reset = meter.requests_empty_us - now_us if meter.requests_empty_us > now_us else 0
+    tokens_reset = meter.tokens_empty_us - now_us if meter.tokens_empty_us > now_us else 0
+    requests_limit = quota.requests_per_minute
+    if requests_limit is not None:
+        requests = _unfilled(requests_reset, requests_limit)
     if quota.tokens_per_minute is not None:
         tokens_limit = quota.tokens_per_minute
-        tokens = max(0, (MINUTE_US - tokens_reset) * tokens_limit // MINUTE_US)
-    if quota.tokens_per_day is not None:
-        used = meter.day_tokens if meter.day == now_us // DAY_US else 0
-        in_day = max(0, quota.tokens_per_day - used)
-        tokens_limit = quota.tokens_per_day if tokens is None else min(tokens_limit, quota.tokens_per_day)
-        tokens = in_day if tokens is None else min(tokens, in_day)
+        tokens = _unfilled(tokens_reset, tokens_limit)
+    by_day = quota.tokens_per_day
+    if by_day is not None:
+        in_day = by_day - meter.day_tokens if meter.day == now_us // DAY_US else by_day
+        in_day = in_day if in_day > 0 else 0
+        tokens_limit = by_day if tokens is None or by_day < tokens_limit else tokens_limit
+        tokens = in_day if tokens is None or in_day < tokens else tokens
     if quota.in_money:
         for bound, spent, _ in _budgets(quota, meter, now_us):
             if micros is None or bound - spent < micros:
                 micros, micros_limit = bound - spent, bound
-    return Left(requests, tokens, requests_reset, tokens_reset, tokens_limit, micros, micros_limit)
+    return Left(
+        requests,
+        tokens,
+        requests_reset,
+        tokens_reset,
+        requests_limit or 0,
+        tokens_limit,
+        micros,
+        micros_limit,
+    )
+
+
+def _unfilled(reset_us: int, per_minute: int) -> int:
+    """What still fits into a bucket that is empty again in ``reset_us``."""
+    return (MINUTE_US - reset_us) * per_minute // MINUTE_US if reset_us < MINUTE_US else 0
 
 
 def _budgets(quota: Quota, meter: Meter, now_us: int) -> list[tuple[int, int, str]]:
@@ -192,11 +209,6 @@ def _over_budget(limit: Limit, meter: Meter, micros: int, now_us: int, reasons: 
 
 def _amount(micros: int) -> str:
     return f"{micros // 1_000_000}.{micros % 1_000_000:06d}"
-
-
-def _span_us(amount: int, per_minute: int) -> int:
-    """How long a bucket of ``per_minute`` takes to refill ``amount``, rounded up so that no limit leaks."""
-    return -(-amount * MINUTE_US // per_minute)
 
 
 def _refusals(
@@ -237,31 +249,38 @@ def _refusals(
 
 def _charged(quota: Quota, meter: Meter, asked: Use, now_us: int) -> Meter | None:
     """The meter with the request on it, or ``None`` where that is more than the quota allows."""
-    requests_empty_us = tokens_empty_us = day = day_tokens = day_micros = month = month_micros = 0
-    full_us = now_us + MINUTE_US
-    if quota.concurrent_requests is not None and meter.open >= quota.concurrent_requests:
+    opened, tokens = meter.open, asked.tokens
+    at_once, requests_per_minute = quota.concurrent_requests, quota.requests_per_minute
+    tokens_per_minute = quota.tokens_per_minute
+    if at_once is not None and opened >= at_once:
         return None
-    if quota.requests_per_minute == 0 or (quota.tokens_per_minute == 0 and asked.tokens):
+    if requests_per_minute == 0 or (tokens_per_minute == 0 and tokens):
         return None
-    if quota.requests_per_minute is not None:
-        requests_empty_us = max(meter.requests_empty_us, now_us) + _span_us(1, quota.requests_per_minute)
-    if quota.tokens_per_minute:
-        tokens_empty_us = max(meter.tokens_empty_us, now_us) + _span_us(asked.tokens, quota.tokens_per_minute)
-    if requests_empty_us > full_us or tokens_empty_us > full_us:
+    requests_empty_us = tokens_empty_us = 0
+    if requests_per_minute is not None:
+        requests_empty_us = _filled(meter.requests_empty_us, 1, requests_per_minute, now_us)
+    if tokens_per_minute:
+        tokens_empty_us = _filled(meter.tokens_empty_us, tokens, tokens_per_minute, now_us)
+    if requests_empty_us > now_us + MINUTE_US or tokens_empty_us > now_us + MINUTE_US:
         return None
-    if _by_day(quota):
-        day, month = _calendar(quota, now_us)
-        day_tokens, day_micros, month_micros = _spent(meter, day, month)
-        day_tokens += asked.tokens
-        day_micros += asked.micros
-        month_micros += asked.micros
-        if quota.tokens_per_day is not None and day_tokens > quota.tokens_per_day:
-            return None
-        if not quota.warn and _passed(quota, day_micros, month_micros):
-            return None
+    if not _by_day(quota):
+        return Meter(opened + 1, requests_empty_us, tokens_empty_us)
+    day, day_tokens, day_micros, month, month_micros = _spent(quota, meter, now_us)
+    day_tokens += tokens
+    day_micros += asked.micros
+    month_micros += asked.micros
+    if quota.tokens_per_day is not None and day_tokens > quota.tokens_per_day:
+        return None
+    if not quota.warn and quota.in_money and _passed(quota, day_micros, month_micros):
+        return None
     return Meter(
-        meter.open + 1, requests_empty_us, tokens_empty_us, day, day_tokens, day_micros, month, month_micros
+        opened + 1, requests_empty_us, tokens_empty_us, day, day_tokens, day_micros, month, month_micros
     )
+
+
+def _filled(empty_us: int, amount: int, per_minute: int, now_us: int) -> int:
+    """When a bucket of ``per_minute`` is empty again once ``amount`` is in it, rounded up: no limit leaks."""
+    return (now_us if empty_us < now_us else empty_us) - (-amount * MINUTE_US // per_minute)
 
 
 def _passed(quota: Quota, day_micros: int, month_micros: int) -> bool:
@@ -274,13 +293,17 @@ def _corrected(quota: Quota, meter: Meter, reserved: Use, used: Use, begun: int,
     tokens_empty_us = meter.tokens_empty_us
     if quota.tokens_per_minute:
         # Giving back never moves the bucket below empty: that would hand out more than one minute's worth.
-        back_us = (reserved.tokens - used.tokens) * MINUTE_US // quota.tokens_per_minute
-        tokens_empty_us = max(min(now_us, tokens_empty_us), tokens_empty_us - back_us)
-    still_open = max(0, meter.open - 1)
+        floor_us = now_us if now_us < tokens_empty_us else tokens_empty_us
+        tokens_empty_us -= (reserved.tokens - used.tokens) * MINUTE_US // quota.tokens_per_minute
+        if tokens_empty_us < floor_us:
+            tokens_empty_us = floor_us
+    still_open = meter.open - 1 if meter.open > 0 else 0
     if not _by_day(quota):
         return Meter(still_open, meter.requests_empty_us, tokens_empty_us)
-    day, month = _calendar(quota, now_us)
-    day_tokens, day_micros, month_micros = _spent(meter, day, month)
+    day, day_tokens, day_micros, month, month_micros = _spent(quota, meter, now_us)
+    day_tokens += used.tokens
+    day_micros += used.micros
+    month_micros += used.micros
     if begun == day:
         day_tokens -= reserved.tokens
         day_micros -= reserved.micros
@@ -291,10 +314,10 @@ def _corrected(quota: Quota, meter: Meter, reserved: Use, used: Use, begun: int,
         meter.requests_empty_us,
         tokens_empty_us,
         day,
-        max(0, day_tokens + used.tokens),
-        max(0, day_micros + used.micros),
+        day_tokens if day_tokens > 0 else 0,
+        day_micros if day_micros > 0 else 0,
         month,
-        max(0, month_micros + used.micros),
+        month_micros if month_micros > 0 else 0,
     )
 
 
@@ -306,17 +329,14 @@ def _by_day(quota: Quota) -> bool:
     )
 
 
-def _calendar(quota: Quota, now_us: int) -> tuple[int, int]:
-    """Day and month; 0 for a month that nothing is bounded by."""
+def _spent(quota: Quota, meter: Meter, now_us: int) -> tuple[int, int, int, int, int]:
+    """The day and what the meter has of it in tokens and money, the month and what it has of that in money.
+
+    The month is 0 where nothing is bounded by it.
+    """
     day = now_us // DAY_US
-    return day, month_of(day) if quota.micros_per_month is not None else 0
-
-
-def _spent(meter: Meter, day: int, month: int) -> tuple[int, int, int]:
-    """Tokens and money of the day, money of the month, where the meter is of that day and month."""
-    today = meter.day == day
-    return (
-        meter.day_tokens if today else 0,
-        meter.day_micros if today else 0,
-        meter.month_micros if month and meter.month == month else 0,
-    )
+    tokens, micros = (meter.day_tokens, meter.day_micros) if meter.day == day else (0, 0)
+    if quota.micros_per_month is None:
+        return day, tokens, micros, 0, 0
+    month = month_of(day)
+    return day, tokens, micros, month, meter.month_micros if meter.month == month else 0

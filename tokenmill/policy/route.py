@@ -15,6 +15,8 @@ from tokenmill.domain.value import value
 QUEUE_PER_SLOT = 8
 """A replica takes this many requests per slot, running and waiting; more would only time out in its queue."""
 
+FULL_MILLI = 1000 * QUEUE_PER_SLOT
+
 PREFIX_BONUS_MILLI = 200
 PREFIX_HITS_MOST = 4
 """Each leading block of the prompt that a replica has seen outweighs a fifth of its slots, four at most:
@@ -31,7 +33,10 @@ does not grow with the factory."""
 
 
 class Candidate(NamedTuple):
-    """One endpoint as the gateway sees it now. ``prefix_hits`` counts leading prompt blocks it has seen."""
+    """One endpoint as the gateway sees it now. ``prefix_hits`` counts leading prompt blocks it has seen.
+
+    A plain tuple will do, and is made in a tenth of the time.
+    """
 
     endpoint: Endpoint
     outstanding: int = 0
@@ -53,8 +58,12 @@ class Unroutable:
     retry_after_us: int
 
 
+Seen = tuple[Endpoint, int, int, int]
+"""A ``Candidate``, or a tuple of the same."""
+
+
 def route(
-    candidates: Sequence[Candidate], targets: Sequence[tuple[str, int]], now_us: int, draw: int
+    candidates: Sequence[Seen], targets: Sequence[tuple[str, int]], now_us: int, draw: int
 ) -> Routed | Unroutable:
     """Choose an endpoint for one request.
 
@@ -63,16 +72,21 @@ def route(
     replica's id.
     """
     best: dict[str, tuple[int, str, Endpoint]] = {}
+    found: tuple[int, str, Endpoint] | None = None
+    of = ""  # the release that ``found`` is the best of
     for endpoint, outstanding, cooling_until_us, prefix_hits in candidates:
-        slots = endpoint.slots or 1
-        if endpoint.draining or cooling_until_us > now_us or outstanding >= slots * QUEUE_PER_SLOT:
+        score = outstanding * 1000 // (endpoint.slots or 1)
+        if score >= FULL_MILLI or cooling_until_us > now_us or endpoint.draining:
             continue
-        score = outstanding * 1000 // slots
         if prefix_hits:
             score -= PREFIX_BONUS_MILLI * min(prefix_hits, PREFIX_HITS_MOST)
-        found = best.get(endpoint.release)
-        if found is None or (score, endpoint.replica) < (found[0], found[1]):
-            best[endpoint.release] = (score, endpoint.replica, endpoint)
+        if endpoint.release != of:
+            of = endpoint.release
+            found = best.get(of)
+        if found is None or score <= found[0]:
+            replica = endpoint.replica
+            if found is None or score < found[0] or replica < found[1]:
+                found = best[of] = (score, replica, endpoint)
     release = _release(targets, best, draw)
     if release is not None:
         return Routed(best[release][2])
@@ -121,26 +135,21 @@ def _release(targets: Sequence[tuple[str, int]], there: Mapping[str, object], dr
     return None
 
 
-def _unroutable(
-    candidates: Sequence[Candidate], targets: Sequence[tuple[str, int]], now_us: int
-) -> Unroutable:
+def _unroutable(candidates: Sequence[Seen], targets: Sequence[tuple[str, int]], now_us: int) -> Unroutable:
     names = {release for release, weight in targets if weight > 0}
     reasons: list[str] = []
     full = bool(candidates)
     retry_us = 1_000_000
-    for candidate in candidates:
-        endpoint = candidate.endpoint
+    for endpoint, outstanding, cooling_until_us, _ in candidates:
         if endpoint.draining:
             reason = "is draining"
-        elif candidate.cooling_until_us > now_us:
-            reason = f"failed and is left alone for {(candidate.cooling_until_us - now_us) // 1000} ms"
-            retry_us = max(retry_us, candidate.cooling_until_us - now_us)
+        elif cooling_until_us > now_us:
+            reason = f"failed and is left alone for {(cooling_until_us - now_us) // 1000} ms"
+            retry_us = max(retry_us, cooling_until_us - now_us)
         elif endpoint.release not in names and not endpoint.release.startswith(PEER_PREFIX):
             reason = f"serves {endpoint.release}, which gets no traffic now"
         else:
-            reasons.append(
-                f"{endpoint.replica}: has {candidate.outstanding} requests on {endpoint.slots} slots"
-            )
+            reasons.append(f"{endpoint.replica}: has {outstanding} requests on {endpoint.slots} slots")
             continue
         full = False
         reasons.append(f"{endpoint.replica}: {reason}")
