@@ -6,6 +6,7 @@ import json
 import os
 import resource
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import pytest
 
 from tokenmill.domain.errors import ResourceError
 from tokenmill.domain.ledger import Outcome, Settlement
+from tokenmill.gateway.endings import Opening
 from tokenmill.gateway.spool import Spool, spool_files
 
-OPEN = {"at_us": 5, "tenant": "t", "project": "p", "key": "k", "alias": "m", "endpoint": "chat.completions"}
+
+def opening(request: str) -> Opening:
+    return Opening(request, 5, "t", "p", "k", "m", "chat.completions")
 
 
 def make(folder: Path, **more: Any) -> Spool:
@@ -59,11 +63,11 @@ def crash(spool: Spool) -> None:
 
 def test_open_and_settle_lines(tmp_path: Path) -> None:
     spool = make(tmp_path)
-    assert spool.open("a", **OPEN)
+    assert spool.open(opening("a"))
     spool.settle(settlement("a"))
     spool.close()
     first, second = lines(tmp_path)
-    assert first == {"t": "open", "request": "a", **OPEN}
+    assert first == {"t": "open", **asdict(opening("a"))}
     assert second["t"] == "settle"
     assert (second["request"], second["outcome"], second["output_tokens"]) == ("a", "ok", 2)
     assert set(second) == {"t", *Settlement.__slots__}
@@ -72,7 +76,7 @@ def test_open_and_settle_lines(tmp_path: Path) -> None:
 def test_a_crash_settles_what_was_open_as_interrupted(tmp_path: Path) -> None:
     spool = make(tmp_path)
     for name in "abc":
-        spool.open(name, **OPEN)
+        spool.open(opening(name))
     spool.settle(settlement("b"))
     crash(spool)
     with open(tmp_path / "gateway-0.jsonl", "ab") as file:
@@ -88,9 +92,9 @@ def test_a_crash_settles_what_was_open_as_interrupted(tmp_path: Path) -> None:
 
 def test_rotation_carries_open_requests(tmp_path: Path) -> None:
     spool = make(tmp_path, rotate_bytes=3000)
-    spool.open("long", **OPEN)
+    spool.open(opening("long"))
     for number in range(20):
-        spool.open(f"r{number}", **OPEN)
+        spool.open(opening(f"r{number}"))
         spool.settle(settlement(f"r{number}"))
     assert spool.path.name != "gateway-0.jsonl"
     for _, path in spool_files(tmp_path / "gateway-0.jsonl")[:-1]:
@@ -104,7 +108,7 @@ def test_rotation_carries_open_requests(tmp_path: Path) -> None:
 
 def test_two_gateways_never_share_a_file(tmp_path: Path) -> None:
     old = make(tmp_path)
-    old.open("a", **OPEN)
+    old.open(opening("a"))
     new = make(tmp_path)
     assert new.path != old.path
     old.settle(settlement("a"))
@@ -125,20 +129,20 @@ def file_limit() -> Iterator[Any]:
 
 def test_a_full_disk_refuses_new_requests_and_loses_none(tmp_path: Path, file_limit: Any) -> None:
     spool = make(tmp_path)
-    assert spool.open("a", **OPEN)
+    assert spool.open(opening("a"))
     file_limit(os.fstat(spool._fd).st_size + 40)
-    assert not spool.open("b", **OPEN)
+    assert not spool.open(opening("b"))
     assert not spool.writable
     spool.settle(settlement("a"))
     assert spool.waiting == 1
     assert len(lines(tmp_path)) == 1  # the torn half of a line was taken back
     spool.check()
-    assert not spool.open("c", **OPEN)
+    assert not spool.open(opening("c"))
     file_limit(None)
     spool.check()
     assert spool.writable
     assert spool.waiting == 0
-    assert spool.open("d", **OPEN)
+    assert spool.open(opening("d"))
     spool.settle(settlement("d"))
     spool.close()
     assert [x["request"] for x in lines(tmp_path) if x["t"] == "settle"] == ["a", "d"]
@@ -147,7 +151,7 @@ def test_a_full_disk_refuses_new_requests_and_loses_none(tmp_path: Path, file_li
 def test_little_free_space_refuses_early(tmp_path: Path) -> None:
     spool = make(tmp_path, free_bytes=10**18)
     assert "bytes free" in spool.problem
-    assert not spool.open("a", **OPEN)
+    assert not spool.open(opening("a"))
     spool.close()
 
 

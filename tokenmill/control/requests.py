@@ -152,10 +152,22 @@ def first_byte(memory: EdgeMemory, request: Request, at_us: int, response: str =
 
 
 def finished(
-    index: Index, memory: EdgeMemory, request: Request, at_us: int, status: int, usage: TokenUsage
+    index: Index,
+    memory: EdgeMemory,
+    request: Request,
+    at_us: int,
+    status: int,
+    usage: TokenUsage,
+    response: str = "",
 ) -> Turn:
-    """The engine answered to the end. A ``status`` of 400 or more settles as an engine's error."""
+    """The engine answered to the end. A ``status`` of 400 or more settles as an engine's error.
+
+    An answer whose first byte was not told of came in one piece; ``response`` is what it calls itself.
+    """
     outcome = Outcome.OK if status < 400 else Outcome.ENGINE_ERROR
+    if request.phase is Phase.FORWARDED and outcome is Outcome.OK:
+        waited_us = max(1, at_us - request.call.at_us)
+        request = replace(request, first_token_us=waited_us, response=response)
     return _settled(index, memory, request, at_us, outcome, status, usage, "", failed=False)
 
 

@@ -19,7 +19,7 @@ from tokenmill.gateway.caller import PROOF_FILE, Caller, Proof, caller_of
 from tokenmill.gateway.capturing import Captures
 from tokenmill.gateway.client import ClientConnection, Responder
 from tokenmill.gateway.idempotency import Replays
-from tokenmill.gateway.message import HttpRequest
+from tokenmill.gateway.message import HttpRequest, RequestHead
 from tokenmill.gateway.metrics import Metrics
 from tokenmill.gateway.options import Options
 from tokenmill.gateway.origins import SharingConnection
@@ -107,12 +107,12 @@ class Gateway:
         return self.tables.serving
 
     def draw(self) -> int:
-        """0..999, for the weights of releases."""
-        return int(self._random.random() * 1000)
+        """0..999, by chance."""
+        return self.lot() % 1000
 
     def lot(self) -> int:
-        """30 random bits, for the replicas that are looked at."""
-        return self._random.getrandbits(30)
+        """40 random bits."""
+        return self._random.getrandbits(40)
 
     def request_id(self) -> str:
         """Unique over restarts and processes: time, a random part per process and a serial number."""
@@ -147,11 +147,18 @@ class Gateway:
 
     def known(self, headers: dict[bytes, bytes]) -> bool:
         """Whether a large body may be read for this caller."""
-        return self.caller(headers) is not None
+        return caller_of(self.serving, self.proof, headers, clock()) is not None
 
-    def caller(self, headers: dict[bytes, bytes]) -> Caller | None:
-        """Who sends these headers."""
-        return caller_of(self.serving, self.proof, headers, self.clock())
+    def caller(self, head: RequestHead) -> Caller | None:
+        """Who sends this head. A key found for the same bytes and the same table is the same key."""
+        noted, serving = head.sender, self.tables.serving
+        if noted is not None and noted[0] is serving:
+            caller: Caller = noted[1]
+            if not caller.key.expires_us or clock() < caller.key.expires_us:
+                return caller
+        found = caller_of(serving, self.proof, head.fields, clock())
+        head.sender = (serving, found) if found is not None and not found.batch else None
+        return found
 
     def count_response(self, status: int) -> None:
         self.metrics.add(self.metrics.responses, (str(status),))

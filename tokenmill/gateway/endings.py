@@ -6,33 +6,51 @@ Also the line that a request opens with, which the second kind is made from.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from tokenmill.control.edge import keep_meters, meters_of
 from tokenmill.control.requests import EdgeMemory, Index, Request
 from tokenmill.domain.ledger import Outcome, Settlement
 from tokenmill.domain.table import Endpoint, KeyEntry
+from tokenmill.domain.value import replace, value
 from tokenmill.gateway.errors import ApiError
 from tokenmill.gateway.message import HttpRequest
 from tokenmill.policy.admit import Use, settle
 
 
-def opening(request: Request, endpoint: Endpoint) -> dict[str, str | int]:
-    """What an open line says of a request: enough for a later life to settle it and give its reserve back."""
-    call = request.call
-    return {
-        "at_us": call.at_us,
-        "tenant": call.key.tenant,
-        "project": call.key.project,
-        "key": call.key.id,
-        "alias": call.alias,
-        "endpoint": call.endpoint,
-        "release": endpoint.release,
-        "replica": endpoint.replica,
-        "tokens": request.reserved.tokens,
-        "micros": request.reserved.micros,
-    }
+@value
+class Opening:
+    """An open line: enough for a later life to settle the request and give its reserve back."""
+
+    request: str
+    at_us: int
+    tenant: str
+    project: str
+    key: str
+    alias: str
+    endpoint: str
+    release: str = ""
+    replica: str = ""
+    tokens: int = 0
+    micros: int = 0
+
+
+def opening(request: Request, endpoint: Endpoint) -> Opening:
+    """The open line of an admitted request."""
+    call, key, reserved = request.call, request.call.key, request.reserved
+    return Opening(
+        call.id,
+        call.at_us,
+        key.tenant,
+        key.project,
+        key.id,
+        call.alias,
+        call.endpoint,
+        endpoint.release,
+        endpoint.replica,
+        reserved.tokens,
+        reserved.micros,
+    )
 
 
 def give_back(index: Index, memory: EdgeMemory, entry: Mapping[str, Any], now_us: int) -> EdgeMemory:

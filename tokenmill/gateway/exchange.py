@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 
 from tokenmill.control import requests
 from tokenmill.control.requests import Break, Forward, Phase, Refuse, Settle, TokenUsage, Turn
 from tokenmill.domain.errors import invariant
 from tokenmill.domain.ledger import Outcome, Settlement
 from tokenmill.domain.table import Endpoint, KeyEntry
+from tokenmill.domain.value import replace
 from tokenmill.gateway.body import (
     EMBEDDINGS,
     HOP,
@@ -114,33 +114,35 @@ class Exchange:
         if not isinstance(first, Forward):
             self._act(turn)
             return False
-        if not gateway.spool.open(self.id, **opening(turn.request, first.endpoint)):
+        if not gateway.spool.open(opening(turn.request, first.endpoint)):
             self._unspooled()
             return False
         self.model = asked.alias
         self.hide_usage, self.hide_running = not asked.wants_usage, not asked.wants_running
         gateway.metrics.model(self.model).running += 1
         gateway.exchanges.add(self)
-        self._act(turn)
+        self._send(first.endpoint)
         mirror(gateway, self.id, self.key.tenant, asked, self.surface)
         return not self.settled
 
     def _call(self, asked: Asked) -> requests.Call:
         """What control needs to decide. Raises ``ApiError`` for what cannot be asked of it now."""
         gateway = self.gateway
+        serving, spool = gateway.tables.serving, gateway.spool
         if gateway.draining:
             raise unavailable("This gateway is stopping; ask again.", code="draining")
-        if not gateway.spool.writable:
-            why = f"Requests cannot be recorded now: {gateway.spool.problem}."
+        if spool.problem:
+            why = f"Requests cannot be recorded now: {spool.problem}."
             raise unavailable(why, 5_000_000, "spool_unwritable")
-        if not gateway.tables.present:
+        if serving.version < 0:
             raise unavailable("The factory has published no models yet.", 2_000_000, "not_ready")
-        entry = gateway.serving.visible(asked.alias, self.key.tenant)
+        entry = serving.visible(asked.alias, self.key.tenant)
         if entry is None:
             raise unknown_model(asked.alias)
         check_kind(asked, entry)
         self.context_tokens = entry.context_tokens
         warm = len(entry.endpoints) > 1 and self.endpoint != EMBEDDINGS
+        lot = gateway.lot()
         return requests.Call(
             id=self.id,
             at_us=self.http.arrived_us,
@@ -150,8 +152,8 @@ class Exchange:
             input_estimate=asked.input_estimate,
             max_output=output_bound(asked, entry),
             prefix=prefix_blocks(asked, self.key.tenant) if warm else (),
-            draw=gateway.draw(),
-            lot=gateway.lot(),
+            draw=lot % 1000,
+            lot=lot // 1000,
         )
 
     def _turn_away(self, error: ApiError) -> None:
@@ -173,7 +175,7 @@ class Exchange:
 
     # -- doing what control says
     def _index(self) -> requests.Index:
-        serving = self.gateway.serving
+        serving = self.gateway.tables.serving
         return serving.local if self.hopped else serving.index
 
     def _keep(self, turn: Turn) -> None:
@@ -291,7 +293,9 @@ class Exchange:
         gateway = self.gateway
         if usage.counted_by != "engine":  # an engine that gives no usage object
             usage = with_input(usage, None, self.asked.input_estimate)
-        self._act(self._decide(requests.finished, status, usage))
+        for action in self._decide(requests.finished, status, usage, self.response_id).actions:
+            if isinstance(action, Settle):
+                self._settle(action.settlement)
         gateway.metrics.model(self.model).e2e.observe(gateway.loop.time() - self.http.arrived_s)
 
     def reject(self, error: ApiError) -> None:

@@ -15,6 +15,7 @@ H = TypeVar("H")
 LESSONS = 8
 """A connection whose heads differ all the time is not learned again and again."""
 
+DIGITS_MOST = 12
 UNKNOWN = (-1, 0)
 
 _LENGTH = re.compile(rb"\r\ncontent-length: ?(\d{1,12})\r\n", re.IGNORECASE)
@@ -23,22 +24,23 @@ _LENGTH = re.compile(rb"\r\ncontent-length: ?(\d{1,12})\r\n", re.IGNORECASE)
 class KnownHead:
     """One head. ``match`` says whether bytes begin with it."""
 
-    __slots__ = ("_back", "_front")
+    __slots__ = ("_back", "_front", "_reach", "_rest", "_start")
 
     def __init__(self, front: bytes, back: bytes) -> None:
         self._front = front
         self._back = back
+        self._start = len(front)
+        self._rest = len(back)
+        self._reach = len(front) + DIGITS_MOST + len(back)
 
     def match(self, data: bytes) -> tuple[int, int]:
         """(length of the body, where it begins), or ``UNKNOWN`` where ``data`` begins in another way."""
-        if not data.startswith(self._front):
+        start = self._start
+        end = data.find(self._back, start, self._reach)
+        if end < 0 or not data.startswith(self._front):
             return UNKNOWN
-        start = len(self._front)
-        end = data.find(b"\r", start, start + 13)
         digits = data[start:end]
-        if end < 0 or not digits.isdigit() or not data.startswith(self._back, end):
-            return UNKNOWN
-        return int(digits), end + len(self._back)
+        return (int(digits), end + self._rest) if digits.isdigit() else UNKNOWN
 
 
 def learn(data: bytes, length: int) -> KnownHead | None:

@@ -5,7 +5,8 @@ Reads no socket.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 PHRASES = {
     100: b"Continue",
@@ -35,9 +36,13 @@ PHRASES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RequestHead:
-    """What a request says before its body, but for that one's length. Header names are in lower case."""
+    """What a request says before its body, but for that one's length. Header names are in lower case.
+
+    It is shared by requests that begin with the same bytes, so nobody changes it; ``sender`` is the gateway's
+    own note of whose key it carries.
+    """
 
     method: str
     path: str  # percent-decoded, without the query
@@ -46,6 +51,7 @@ class RequestHead:
     fields: dict[bytes, bytes]  # the first value of each
     keep_alive: bool
     chunked_ok: bool  # HTTP/1.1
+    sender: Any = field(default=None, compare=False, repr=False)
 
 
 @dataclass(slots=True)

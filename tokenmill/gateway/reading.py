@@ -75,16 +75,24 @@ class Reading(asyncio.Protocol):
             self.since = min(self.loop.time(), self.since + len(data) / 1024)
         elif self._state == "idle" and self._raw == 0:
             data = self._recognise(data)
+            if not data:
+                return
         if self._due >= 0:
             data = self._body_of_known(data)
         if data:
             self._parse(data)
 
     def _recognise(self, data: bytes) -> bytes:
-        """Where ``data`` begins with the head that came last, take that as read; returns what follows it."""
-        head, length, start = self._familiar.recognise(data, self.edge.options.anonymous_body_bytes)
+        """Where ``data`` begins with the head that came last, take that as read, and the body too if it is all
+        of the rest; returns what is to be read."""
+        edge = self.edge
+        head, length, start = self._familiar.recognise(data, edge.options.anonymous_body_bytes)
         if head is None:
             return data
+        if start + length == len(data) and edge.buffered + length <= edge.options.buffered_bytes:
+            edge.buffered += length
+            self._arrived(head, data[start:])
+            return b""
         self._begin()
         self._head, self._target, self._headers = head, head.target, head.headers
         self._state, self._due, self._limit = "body", length, length
@@ -232,8 +240,12 @@ class Reading(asyncio.Protocol):
     def _complete(self) -> None:
         head = self._head
         assert head is not None, "a request is complete after its head"
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._arrived(head, self._body[0] if len(self._body) == 1 else b"".join(self._body))
         self._body = []  # its bytes stay counted until the request has been answered
+        self._length = 0
+        self._state, self._raw = "idle", 0
+
+    def _arrived(self, head: RequestHead, body: bytes) -> None:
         self.queue.append(
             HttpRequest(
                 head,
@@ -246,5 +258,3 @@ class Reading(asyncio.Protocol):
                 arrived_us=self.clock(),
             )
         )
-        self._length = 0
-        self._state, self._raw = "idle", 0

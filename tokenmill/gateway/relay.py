@@ -257,7 +257,6 @@ class Relay:
             owner.connection.write(self._framed(body))
             self.end()
             return
-        owner.first_byte()
         owner.complete(self._status, usage)
         owner.connection.respond(
             owner.http, self._status, body, headers=owner.answer_headers(), content_type=self._type

@@ -123,7 +123,7 @@ def _model_request(
     dialect: Dialect | None,
 ) -> Responder | None:
     request_id = gateway.request_id()
-    caller = gateway.caller(request.head.fields)
+    caller = gateway.caller(request.head)
     try:
         if caller is None:
             raise invalid_key()
@@ -155,7 +155,7 @@ def _tokenizing(
     gateway: Gateway, connection: ClientConnection, request: HttpRequest, short: str
 ) -> Responder | None:
     request_id = gateway.request_id()
-    caller = gateway.caller(request.head.fields)
+    caller = gateway.caller(request.head)
     anthropic = short.startswith(ANTHROPIC)
     try:
         if caller is None:
@@ -188,7 +188,7 @@ def _yield(gateway: Gateway, request: HttpRequest) -> None:
 
 def _tenant_request(gateway: Gateway, connection: ClientConnection, request: HttpRequest) -> Responder | None:
     """Files and batches are the controller's; it is asked only by those who have a key."""
-    if gateway.caller(request.head.fields) is None:
+    if gateway.caller(request.head) is None:
         _error(connection, request, invalid_key(), gateway.request_id())
         return None
     if not request.target.startswith(b"/v1/"):
@@ -200,7 +200,7 @@ def _tenant_request(gateway: Gateway, connection: ClientConnection, request: Htt
 
 def _models(gateway: Gateway, connection: ClientConnection, request: HttpRequest, name: str) -> None:
     request_id = gateway.request_id()
-    caller = gateway.caller(request.head.fields)
+    caller = gateway.caller(request.head)
     if caller is None:
         _error(connection, request, invalid_key(), request_id)
     elif request.method not in ("GET", "HEAD"):

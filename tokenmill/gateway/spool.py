@@ -21,19 +21,23 @@ import orjson
 
 from tokenmill.domain.errors import ResourceError
 from tokenmill.domain.ledger import Settlement
-from tokenmill.gateway.endings import interrupted
+from tokenmill.gateway.endings import Opening, interrupted
 
 SYNC_S = 0.05
 RESERVE_BYTES = 2 * 1024 * 1024
 WAITING_LINES = 65536  # more cannot be open at once: connections are limited far below
 
-_SETTLE_HEAD = b'{"t":"settle",'
 _encoder = msgspec.json.Encoder()
 
 
 def settle_line(settlement: Settlement) -> bytes:
     """One settle line: every field of the settlement, and ``t``."""
-    return _SETTLE_HEAD + _encoder.encode(settlement)[1:] + b"\n"
+    return b'{"t":"settle",%b\n' % _encoder.encode(settlement)[1:]
+
+
+def open_line(opening: Opening) -> bytes:
+    """One open line: every field of it, and ``t``."""
+    return b'{"t":"open",%b\n' % _encoder.encode(opening)[1:]
 
 
 def spool_files(first: Path) -> list[tuple[int, Path]]:
@@ -117,14 +121,14 @@ class Spool:
         """Lines that are held in memory because the disk took none."""
         return len(self._waiting)
 
-    def open(self, request: str, **fields: str | int) -> bool:
+    def open(self, opening: Opening) -> bool:
         """Write the open line. False, and nothing written, when the disk does not take it: refuse then."""
         if self.problem:
             return False
-        line = orjson.dumps({"t": "open", "request": request, **fields}) + b"\n"
+        line = open_line(opening)
         if not self._append(line):
             return False
-        self.opens[request] = line
+        self.opens[opening.request] = line
         return True
 
     def settle(self, settlement: Settlement) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol, cast
 
 import httptools
 
+from tokenmill.domain.value import value
 from tokenmill.gateway.heads import Familiar
 
 DEFAULT_KEEP_S = 4.0  # uvicorn closes idle connections after 5 s; llama.cpp says 5 s in its header
@@ -36,7 +36,7 @@ class Receiver(Protocol):
         """The connection broke. ``untouched``: it was reused, and closed before a byte of an answer came."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Address:
     """Where an upstream listens: ``host``/``port``, or ``path`` of a unix socket."""
 
@@ -226,15 +226,15 @@ class Upstream(asyncio.Protocol):
         if receiver is None or headers is None or status < 200:
             return
         self._length, self._said = -1, []
-        for name, value in headers:
+        for name, said in headers:
             if name == b"content-length":
-                self._sized, self._length = True, int(value)
+                self._sized, self._length = True, int(said)
                 continue
-            self._said.append((name, value))
+            self._said.append((name, said))
             if name == b"transfer-encoding":
                 self._sized = True
             elif name == b"keep-alive":
-                self.keep_s = _keep_of(value)
+                self.keep_s = _keep_of(said)
         self._sized = self._sized or status in (204, 304)
         receiver.on_head(status, headers)
 
