@@ -8,6 +8,8 @@ from typer.testing import CliRunner
 from tokenmill.cli.app import app
 from tokenmill.cli.verbs import calibrate
 from tokenmill.domain.errors import DataError, UsageError
+from tokenmill.twin.bench_rows import read_serving
+from tokenmill.twin.fit import foretell
 from tokenmill.twin.profiles import from_json, profile
 
 HEADER = (
@@ -107,3 +109,48 @@ def test_a_table_that_states_nothing_is_refused(tmp_path, rows):
     path = tmp_path / "empty.csv"
     path.write_text(HEADER + "\n".join(rows) + "\n")
     assert run(path).exit_code == DataError.exit_code
+
+
+def test_few_rows_state_no_nine_of_ten_and_rows_far_off_are_doubted(tmp_path):
+    few = "vllm,0.19.0,Llama-3.1-8B,h100_sxm,fp8,agg,1024,256,{batch},1,{ttft},{tpot}"
+    near, far = tmp_path / "near.csv", tmp_path / "far.csv"
+    far.write_text(HEADER + few.format(batch=8, ttft=60000, tpot=6500) + "\n")  # microseconds
+    [foretold] = foretell(read_serving(far).rows, profile())
+    near.write_text(
+        HEADER + few.format(batch=8, ttft=foretold.ttft_s * 1e3, tpot=foretold.tpot_s * 1.1e3) + "\n"
+    )
+    out = tmp_path / "far.json"
+    kept = profile().stated("dense_tpot").at(0.9)
+    said = json.loads(run(near, "--json").stdout)
+    assert [score["p90"] for score in said["scores"]] == [None, None, None]
+    assert said["warnings"][0] == (
+        "1 row of dense TPOT: too few for an error of nine in ten; "
+        f"the profile keeps the {kept:.0%} that was stated before."
+    )
+    assert not any("units" in one for one in said["warnings"])
+    shown = run(far, "--out", out).stdout
+    assert "1 row of dense TPOT: most lie more than twice as far off" in shown
+    assert "check their units" in shown
+    assert from_json(out.read_text(), "far.json").stated("dense_tpot").at(0.9) == kept
+    enough = table(tmp_path / "mine.csv")
+    assert not any("too few" in one for one in json.loads(run(enough, "--json").stdout)["warnings"])
+
+
+def test_a_fresh_fit_of_few_rows_states_no_error(tmp_path):
+    rows, out = tmp_path / "few.csv", tmp_path / "few.json"
+    lines = [
+        f"vllm,0.19.0,Llama-3.1-8B,h100_sxm,fp8,agg,{n},256,8,{tensor},60,9"
+        for n in (512, 1024) for tensor in (1, 2)
+    ]  # fmt: skip
+    rows.write_text(HEADER + "\n".join(lines) + "\n")
+    shown = run(rows, "--fresh", "--out", out).stdout
+    assert "4 rows of dense TPOT: too few" in shown
+    assert "the profile states none" in shown
+    asked = {
+        "--model": "llama-3.1-8b", "--precision": "fp8", "--inputs": "512", "--outputs": "256",
+        "--engine": "vllm", "--target": "10k tok/s", "--slo": "ttft_p99<9s,tpot_p99<90ms",
+        "--rack": "dgx-h100-x4", "--profile": str(out),
+    }  # fmt: skip
+    words = [word for option in asked.items() for word in option]
+    found = CliRunner().invoke(app, ["plan", "--size", *words])
+    assert "states no error" in found.stdout, found.output

@@ -157,8 +157,8 @@ def test_a_throughput_question_with_parts_missing_is_refused_with_all_of_them(fo
         assert f"streams[0].{field}: is missing: without it a throughput means nothing" in said
     assert any("does not say its precision" in one for one in said)
     assert any("does not say its model" in one for one in said)
-    where = {one["where"] for one in json.loads(result.stdout)["error"]["problems"]}
-    assert where == {"noon.yaml:3:5"}
+    where = {one["where"].rpartition("/")[2] for one in json.loads(result.stdout)["error"]["problems"]}
+    assert where == {"noon.yaml:3:5", "factory.yaml:31:14"}
 
 
 @pytest.mark.parametrize(

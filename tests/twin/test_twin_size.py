@@ -1,5 +1,7 @@
 """Sizing: what a throughput needs, what it lacks, and that tighter limits never need fewer racks."""
 
+import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -29,6 +31,14 @@ def test_answers_hold_the_limits_and_the_cheapest_is_first():
         assert one.most_racks >= one.racks
 
 
+def test_a_little_needs_one_rack_even_where_the_forecast_errs():
+    for one in answers(ask(target="10k tok/s"), racks_of([], "trtllm"), profile()):
+        assert one.racks == math.ceil(one.exactly)
+        assert one.most_racks == math.ceil(one.exactly * (1 + one.error))
+    least = answers(ask(target="1 tok/s"), racks_of([], "trtllm"), profile())
+    assert {one.most_racks for one in least} == {1}
+
+
 def test_tighter_limits_and_more_tokens_never_need_fewer_racks():
     racks = racks_of(["gb300-nvl72"], "trtllm")
     loose = answers(ask(), racks, profile())[0]
@@ -54,6 +64,8 @@ def test_what_is_missing_is_said_at_once():
         ("gpt-9", "fp4", SLO, [], "--model"),
         ("gpt-oss-120b", "int3", SLO, [], "--precision"),
         ("gpt-oss-120b", "fp4", "ttft_p99<2s", [], "tpot_p99"),
+        ("gpt-oss-120b", "fp4", "ttft_p99<2s,ttft_p99<1s", [], "ttft_p99 twice"),
+        ("llama-3.1-405b", "bf16", SLO, ["pcie-l40s-x8"], "8 of pcie-l40s-x8"),
         ("gpt-oss-120b", "fp4", "ttft_p99<0s,tpot_p99<1ms", [], "--slo"),
         ("gpt-oss-120b", "fp4", SLO, ["nvl9"], "--rack"),
         ("gpt-oss-120b", "fp8", SLO, ["ubb-mi300x-x4"], "--engine vllm"),
@@ -104,6 +116,11 @@ def test_tuned_engines_need_fewer_racks_and_are_known_of_few_accelerators():
         assert one.racks < plain[one.rack]  # tables of defaults of this model say a third of MLPerf's rates
     tight = tuned_answers(replace(question, tpot_p99_s=0.01), racks_of(["dgx-h100-x4"], "trtllm"))
     assert tight[0].racks > next(one.racks for one in found if one.rack == "dgx-h100-x4")
+    with pytest.raises(DataError, match="holds tpot_p99 1 ms") as impossible:  # of one token after the other
+        tuned_answers(replace(question, tpot_p99_s=0.001), racks_of([], "trtllm"))
+    best_ms = float(re.search(r"at best ([\d.]+) ms", impossible.value.problem.expected)[1])
+    assert best_ms > 1
+    assert tuned_answers(replace(question, tpot_p99_s=2 * best_ms / 1000), racks_of([], "trtllm"))
     with pytest.raises(DataError, match="of none of these racks"):
         tuned_answers(question, racks_of(["ubb-mi355x-x4", "pcie-l40s-x8"], "vllm"))
     with pytest.raises(DataError, match="does not fit"):

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tokenmill.domain.errors import NotFoundError
+from tokenmill.domain.errors import NotFoundError, UsageError
 from tokenmill.spec.paths import Paths
 from tokenmill.spec.settings import Settings, load_settings
 
@@ -46,6 +46,17 @@ class Place:
                 fix="tokenmill init",
             )
         return self.file
+
+
+def need_file_place(option: str, path: Path | None, example: str) -> None:
+    """Refuse before long work a place that no file can be written to."""
+    if path is not None and not path.parent.is_dir():
+        raise UsageError(
+            f"{option} is {path}: there is no folder {path.parent}", fix=f"mkdir -p {path.parent}"
+        )
+    if path is not None and path.is_dir():
+        fix = f"{option} {path}/{example}"
+        raise UsageError(f"{option} is {path}: that is a folder", expected="a file", fix=fix)
 
 
 def locate(directory: Path | None, file: Path | None) -> Place:

@@ -87,7 +87,9 @@ def _print(question: Question, found: list[Answer], used: Profile) -> None:
     add_rows(made, [_row(one) for one in found], "no answers")
     console.print(made)
     first = found[0]
-    if first.error is not None:
+    if first.error is None:
+        console.print("The profile states no error: too few rows were left out of its fit.")
+    else:
         console.print(
             f"Nine of ten measured rows {first.error_of} lay within {first.error:.0%} of its TPOT: "
             f"up to {first.most_racks} racks for the first line."

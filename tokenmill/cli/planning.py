@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
@@ -19,9 +20,10 @@ from tokenmill.domain.errors import UsageError
 from tokenmill.domain.factory import Factory
 from tokenmill.domain.units import format_money, parse_duration
 from tokenmill.spec.factory_file import load, written_at
+from tokenmill.spec.files import write_atomically
 from tokenmill.spec.override import Override
 from tokenmill.spec.traffic import TargetFields, Traffic, load_traffic, of_trace
-from tokenmill.twin.day_page import error, service_row, to_html
+from tokenmill.twin.day_page import error, service_row, to_html, watt_hours, watts
 from tokenmill.twin.outlook import Outlook
 from tokenmill.twin.plots import short
 from tokenmill.twin.profiles import read_profile
@@ -60,6 +62,8 @@ class Asked:
         if mine:
             raise UsageError("a trace has no fields to sweep", fix="Write a traffic file with `trace: FILE`.")
         duration_us = parse_duration(self.duration) if self.duration else TRACE_US
+        if duration_us <= 0:
+            raise UsageError(f"--duration is {self.duration}", expected="more than 0, for example 1h")
         return factory, of_trace(self.traffic, self._deployment(factory), targets_of(self.slo), duration_us)
 
     def layout_of(self, deployment: str) -> str:
@@ -90,7 +94,12 @@ def targets_of(text: str | None) -> TargetFields | None:
         found[match[1]] = match[2]
     if set(found) != {"ttft", "tpot"}:
         raise UsageError(f"{text!r} names not both targets", expected="ttft_p99<2s,tpot_p99<80ms")
-    return TargetFields.model_validate(found)
+    try:
+        return TargetFields.model_validate(found)
+    except ValidationError:
+        raise UsageError(
+            f"{text!r} has a limit that is no time", expected="ttft_p99<2s,tpot_p99<80ms"
+        ) from None
 
 
 def outlook_of(
@@ -106,7 +115,7 @@ def plan_traffic(asked: Asked, report: Path | None, *, as_json: bool) -> None:
     with bar("rehearsing") as progress:
         found = outlook_of(asked, (), progress)
     if report is not None:
-        report.write_text(to_html(found), encoding="utf-8")
+        write_atomically(report, to_html(found).encode())
     if as_json:
         print_json(plain(found))
         return
@@ -160,15 +169,15 @@ def totals(found: Outlook) -> list[str]:
     """What the whole factory made, in lines."""
     one, training = found.oee, found.training
     made, good = found.tokens_per_s, found.good_per_s.value
-    cap = f" of {found.cap_w / 1e6:.4g} MW" if found.cap_w else ""
-    energy_mwh, per_token = found.energy_j / 3.6e9, found.joules_per_token.value
+    cap = f" of {watts(found.cap_w)}" if found.cap_w else ""
     late, slow = sum(s.late for s in found.services), sum(s.slow for s in found.services)
     refused = sum(s.refused for s in found.services)
+    long = sum(s.too_long for s in found.services)
     within = good / made.value if made.value else 0.0
     lines = [f"Output {short(made.value)} tokens/s{error(made)}, {within:.1%} of it within its targets"]
     lines.append(
-        f"Power {found.peak_w / 1e6:.3g} MW at the peak{cap}; {energy_mwh:.4g} MWh; "
-        f"{per_token:.3g} J per output token"
+        f"Power {watts(found.peak_w)} at the peak{cap}; {watt_hours(found.energy_j)}; "
+        f"{short(found.joules_per_token.value)} J per output token"
     )
     if found.cost_micros_per_mtok is not None:
         energy = format_money(cents(found.energy_micros_per_mtok or 0), found.currency)
@@ -176,10 +185,11 @@ def totals(found: Outlook) -> list[str]:
         lines.append(f"Cost {cost} per million output tokens, {energy} of it energy")
     lines.append(
         f"Goodput lost: {late:,} requests late, {slow:,} slow, {refused:,} refused, {found.broken:,} broken"
+        + (f", {long:,} longer than the context" if long else "")
     )
     if training.jobs:
         hours = (training.kept_h, training.lost_h, training.checkpoint_h)
-        kept, lost, saving = (f"{value:,.0f}" for value in hours)
+        kept, lost, saving = (f"{value:,.0f}" if value >= 100 else short(value) for value in hours)
         lines.append(
             f"Training: {training.done} of {training.jobs} jobs done, {training.failures} failures; "
             f"accelerator-hours {kept} kept, {lost} lost, {saving} for checkpoints"

@@ -20,6 +20,7 @@ from tokenmill.domain.codec import digest_of, to_plain
 from tokenmill.domain.errors import UsageError
 from tokenmill.domain.units import format_money
 from tokenmill.spec.override import Override
+from tokenmill.twin.day_page import milliseconds, watts
 from tokenmill.twin.outlook import Outlook
 from tokenmill.twin.plots import short
 from tokenmill.twin.profiles import read_profile, to_json
@@ -69,7 +70,7 @@ def plan_sweep(asked: Asked, texts: Sequence[str], out: Path, *, as_json: bool) 
                 if key not in done:
                     done[key] = _row(point, outlook_of(asked, point, _part(progress, number, len(points))))
                     _keep(out, key, done[key])
-                rows.append(done[key])
+                rows.append(done[key] | {"point": _named(point)})
                 progress(number + 1, len(points))
     except KeyboardInterrupt:
         there = (
@@ -103,7 +104,12 @@ def _key(asked: Asked, point: Sequence[Override]) -> str:
 def _row(point: Sequence[Override], found: Outlook) -> dict[str, Any]:
     made = plain(found)
     made.pop("series")
-    return {"point": {one.field: one.text for one in point}, **made}
+    return {"point": _named(point), **made}
+
+
+def _named(point: Sequence[Override]) -> dict[str, str]:
+    """A point's values by field. Another sweep may have come to the same factory by other fields."""
+    return {one.field: one.text for one in point}
 
 
 def _kept(out: Path) -> dict[str, dict[str, Any]]:
@@ -142,7 +148,7 @@ def _show_sweep(console: Console, axes: Sequence[Axis], rows: Sequence[dict[str,
         ">good",
         ">worst TTFT p99",
         ">worst TPOT p99",
-        ">peak MW",
+        ">peak power",
         ">J/token",
         ">per M tokens",
         ">OEE",
@@ -159,10 +165,10 @@ def _show_sweep(console: Console, axes: Sequence[Axis], rows: Sequence[dict[str,
                 *(row["point"][name] for name in names),
                 short(row["tokens_per_s"]["value"]),
                 short(row["good_per_s"]["value"]),
-                f"{ttft:.3g} ms",
-                f"{tpot:.3g} ms",
-                f"{row['peak_w'] / 1e6:.3g}",
-                f"{row['joules_per_token']['value']:.3g}",
+                milliseconds(ttft),
+                milliseconds(tpot),
+                watts(row["peak_w"]),
+                short(row["joules_per_token"]["value"]),
                 "-" if cost is None else format_money(cents(cost), row["currency"]),
                 f"{row['oee']['oee']:.1%}",
             )

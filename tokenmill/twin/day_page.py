@@ -31,7 +31,7 @@ def to_html(found: Outlook) -> str:
     title = f"{found.factory}: {found.traffic}"
     lead = (
         f"{found.lasts} of traffic rehearsed on the twin, seed {found.seed}. "
-        f"{len(found.services)} services, {sum(one.offered for one in found.services):,} requests."
+        f"{_services(found)}, {sum(one.offered for one in found.services):,} requests."
     )
     cards = "".join(_cards(found, hours))
     said = "".join(f"<li>{escape(line)}</li>" for line in found.assumptions)
@@ -54,10 +54,11 @@ def _tiles(found: Outlook) -> Iterator[str]:
     yield _tile("Output", f"{short(found.tokens_per_s.value)}", "tokens/s", error(found.tokens_per_s))
     good = found.good_per_s.value / found.tokens_per_s.value if found.tokens_per_s.value else 0.0
     yield _tile("Goodput", f"{short(found.good_per_s.value)}", "tokens/s", f"{good:.1%} of it within targets")
-    limit = f"of {found.cap_w / 1e6:.3g} MW at the peak" if found.cap_w else "at the peak; no cap is stated"
-    yield _tile("Power", f"{found.peak_w / 1e6:.3g}", "MW", limit)
+    limit = f"of {watts(found.cap_w)} at the peak" if found.cap_w else "at the peak; no cap is stated"
+    value, unit = watts(found.peak_w).split()
+    yield _tile("Power", value, unit, limit)
     yield _tile(
-        "Energy", f"{found.joules_per_token.value:.3g}", "J/token", f"{found.energy_j / 3.6e9:.4g} MWh in all"
+        "Energy", f"{found.joules_per_token.value:.3g}", "J/token", f"{watt_hours(found.energy_j)} in all"
     )
     if cost is not None:
         energy = format_money(_cents(found.energy_micros_per_mtok or 0), found.currency)
@@ -65,6 +66,10 @@ def _tiles(found: Outlook) -> Iterator[str]:
             "Cost", format_money(_cents(cost), ""), f"{found.currency}/M tokens", f"{energy} of it energy"
         )
     yield _tile("OEE", f"{found.oee.oee:.1%}", "", "availability × performance × quality")
+
+
+def _services(found: Outlook) -> str:
+    return "1 service" if len(found.services) == 1 else f"{len(found.services)} services"
 
 
 def _tile(name: str, value: str, unit: str, note: str) -> str:
@@ -105,10 +110,12 @@ def _cards(found: Outlook, hours: float) -> Iterator[str]:
         "Requests that wait for their first token, the most of each minute",
         line_plot("waiting requests", hours, each(lambda minute: float(minute.waiting), most=True)),
     )
-    watts = [Line("drawn", thinned([row.watts / 1e6 for row in rows], most=True), 0, area=True)]
-    cap = [Limit("limit", found.cap_w / 1e6)] if found.cap_w else []
+    large = max(found.cap_w, found.peak_w) >= 1e6
+    unit, unit_w = ("Megawatts", 1e6) if large else ("Kilowatts", 1e3)
+    drawn = [Line("drawn", thinned([row.watts / unit_w for row in rows], most=True), 0, area=True)]
+    cap = [Limit("limit", found.cap_w / unit_w)] if found.cap_w else []
     yield _card(
-        "Power against limit", "Megawatts of the site, PUE included", line_plot("power", hours, watts, cap)
+        "Power against limit", f"{unit} of the site, PUE included", line_plot("power", hours, drawn, cap)
     )
     yield from _per_token(found, hours)
     yield _oee(found)
@@ -166,13 +173,14 @@ def _per_token(found: Outlook, hours: float) -> Iterator[str]:
 def _losses(found: Outlook) -> str:
     rows = []
     for one in found.services:
-        rest = max(0, one.offered - one.ended - one.refused)
+        rest = max(0, one.offered - one.ended - one.refused - one.too_long)
         parts = [
             Part("good", one.good, 0),
             Part("late first token", one.late, 1),
             Part("slow tokens", one.slow, 2),
             Part("refused", one.refused, 3),
             Part("not ended", rest, 4),
+            Part("longer than the context", one.too_long, 5),
         ]
         rows.append((one.name, parts))
     training = found.training
@@ -265,6 +273,16 @@ def service_row(one: ServiceOutlook) -> tuple[str, ...]:
 
 def _pair(low: Estimate, high: Estimate) -> str:
     return f"{milliseconds(low.value)} / {milliseconds(high.value)}{error(high)}"
+
+
+def watts(value: float) -> str:
+    """With its unit: megawatts from one on."""
+    return f"{value / 1e6:.3g} MW" if value >= 1e6 else f"{value / 1e3:.3g} kW"
+
+
+def watt_hours(joules: float) -> str:
+    """Energy with its unit: megawatt-hours from one on."""
+    return f"{joules / 3.6e9:.4g} MWh" if joules >= 3.6e9 else f"{joules / 3.6e6:.4g} kWh"
 
 
 def milliseconds(value: float) -> str:

@@ -35,7 +35,8 @@ class AliasMinute:
 
 @dataclass(frozen=True, slots=True)
 class Minute:
-    """One row of the series; rates are means over the minute, the rest is as at its end."""
+    """One row of the series; rates are means over the minute, the rest is as at its end.
+    The last one may be shorter."""
 
     at_s: float
     requests_per_s: float

@@ -115,6 +115,15 @@ class Demand:
         return start_s + at[:-1] * ((end_s - start_s) / at[-1])
 
 
+def within_context(made: Array, most: int) -> Array:
+    """The requests that a context of ``most`` tokens takes: longer prompts are refused, answers end at it."""
+    if not len(made) or int((made["input"] + made["output"]).max()) <= most:
+        return made
+    kept = made[made["input"] < most]
+    kept["output"] = np.minimum(kept["output"], most - kept["input"])
+    return kept
+
+
 def merged(parts: list[Array]) -> Array:
     """Windows of several demands in one order of time; equal times keep the order of ``parts``."""
     if len(parts) == 1:

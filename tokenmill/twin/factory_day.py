@@ -25,7 +25,7 @@ from tokenmill.domain.outcomes import Answers
 from tokenmill.domain.work import JobSpec, Replica, ReplicaStatus
 from tokenmill.twin import floor_arrays as fa
 from tokenmill.twin.day_series import Minute, Recorder
-from tokenmill.twin.demand import generator, merged
+from tokenmill.twin.demand import generator, merged, within_context
 from tokenmill.twin.factory_world import FactoryWorld
 from tokenmill.twin.faults import Fault
 from tokenmill.twin.fleet import Fleet
@@ -74,7 +74,8 @@ class FactoryDay:
     """``engines`` has for each deployment of ``factory`` its engine at falling clocks, all as many.
 
     ``demands`` go to the deployments in order, by ``Demand.alias``. ``factory`` names its nodes. ``targets``
-    are (TTFT, TPOT) seconds by deployment; ``units`` the prefix blocks that traces name.
+    are (TTFT, TPOT) seconds by deployment, ``contexts`` the most tokens of a request where they are stated;
+    ``units`` the prefix blocks that traces name.
     """
 
     factory: Factory
@@ -88,11 +89,13 @@ class FactoryDay:
     router: str = "two-choices"
     timings: Timings = Timings(load_us=60_000_000, import_us=1_000_000)
     targets: Sequence[tuple[float, float]] = ()
+    contexts: Sequence[int] = ()
     units: Array | None = None
     world: FactoryWorld = field(init=False)
     fleet: Fleet = field(init=False)
     series: list[Minute] = field(default_factory=list)
     offered: Array = field(init=False)  # requests by deployment
+    too_long: Array = field(init=False)  # of those, what the context is too short for
     broken: int = 0
     joules: float = 0.0
     _numbers: dict[str, int] = field(default_factory=dict)  # replica -> its number in the fleet
@@ -127,7 +130,7 @@ class FactoryDay:
         )
         self._recorder = Recorder(self.fleet)
         self._level = np.zeros(numbers, np.int64)
-        self.offered = np.zeros(aliases, np.int64)
+        self.offered, self.too_long = np.zeros(aliases, np.int64), np.zeros(aliases, np.int64)
         self._free = list(range(numbers - 1, -1, -1))
         self.world = world = FactoryWorld(EMPTY, self.timings, busy=self._is_busy)
         world.training = {job.id: job.training for job in self.jobs}
@@ -159,7 +162,7 @@ class FactoryDay:
                 self._serve(at_s, end_s, requests)
                 self._meter(at_s, end_s)
                 self._report(end_s)
-                if int(end_s // 60) > int(at_s // 60):
+                if int(end_s // 60) > int(at_s // 60) or end_s >= seconds:
                     base = self._minute(end_s, base)
                 at_s, end_s = end_s, next_s
                 progress(at_s)
@@ -228,18 +231,25 @@ class FactoryDay:
         self.broken += broken
         self._free.append(number)
 
-    def _arrivals(self, at_s: float, end_s: float) -> tuple[Array, list[int]]:
-        """The requests of an epoch, in order of time, and how many each demand makes. It changes nothing."""
-        if end_s <= at_s:
-            return np.zeros(0, fa.REQUEST), [0] * len(self.demands)
-        windows = [demand.window(self.seed, at_s, end_s) for demand in self.demands]
-        return merged(windows), [len(window) for window in windows]
+    def admitted(self, alias: int, requests: Array) -> Array:
+        """Those that the context of their deployment takes, as its gateway would."""
+        return within_context(requests, self.contexts[alias]) if self.contexts else requests
 
-    def _serve(self, at_s: float, end_s: float, arrivals: tuple[Array, list[int]]) -> None:
+    def _arrivals(self, at_s: float, end_s: float) -> tuple[Array, list[tuple[int, int]]]:
+        """The requests of an epoch, in order of time; how many each demand makes, and how many of those are
+        too long. It changes nothing."""
+        if end_s <= at_s:
+            return np.zeros(0, fa.REQUEST), [(0, 0)] * len(self.demands)
+        made = [demand.window(self.seed, at_s, end_s) for demand in self.demands]
+        kept = [self.admitted(demand.alias, one) for demand, one in zip(self.demands, made, strict=True)]
+        return merged(kept), [(len(one), len(one) - len(fit)) for one, fit in zip(made, kept, strict=True)]
+
+    def _serve(self, at_s: float, end_s: float, arrivals: tuple[Array, list[tuple[int, int]]]) -> None:
         requests, counts = arrivals
-        for demand, count in zip(self.demands, counts, strict=True):
-            self._recorder.offered[demand.alias] += count
+        for demand, (count, long) in zip(self.demands, counts, strict=True):
+            self._recorder.offered[demand.alias] += count - long
             self.offered[demand.alias] += count
+            self.too_long[demand.alias] += long
         again = [part for part in self._again if len(part)]
         if again:
             back = np.concatenate(again)

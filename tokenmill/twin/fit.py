@@ -228,7 +228,7 @@ def fit_profile(
     errors = dict(start.residuals) if start else {}
     for of, found in foretold.items():
         for name, each in residuals(found).items():
-            if start is None or len(each) >= FEWEST_ERRORS:
+            if len(each) >= FEWEST_ERRORS:
                 errors[of + name] = each
     return replace(made, residuals=errors), foretold
 

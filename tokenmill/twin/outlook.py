@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tokenmill.domain.codec import digest_of
 from tokenmill.domain.factory import Price
@@ -29,7 +30,8 @@ token, and the iteration's error does not bound it."""
 
 @dataclass(frozen=True, slots=True)
 class ServiceOutlook:
-    """One deployment over the whole time. Counts are of requests; ``open`` had not ended."""
+    """One deployment over the whole time. Counts are of requests; ``too_long`` are those that its context
+    does not take, which its gateway refuses however little there is to do."""
 
     name: str
     configuration: str
@@ -41,6 +43,7 @@ class ServiceOutlook:
     late: int
     slow: int
     refused: int
+    too_long: int
     output_tokens: int
     good_tokens: int
     tokens_per_s: Estimate
@@ -186,6 +189,7 @@ def _service(asked: Question, day: FactoryDay, alias: int, seconds: float) -> Se
         late=late,
         slow=slow,
         refused=int(floor.refused[alias]),
+        too_long=int(day.too_long[alias]),
         output_tokens=made,
         good_tokens=good_tokens,
         tokens_per_s=tokens(made),
@@ -206,7 +210,8 @@ def lengths_of(asked: Question, day: FactoryDay, alias: int) -> Lengths:
     """Of all requests of a deployment in the first minutes that have any."""
     at_s = 0.0
     while True:
-        found = [one.window(day.seed, at_s, at_s + SAMPLE_S) for one in day.demands if one.alias == alias]
+        made = [one.window(day.seed, at_s, at_s + SAMPLE_S) for one in day.demands if one.alias == alias]
+        found = [day.admitted(alias, part) for part in made]
         full = [part for part in found if len(part)]
         if full:
             return Lengths.of(full[0])
@@ -221,22 +226,29 @@ def _headroom(asked: Question, day: FactoryDay, alias: int) -> tuple[float, floa
     ideal = rate(day.engines[alias][0], lengths, asked.services[alias].targets[1])
     deployment = asked.factory.deployments[alias]
     most = max(deployment.replicas, deployment.max_replicas)
-    busiest = max((row.aliases[alias].offered_per_s for row in day.series), default=0.0) * lengths.outputs
+    spans = _spans(day)
+    whole = [row for row, span_s in zip(day.series, spans, strict=True) if span_s == max(spans)]
+    busiest = max(row.aliases[alias].offered_per_s for row in whole) * lengths.outputs
     return ideal, most * ideal / busiest if busiest else 1.0
 
 
+def _spans(day: FactoryDay) -> list[float]:
+    """Seconds of each row of the series; the last may be short of a minute."""
+    return [end_s - start_s for start_s, end_s in pairwise((0.0, *(row.at_s for row in day.series)))]
+
+
 def _oee(asked: Question, day: FactoryDay, services: tuple[ServiceOutlook, ...]) -> Oee:
-    nodes, minutes = len(asked.factory.nodes), max(1, len(day.series))
-    lost = sum(row.nodes_lost for row in day.series) / minutes / nodes
-    ideal = 60 * math.fsum(
-        row.aliases[alias].ready * one.ideal_per_replica
-        for row in day.series
+    minutes = list(zip(day.series, _spans(day), strict=True))
+    lost_s = math.fsum(row.nodes_lost * span_s for row, span_s in minutes)
+    ideal = math.fsum(
+        span_s * row.aliases[alias].ready * one.ideal_per_replica
+        for row, span_s in minutes
         for alias, one in enumerate(services)
     )
     made = sum(one.output_tokens for one in services)
     good = sum(one.good_tokens for one in services)
     return Oee(
-        availability=round(1 - lost, 6),
+        availability=round(1 - lost_s / day.series[-1].at_s / len(asked.factory.nodes), 6),
         performance=round(made / ideal, 6) if ideal else 0.0,
         quality=round(good / made, 6) if made else 0.0,
     )

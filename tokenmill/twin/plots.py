@@ -248,6 +248,8 @@ HATCHES = (
     '<rect width="6" height="6" class="b3"/><rect width="6" height="2.2" class="f3"/></pattern>'
     '<pattern id="h4" width="8" height="8" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
     '<rect width="8" height="8" class="b4"/><path d="M0 0H8M0 0V8" class="f4"/></pattern>'
+    '<pattern id="h5" width="6" height="6" patternUnits="userSpaceOnUse">'
+    '<rect width="6" height="6" class="b3"/><rect width="2.2" height="6" class="f3"/></pattern>'
     "</defs></svg>"
 )
 """Patterns of the parts of bars, once on a page."""

@@ -66,7 +66,9 @@ def ask(
     named = {stream.deployment for stream in streams}
     left_out = tuple(d.name for d in factory.deployments if d.name not in named)
     factory = replace(factory, deployments=tuple(d for d in factory.deployments if d.name in named))
-    problems: list[Problem] = []
+    problems = [
+        one for number in range(len(traffic.model.training)) for one in _of_training(factory, traffic, number)
+    ]
     services: dict[int, Service] = {}
     arrivals: list[Arrivals] = []
     units: list[Array] = []
@@ -88,12 +90,9 @@ def ask(
             field = f"deployment {stream.deployment}: engine_args"
             problems.append(replace(wrong, where=place(stream.deployment), field=field))
             continue
-        known = [problem.message for problem in problems]
-        problems += [
-            Problem(f"deployment {stream.deployment} does not say its {text}", where)
-            for text in missing
-            if f"deployment {stream.deployment} does not say its {text}" not in known
-        ]
+        said = {problem.message for problem in problems}
+        unsaid = (f"deployment {stream.deployment} does not say its {text}" for text in missing)
+        problems += [Problem(m, place(stream.deployment) or where) for m in unsaid if m not in said]
         if asked is None or targets is None or problems:
             continue
         one = _arrivals(stream, traffic.file.parent, alias, seed, sum(len(part) for part in units))
@@ -153,6 +152,30 @@ def _of_stream(
         )
         for name, open_ in asked.items()
         if open_
+    ]
+
+
+def _of_training(factory: Factory, traffic: Traffic, number: int) -> list[Problem]:
+    """What of one entry of ``training`` could never start: its jobs would wait for all the time."""
+    one = traffic.model.training[number]
+    held = [len(node.accelerators) for node in factory.nodes]
+    tenants = {tenant.name: [project.name for project in tenant.projects] for tenant in factory.tenants}
+    room = sum(count // one.accelerators for count in held) if one.accelerators else max(one.workers)
+    wrong: list[tuple[str, str, str]] = []
+    if one.tenant not in tenants:
+        wrong.append(("tenant", f"there is no tenant {one.tenant!r}", ", ".join(sorted(tenants))))
+    elif one.project not in tenants[one.tenant]:
+        names = ", ".join(tenants[one.tenant])
+        wrong.append(("project", f"tenant {one.tenant} has no project {one.project!r}", names))
+    if one.accelerators > max(held, default=0):
+        most = f"at most {max(held, default=0)}"
+        wrong.append(("accelerators", f"no node has {one.accelerators} accelerators for a worker", most))
+    elif max(one.workers) > room:
+        what = f"{max(one.workers)} workers of {one.accelerators} accelerators never fit"
+        wrong.append(("workers", what, f"at most {room} on this factory"))
+    return [
+        Problem(message, traffic.where("training", number, field), f"training[{number}].{field}", expected)
+        for field, message, expected in wrong
     ]
 
 

@@ -75,6 +75,7 @@ def make_day(asked: Question, seed: int) -> FactoryDay:
         router=traffic.router,
         timings=Timings(load_us=SPAWN_US + round(weights / LOADING_BYTES_S * 1e6), import_us=1_000_000),
         targets=[(one.targets[0] - one.arrival_s, one.targets[1]) for one in asked.services],
+        contexts=[one.asked.context for one in asked.services],
         units=asked.units,
     )
 

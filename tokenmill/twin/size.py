@@ -46,8 +46,9 @@ class Question:
 class Answer:
     """One way to do it. ``error`` is what 90 % of unseen rows stayed within; None when none were measured.
 
-    ``error_of`` says which rows those are. ``measured``: the fit has seen this model, and this engine on this
-    accelerator; else they are of accelerators or models that were left out of the fit as a whole.
+    ``exactly`` is the racks before rounding up. ``error_of`` says which rows those are. ``measured``: the fit
+    has seen this model, and this engine on this accelerator; else they are of accelerators or models that
+    were left out of the fit as a whole.
     """
 
     rack: str
@@ -58,6 +59,7 @@ class Answer:
     ttft_p99_s: float
     tpot_p99_s: float
     racks: int
+    exactly: float
     accelerators: int
     most_kw: float
     hour_micros: int
@@ -73,7 +75,7 @@ class Answer:
     @property
     def most_racks(self) -> int:
         """Racks when the forecast errs as far as nine of ten unseen rows did."""
-        return math.ceil(self.racks * (1 + (self.error or 0)))
+        return math.ceil(self.exactly * (1 + (self.error or 0)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +254,7 @@ def _answer(question: Question, rack: RackType, gpu: AcceleratorType, rate: Rate
         ttft_p99_s=rate.ttft_s,
         tpot_p99_s=rate.tpot_s,
         racks=needs.racks,
+        exactly=needs.exactly,
         accelerators=needs.accelerators,
         most_kw=needs.most_kw,
         hour_micros=needs.hour_micros,
@@ -265,15 +268,15 @@ def _answer(question: Question, rack: RackType, gpu: AcceleratorType, rate: Rate
 def _none(question: Question, racks: Iterable[RackType], rates: list[Rate]) -> DataError:
     what = f"{question.model.id} in {question.precision}"
     if not rates:
-        for rack in racks:
-            node = catalogue().nodes[rack.node]
-            gpu = catalogue().accelerators[node.accelerator]
-            try:
-                need_fit(
-                    question.model, gpu, Layout(), question.precision, question.inputs + question.outputs
-                )
-            except DataError as error:
-                return error
+        gpu, domain, rack = max(
+            ((*parts_of(rack), rack.id) for rack in racks), key=lambda p: p[0].memory_gb * p[1]
+        )
+        try:
+            need_fit(question.model, gpu, Layout(), question.precision, question.inputs + question.outputs)
+        except DataError as error:
+            bound = f"One that is sized stays where accelerators share a fast link: {domain} of {rack}."
+            return DataError(error.problem.message, expected=error.problem.expected,
+                             fix=f"{error.problem.fix} {bound}")  # fmt: skip
     fastest = min(rates, key=lambda r: max(r.ttft_s / question.ttft_p99_s, r.tpot_s / question.tpot_p99_s))
     return DataError(
         f"no layout of {what} holds these limits",

@@ -82,6 +82,8 @@ def limits_of(text: str) -> dict[str, float]:
         found = LIMIT.match(part)
         if found is None or found[1] not in LIMITS or not _number(found[2]):
             raise DataError(f"--slo has {part.strip()!r}", expected=EXAMPLE)
+        if found[1] in limits:
+            raise DataError(f"--slo has {found[1]} twice", expected=EXAMPLE)
         limits[found[1]] = float(found[2]) / (1000 if found[3] == "ms" else 1)
     missing = [name for name in LIMITS if name not in limits]
     if missing:

@@ -42,7 +42,7 @@ def azure(lines: Iterable[str], name: str) -> Iterator[TraceRow]:
         {"at": "TIMESTAMP", "input": "ContextTokens", "output": "GeneratedTokens"},
         {"at": "arrival_s", "input": "input_tokens", "output": "output_tokens"},
     )
-    return _from_start(_csv_rows(lines, name, layouts, "an Azure trace"))
+    return _csv_rows(lines, name, layouts, "an Azure trace")
 
 
 def burstgpt(lines: Iterable[str], name: str) -> Iterator[TraceRow]:
@@ -50,7 +50,7 @@ def burstgpt(lines: Iterable[str], name: str) -> Iterator[TraceRow]:
     ``Session ID``. A failed request has no response tokens and counts here as one."""
     layout = {"at": "Timestamp", "input": "Request tokens", "output": "Response tokens"}
     with_session = {**layout, "session": "Session ID"}
-    return _from_start(_csv_rows(lines, name, (with_session, layout), "BurstGPT"))
+    return _csv_rows(lines, name, (with_session, layout), "BurstGPT")
 
 
 def mooncake(lines: Iterable[str], name: str) -> Iterator[TraceRow]:
@@ -94,20 +94,13 @@ def spread(rows: Sequence[TraceRow], seed: int) -> tuple[TraceRow, ...]:
     return tuple(found)
 
 
-def _from_start(rows: Iterator[TraceRow]) -> Iterator[TraceRow]:
-    first: float | None = None
-    for row in rows:
-        first = row.at_s if first is None else first
-        if row.at_s < first:
-            raise DataError(f"time {row.at_s} lies before the first row's", expected="rows in order of time")
-        yield replace(row, at_s=row.at_s - first)
-
-
 def _csv_rows(
     lines: Iterable[str], name: str, layouts: Sequence[dict[str, str]], kind: str
 ) -> Iterator[TraceRow]:
+    """Rows with times from that of the first on."""
     fields: dict[str, str] = {}
     names: list[str] = []
+    first: float | None = None
     for number, cells in enumerate(csv.reader(lines), 1):
         where = f"{name}:{number}"
         if not cells:
@@ -126,8 +119,12 @@ def _csv_rows(
             )
         row = dict(zip(names, cells, strict=True))
         at_s = _value(row, fields["at"], seconds_of, where)
+        first = at_s if first is None else first
+        if at_s < first:
+            what = f"{fields['at']} lies {first - at_s:g} s before the first row's"
+            raise DataError(what, expected="rows in order of time", where=where)
         tokens = _tokens(row, fields["input"], where), _tokens(row, fields["output"], where)
-        yield TraceRow(at_s, *tokens, session=row.get(fields.get("session", ""), ""))
+        yield TraceRow(at_s - first, *tokens, session=row.get(fields.get("session", ""), ""))
 
 
 def _value(row: dict[str, Any], field: str, read: Callable[[Any], float], where: str) -> float:

@@ -64,19 +64,22 @@ FITTED = Tuned()
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Output tokens/s of one accelerator, and how they come about."""
+    """Output tokens/s of one accelerator, and how they come about. ``alone_s`` is the time per token of a
+    sequence that has the engine to itself: no limit below it can be kept."""
 
     tokens_s: float
+    alone_s: float
     layout: Layout
 
 
 def best_rate(
     model: ModelType, kind: AcceleratorType, precision: str, most: int, load: Load, tuned: Tuned = FITTED
 ) -> Rate:
-    """Of the layouts on up to ``most`` accelerators, the best. Raises ``DataError`` when none fits."""
+    """Of the layouts on up to ``most`` accelerators, the best, rather one that can keep the limit of TPOT.
+    Raises ``DataError`` when none fits."""
     found = [
         Rate(
-            _rate(work_of(model, kind, one, precision), one, room, model.hidden, precision, load, tuned), one
+            *_rate(work_of(model, kind, one, precision), one, room, model.hidden, precision, load, tuned), one
         )
         for one in layouts(model, most)
         if (room := fit_of(model, kind, one, precision).cache_tokens) >= load.inputs + load.outputs
@@ -85,12 +88,13 @@ def best_rate(
         raise DataError(
             f"{model.id} in {precision} does not fit {most} x {kind.name}", expected="more of them"
         )
-    return max(found, key=lambda one: one.tokens_s)
+    return max(found, key=lambda one: (not load.tpot_s or one.alone_s <= load.tpot_s, one.tokens_s))
 
 
 def _rate(
     work: Work, layout: Layout, room: int, hidden: int, precision: str, load: Load, tuned: Tuned
-) -> float:
+) -> tuple[float, float]:
+    """Output tokens/s of an accelerator, and seconds for a token at the smallest batch."""
     held = load.inputs + load.outputs / 2 + tuned.reserve * max(0.0, load.longest - load.outputs)
     batch = np.geomspace(1, min(MOST_SEQUENCES, max(1.0, room / held)), STEPS) / layout.pipeline
     wide = hidden / (hidden + tuned.width) * (tuned.fp4 if precision == "fp4" else 1.0)
@@ -104,8 +108,8 @@ def _rate(
     cached, pairs = batch * (load.inputs + load.outputs / 2), batch / load.outputs * load.inputs**2 / 2
     step = parts(work, eff, tokens, cached, pairs, batch).total * (1 + tuned.barrier * math.log(layout.data))
     rate = batch * layout.data * layout.pipeline / step / layout.accelerators
-    if not load.tpot_s:
-        return float(rate.max())
     tpot, limit = step * layout.pipeline, load.tpot_s * tuned.headroom
+    if not load.tpot_s:
+        return float(rate.max()), float(tpot[0])
     slow = rate[0] * limit / tpot[0]  # not even one sequence keeps the limit: falls off with it
-    return float(np.interp(limit, tpot, rate, left=slow)) * tuned.arrivals
+    return float(np.interp(limit, tpot, rate, left=slow)) * tuned.arrivals, float(tpot[0])

@@ -35,7 +35,8 @@ class TunedAnswer:
 
 
 def tuned_answers(question: Question, racks: Iterable[RackType]) -> list[TunedAnswer]:
-    """Cheapest first. Raises ``DataError`` when no rack has accelerators that submissions are known of."""
+    """Cheapest first. Raises ``DataError`` when no rack has accelerators that submissions are known of, or
+    none of them holds the limit of TPOT."""
     asked = [rack for rack in racks if catalogue().nodes[rack.node].accelerator in ERRORS]
     if not asked:
         raise DataError("of none of these racks tuned rates are known", expected=", ".join(ERRORS))
@@ -54,6 +55,13 @@ def _answer(question: Question, rack: RackType) -> TunedAnswer:
     gpu, domain = parts_of(rack)
     load = Load(question.inputs, question.outputs, question.outputs, question.tpot_p99_s)
     best = best_rate(question.model, gpu, question.precision, domain, load)
+    if best.alone_s > question.tpot_p99_s:
+        raise DataError(
+            f"no layout of {question.model.id} in {question.precision} on {gpu.name} holds tpot_p99 "
+            f"{question.tpot_p99_s * 1000:g} ms",
+            expected=f"at best {best.alone_s * 1000:.1f} ms ({best.layout}, one request at a time)",
+            fix="Loosen the limit, use fewer bits, or name other racks.",
+        )
     needs = needs_of(question, rack, best.tokens_s, best.layout.accelerators)
     return TunedAnswer(
         rack=rack.id,

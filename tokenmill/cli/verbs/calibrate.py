@@ -13,12 +13,12 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from tokenmill.cli.options import AsJson
+from tokenmill.cli.options import AsJson, need_file_place
 from tokenmill.cli.output import add_rows, examples, print_json, stdout, table
 from tokenmill.cli.progress import bar
 from tokenmill.domain.errors import UsageError
 from tokenmill.spec.files import write_atomically
-from tokenmill.twin.accuracy import Score, scores
+from tokenmill.twin.accuracy import Score, doubts, scores
 from tokenmill.twin.bench_rows import Serving, ServingRow, read_serving
 from tokenmill.twin.contradictions import contradictions
 from tokenmill.twin.fit import Foretold, fit_profile
@@ -63,18 +63,16 @@ def calibrate(
     foretold by a fit of the others.
     """
     paths, lenient = (rows, skip_unknown) if rows else ([_published()], True)
-    if out is not None and not out.parent.is_dir():
-        raise UsageError(f"--out is {out}: there is no folder {out.parent}", fix=f"mkdir -p {out.parent}")
-    if out is not None and out.is_dir():
-        raise UsageError(f"--out is {out}: that is a folder", expected="a file", fix=f"--out {out}/mine.json")
+    need_file_place("--out", out, "mine.json")
     read = _joined([read_serving(path, skip_unknown=lenient) for path in paths])
     made, foretold = _fit(read.rows, ", ".join(path.name for path in paths), fresh=fresh)
     if out is not None:
         write_atomically(out, to_json(made).encode())
+    warnings = doubts(foretold[""], None if fresh else profile())
     if as_json:
-        print_json(_plain(read, foretold, made))
+        print_json(_plain(read, foretold, made) | {"warnings": warnings})
     else:
-        _show(read, foretold, out)
+        _show(read, foretold, warnings, out)
 
 
 def _published() -> Path:
@@ -131,7 +129,7 @@ def _scores_table(found: list[Score]) -> Table:
             f"{one.rows:,}",
             f"{one.mape:.1%}",
             f"{one.median:.1%}",
-            f"{one.p90:.1%}",
+            "-" if one.p90 is None else f"{one.p90:.1%}",
             f"{one.bias:+.1%}",
         )
         for one in found
@@ -140,12 +138,14 @@ def _scores_table(found: list[Score]) -> Table:
     return made
 
 
-def _show(read: Serving, foretold: Unseen, out: Path | None) -> None:
+def _show(read: Serving, foretold: Unseen, warnings: list[str], out: Path | None) -> None:
     console = stdout()
     for of, rows in foretold.items():
         if rows:
             console.print(f"Errors on rows {ROWS_OF[of]}:\n")
             console.print(_scores_table(scores(rows)))
+    for said in warnings:
+        console.print(f"[yellow]![/yellow] {escape(said)}", soft_wrap=True)
     if apart := contradictions(read.rows):
         console.print(
             f"[yellow]{len(apart)} contradictions[/yellow]: no fit meets both rows. They stay in it."

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from tokenmill.cli.client import Client
-from tokenmill.cli.options import AsJson, Directory, File, Place, locate
+from tokenmill.cli.options import AsJson, Directory, File, Place, locate, need_file_place
 from tokenmill.cli.output import examples, print_json, stdout
 from tokenmill.cli.plan_size import show_size
 from tokenmill.control.plan import diff
@@ -32,6 +32,8 @@ from tokenmill.twin.size_question import question_of
 app = typer.Typer(add_completion=False)
 
 FORMAT = "tokenmill.plan/1"
+OF_SIZE = ("model", "precision", "inputs", "outputs", "target", "rack", "engine", "tuned")
+OF_TRAFFIC = ("report", "sweep", "seed", "deployment", "duration")
 SIGNS = {"add": "[green]+[/green]", "change": "[yellow]~[/yellow]", "remove": "[red]-[/red]"}
 
 
@@ -48,6 +50,7 @@ SIGNS = {"add": "[green]+[/green]", "change": "[yellow]~[/yellow]", "remove": "[
     )
 )
 def plan(
+    context: typer.Context,
     factory: Annotated[Path | None, typer.Argument(help="Factory file, as -f.", show_default=False)] = None,
     directory: Directory = None,
     file: File = None,
@@ -86,7 +89,9 @@ def plan(
 
     With --traffic the whole factory is rehearsed under it; with --size racks are sized for a throughput.
     """
-    if size or target is not None:
+    sizes = size or target is not None
+    _refuse_unused(context, sizes=sizes, traffic=traffic is not None, sweep=bool(sweep))
+    if sizes:
         question = question_of(model, precision, inputs, outputs, target, slo, engine)
         show_size(question, rack or [], profile, tuned=tuned, as_json=as_json)
         return
@@ -94,7 +99,6 @@ def plan(
         raise UsageError("the factory file is given twice", expected="FACTORY or -f FILE")
     place = locate(directory, factory or file)
     if traffic is None:
-        _refuse_without_traffic(report=report, sweep=sweep, slo=slo)
         _plan_change(place, out, profile, as_json=as_json)
         return
     planning = _with_twin("planning")
@@ -106,11 +110,33 @@ def plan(
         planning.plan_traffic(asked, report, as_json=as_json)
 
 
-def _refuse_without_traffic(**given: object) -> None:
-    wrong = [name for name, value in given.items() if value]
-    if wrong:
-        raise UsageError(
-            f"--{wrong[0]} needs --traffic", fix="Add --traffic FILE: a traffic file or a trace."
+def _refuse_unused(context: typer.Context, *, sizes: bool, traffic: bool, sweep: bool) -> None:
+    """What is asked for and would not be done is refused before anything is, not passed over."""
+    need_file_place("--out", context.params["out"], "plan.json")
+    need_file_place("--report", context.params["report"], "day.html")
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+
+    def refuse(names: tuple[str, ...], what: str, fix: str) -> None:
+        for name in given:
+            if name in names:
+                option = "a factory file" if name in ("factory", "file") else f"--{name}"
+                raise UsageError(what.format(option), fix=fix)
+
+    if sizes:
+        unused = ("factory", "file", "traffic", "out", *OF_TRAFFIC)
+        refuse(unused, "--size answers without {}", "Leave it out; --json prints what a program can keep.")
+        return
+    refuse(OF_SIZE, "{} needs --size", "Add --size, or leave it out.")
+    if not traffic:
+        refuse((*OF_TRAFFIC, "slo"), "{} needs --traffic", "Add --traffic FILE: a traffic file or a trace.")
+    elif sweep:
+        refuse(("report",), "a sweep writes no {}", "Leave it out, or rehearse one point without --sweep.")
+    else:
+        refuse(
+            ("out",),
+            "a forecast has no {}: it keeps the points of a sweep",
+            "--report FILE, or --json > FILE.",
         )
 
 
