@@ -270,17 +270,25 @@ def _no_route(name: str, alias: AliasEntry, found: Unroutable) -> Refuse:
 def _most(call: Call, limits: tuple[Limit, ...], tariff: Tariff) -> Use:
     """What a request may use at most. Money is only reckoned where money is bounded."""
     tokens = call.input_estimate + call.max_output
-    if not any(limit.quota.in_money for limit in limits):
+    if not _in_money(limits):
         return Use(tokens)
     price, most = tariff.price, call.max_output
     dearer = (price.reasoning_micros_per_mtok or 0) > price.output_micros_per_mtok
     return Use(tokens, cost_micros(price, call.input_estimate, 0, most, most if dearer else 0))
 
 
+def _in_money(limits: tuple[Limit, ...]) -> bool:
+    for limit in limits:
+        quota = limit.quota
+        if quota.micros_per_day is not None or quota.micros_per_month is not None:
+            return True
+    return False
+
+
 def _used(usage: TokenUsage, limits: tuple[Limit, ...], tariff: Tariff) -> Use:
     """What it did use, in money by the same sum that the ledger posts."""
     tokens = usage.input_tokens + usage.output_tokens
-    if not any(limit.quota.in_money for limit in limits):
+    if not _in_money(limits):
         return Use(tokens)
     counts = (usage.input_tokens, usage.cached_tokens, usage.output_tokens, usage.reasoning_tokens)
     return Use(tokens, cost_micros(tariff.price, *counts))

@@ -90,7 +90,7 @@ def asked_of(endpoint: str, document: dict[str, Any], *, wants_usage: bool = Fal
     alias = document.get("model")
     if not isinstance(alias, str) or not alias:
         raise bad_request("You must provide a model parameter.", "model", "missing_required_parameter")
-    stream = _flag(document, "stream")
+    stream = _flag(document, "stream") if "stream" in document else False
     options = document.get("stream_options")
     if options is not None and not isinstance(options, dict):
         raise bad_request("'stream_options' must be an object.", "stream_options")
@@ -102,10 +102,14 @@ def asked_of(endpoint: str, document: dict[str, Any], *, wants_usage: bool = Fal
         _check_prompt(document, "input")
         if document.get("encoding_format") not in (None, "float", "base64"):
             raise bad_request("'encoding_format' must be 'float' or 'base64'.", "encoding_format")
-    count = _whole(document, "n", 1, 128) or 1
-    limit = _whole(document, "max_completion_tokens", 1) or _whole(document, "max_tokens", 1)
-    _number(document, "temperature", 0.0, 2.0)
-    _number(document, "top_p", 0.0, 1.0)
+    count = (_whole(document, "n", 1, 128) or 1) if "n" in document else 1
+    limit = _whole(document, "max_completion_tokens", 1) if "max_completion_tokens" in document else None
+    if limit is None and "max_tokens" in document:
+        limit = _whole(document, "max_tokens", 1)
+    if "temperature" in document:
+        _number(document, "temperature", 0.0, 2.0)
+    if "top_p" in document:
+        _number(document, "top_p", 0.0, 1.0)
     return Asked(
         endpoint=endpoint,
         alias=alias,
@@ -164,9 +168,9 @@ def engine_body(asked: Asked, served_model: str, engine: str = "") -> bytes:
             changes["timings_per_token"] = True
     elif "stream_options" in document:
         changes["stream_options"] = None
-    if asked.endpoint == CHAT and any(m.get("role") == "developer" for m in document["messages"]):
+    if asked.endpoint == CHAT and "developer" in [m["role"] for m in document["messages"]]:
         changes["messages"] = [
-            {**m, "role": "system"} if m.get("role") == "developer" else m for m in document["messages"]
+            {**m, "role": "system"} if m["role"] == "developer" else m for m in document["messages"]
         ]
     if changes or None in document.values():
         # OpenAI's clients send null for what they leave to the server; engines want such fields left out.
@@ -219,7 +223,7 @@ def _estimate(value: Any) -> int:
     if isinstance(value, list):
         if value and isinstance(value[0], int):
             return len(value)
-        return sum(_estimate(item) for item in value)
+        return sum([_estimate(item) for item in value])
     if isinstance(value, dict):
         # A message costs its text and some four tokens of template around it; images count by their engine.
         if "role" in value:

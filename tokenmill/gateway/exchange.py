@@ -18,6 +18,7 @@ from tokenmill.domain.value import replace
 from tokenmill.gateway.body import (
     EMBEDDINGS,
     HOP,
+    PREFIX_BLOCK,
     Asked,
     check_kind,
     engine_body,
@@ -101,9 +102,10 @@ class Exchange:
         """Check, admit and forward. False when the client has its answer already."""
         gateway = self.gateway
         try:
+            size = len(self.http.body)
             asked = self._asked = self.surface.read(self.http.body)
             self.http.body = b""
-            call = self._call(asked)
+            call = self._call(asked, size)
         except ApiError as error:
             self._turn_away(error)
             return False
@@ -125,8 +127,9 @@ class Exchange:
         mirror(gateway, self.id, self.key.tenant, asked, self.surface)
         return not self.settled
 
-    def _call(self, asked: Asked) -> requests.Call:
-        """What control needs to decide. Raises ``ApiError`` for what cannot be asked of it now."""
+    def _call(self, asked: Asked, size: int) -> requests.Call:
+        """What control needs to decide on a body of ``size`` bytes. Raises ``ApiError`` for what cannot be
+        asked of it now."""
         gateway = self.gateway
         serving, spool = gateway.tables.serving, gateway.spool
         if gateway.draining:
@@ -141,7 +144,7 @@ class Exchange:
             raise unknown_model(asked.alias)
         check_kind(asked, entry)
         self.context_tokens = entry.context_tokens
-        warm = len(entry.endpoints) > 1 and self.endpoint != EMBEDDINGS
+        warm = size >= PREFIX_BLOCK and len(entry.endpoints) > 1 and self.endpoint != EMBEDDINGS
         lot = gateway.lot()
         return requests.Call(
             id=self.id,

@@ -19,6 +19,8 @@ SLOW_S = (0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 2
 
 MET, MISSED = "met", "missed"  # an objective
 
+KINDS = ("input", "cached", "output", "reasoning")  # of tokens
+
 Labels = tuple[str, ...]
 
 
@@ -61,7 +63,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.models: dict[str, ModelMetrics] = {}
-        self.tokens: dict[Labels, int] = {}  # tenant, project, model, kind
+        self._tokens: dict[Labels, list[int]] = {}  # by tenant, project and model: of each of ``KINDS``
         self.requests: dict[Labels, int] = {}  # model, outcome
         self.refusals: dict[Labels, int] = {}  # code
         self.retries = 0
@@ -83,15 +85,14 @@ class Metrics:
     def settled(self, settlement: Settlement, model: str, code: str) -> None:
         """Count one request's end. ``model`` is empty when the alias does not exist."""
         who = (settlement.tenant, settlement.project, model)
-        for kind, count in (
-            ("input", settlement.input_tokens),
-            ("cached", settlement.cached_tokens),
-            ("output", settlement.output_tokens),
-            ("reasoning", settlement.reasoning_tokens),
-        ):
-            if count:
-                self.add(self.tokens, (*who, kind), count)
-        self.add(self.requests, (model, settlement.outcome.value))
+        counts = self._tokens.get(who)
+        if counts is None:
+            counts = self._tokens[who] = [0] * len(KINDS)
+        counts[0] += settlement.input_tokens
+        counts[1] += settlement.cached_tokens
+        counts[2] += settlement.output_tokens
+        counts[3] += settlement.reasoning_tokens
+        self.add(self.requests, (model, settlement.outcome))
         if code:
             self.add(self.refusals, (code,))
 
@@ -102,6 +103,16 @@ class Metrics:
             times = round(ttft_s * 1e6), settlement.duration_us
             met = found and entry.slo.met(*times, settlement.output_tokens)
             self.add(self.objectives, (entry.name, MET if met else MISSED))
+
+    @property
+    def tokens(self) -> dict[Labels, int]:
+        """By tenant, project, model and kind."""
+        return {
+            (*who, kind): count
+            for who, counts in self._tokens.items()
+            for kind, count in zip(KINDS, counts, strict=True)
+            if count
+        }
 
     def total(self, kind: str) -> int:
         """Tokens of one kind over everybody."""

@@ -83,8 +83,8 @@ class Reading(asyncio.Protocol):
             self._parse(data)
 
     def _recognise(self, data: bytes) -> bytes:
-        """Where ``data`` begins with the head that came last, take that as read, and the body too if it is all
-        of the rest; returns what is to be read."""
+        """Where ``data`` begins with the head that came last, take that as read, and the body too if that is
+        all of the rest; returns what is to be read."""
         edge = self.edge
         head, length, start = self._familiar.recognise(data, edge.options.anonymous_body_bytes)
         if head is None:

@@ -175,8 +175,9 @@ class Spool:
         """One write. A line that was cut short is taken back, so that no torn line is ever followed."""
         written = 0
         try:
+            written = os.write(self._fd, line)
             while written < len(line):
-                written += os.write(self._fd, line[written:] if written else line)
+                written += os.write(self._fd, line[written:])
         except OSError as error:
             self.problem = f"{self.path} cannot be written: {error.strerror}"
             if written:

@@ -158,7 +158,7 @@ def left(quota: Quota, meter: Meter, now_us: int) -> Left:
         in_day = in_day if in_day > 0 else 0
         tokens_limit = by_day if tokens is None or by_day < tokens_limit else tokens_limit
         tokens = in_day if tokens is None or in_day < tokens else tokens
-    if quota.in_money:
+    if quota.micros_per_day is not None or quota.micros_per_month is not None:
         for bound, spent, _ in _budgets(quota, meter, now_us):
             if micros is None or bound - spent < micros:
                 micros, micros_limit = bound - spent, bound
@@ -271,8 +271,10 @@ def _charged(quota: Quota, meter: Meter, asked: Use, now_us: int) -> Meter | Non
     month_micros += asked.micros
     if quota.tokens_per_day is not None and day_tokens > quota.tokens_per_day:
         return None
-    if not quota.warn and quota.in_money and _passed(quota, day_micros, month_micros):
-        return None
+    if not quota.warn:
+        by_day, by_month = quota.micros_per_day, quota.micros_per_month
+        if (by_day is not None and day_micros > by_day) or (by_month is not None and month_micros > by_month):
+            return None
     return Meter(
         opened + 1, requests_empty_us, tokens_empty_us, day, day_tokens, day_micros, month, month_micros
     )
@@ -281,12 +283,6 @@ def _charged(quota: Quota, meter: Meter, asked: Use, now_us: int) -> Meter | Non
 def _filled(empty_us: int, amount: int, per_minute: int, now_us: int) -> int:
     """When a bucket of ``per_minute`` is empty again once ``amount`` is in it, rounded up: no limit leaks."""
     return (now_us if empty_us < now_us else empty_us) - (-amount * MINUTE_US // per_minute)
-
-
-def _passed(quota: Quota, day_micros: int, month_micros: int) -> bool:
-    """Whether so much of a day and of a month is over a bound in money."""
-    by_day, by_month = quota.micros_per_day, quota.micros_per_month
-    return (by_day is not None and day_micros > by_day) or (by_month is not None and month_micros > by_month)
 
 
 def _corrected(quota: Quota, meter: Meter, reserved: Use, used: Use, begun: int, now_us: int) -> Meter:
