@@ -42,6 +42,14 @@ def test_a_plan_that_was_changed_by_hand_is_not_applied(
     assert bed.runtime.state is before
 
 
+@pytest.mark.parametrize("text", [b'{"format": "\xe9"}', b"[" * 100_000, b"{", b"[]"])
+def test_what_is_no_plan_is_named(factory: Any, saved: Path, text: bytes) -> None:
+    saved.write_bytes(text)
+    found = factory("apply", "plan.json", "-y", code=10).stderr
+    assert "this is not a plan" in found
+    assert "plan.json" in found
+
+
 def test_a_plan_that_is_only_laid_out_anew_is_applied(factory: Any, saved: Path) -> None:
     made = json.loads(saved.read_text())
     saved.write_text(json.dumps(dict(reversed(made.items()))))

@@ -278,7 +278,7 @@ def test_a_job_out_of_bounds_is_refused_and_says_what_may_be(
 
 
 def test_no_body_makes_the_controller_fail(served: Bed) -> None:
-    for body in (b"[" * 100_000, b'{"a":' * 100_000, b"\xff", b"NaN"):
+    for body in (b"[" * 100_000, b'{"a":' * 100_000, b"\xff", b'{"a": "\xe9"}', b"NaN"):
         assert served.client.post("/api/jobs", content=body).status_code == 400
     post = served.client.post
     assert post("/api/cordon", json={"node": "here", "undo": "false"}).status_code == 400

@@ -186,3 +186,28 @@ def test_unknown_paths_and_methods_have_error_objects(served: Bed) -> None:
         found = served.client.request(method, path, headers=auth)
         assert found.status_code == status, (path, found.text)
         assert set(found.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"model": "\xe9"}', b"NaN", b"[]", b'"x"'])
+@pytest.mark.parametrize("path", ["/v1/batches", "/v1/fine_tuning/jobs"])
+def test_a_body_that_is_no_object_is_refused_with_an_error_object(
+    served: Bed, path: str, body: bytes
+) -> None:
+    refused = served.client.post(path, headers=secret_of(served), content=body)
+    assert refused.status_code == 400, refused.text
+    error = refused.json()["error"]
+    assert (set(error), error["type"]) == ({"message", "type", "param", "code"}, "invalid_request_error")
+
+
+def test_a_mistake_of_ours_is_an_error_object_too(served: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    auth = secret_of(served)
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("tokenmill.console.tenant.batches.query_count", broken)
+    served.client._transport.raise_server_exceptions = False
+    failed = served.client.get("/v1/batches", headers=auth)
+    assert failed.status_code == 500
+    assert failed.json()["error"]["type"] == "server_error"
+    assert failed.headers["x-request-id"]

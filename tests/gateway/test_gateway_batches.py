@@ -264,6 +264,9 @@ def test_nobody_speaks_for_a_key_without_the_proof(tmp_path: Path) -> None:
         ("", "empty_file"),
         ("\n \n", "empty_file"),
         ("[]", "invalid_json_line"),
+        ("[" * 100_000, "invalid_json_line"),
+        (b'{"custom_id": "\xe9"}', "invalid_json_line"),
+        (b'\xff\xfe{"custom_id": "a", "body": {"model": "m"}}', "invalid_json_line"),
         ('{"custom_id": 3, "body": {"model": "m"}}', "invalid_custom_id"),
         ('{"custom_id": "a", "body": {}}', "invalid_body"),
         ('{"custom_id": "a", "url": "/v1/embeddings", "body": {"model": "m"}}', "mismatched_url"),
@@ -271,8 +274,18 @@ def test_nobody_speaks_for_a_key_without_the_proof(tmp_path: Path) -> None:
         ('{"custom_id": "a", "body": {"model": "' + "m" * batch_input.LINE_BYTES + '"}}', "line_too_long"),
     ],
 )
-def test_every_wrong_line_is_named(tmp_path: Path, text: str, code: str) -> None:
+def test_every_wrong_line_is_named(tmp_path: Path, text: str | bytes, code: str) -> None:
     path = tmp_path / "x.jsonl"
-    path.write_text(text)
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
     found = batch_input.check(path, CHAT_PATH)
     assert [p.code for p in found.problems] == [code]
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    line = '{"custom_id": "NAME", "body": {"model": "m"}}\n'
+    path.write_text("\ufeff" + line.replace("NAME", "a") + line.replace("NAME", "b"))
+    assert batch_input.check(path, CHAT_PATH).total == 2
+    assert [one.custom_id for one in batch_input.requests(path, CHAT_PATH)] == ["a", "b"]
+    path.write_text(line.replace("NAME", "a") + "\ufeff" + line.replace("NAME", "b"))
+    assert [p.line for p in batch_input.check(path, CHAT_PATH).problems] == [2]

@@ -13,8 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tokenmill.console.problems import body_of, status_of
-from tokenmill.domain.codec import to_plain
-from tokenmill.domain.errors import TokenmillError, UsageError
+from tokenmill.domain.codec import parse_json, to_plain
+from tokenmill.domain.errors import DataError, TokenmillError, UsageError
 
 BODY_LIMIT = 4 * 2**20
 
@@ -49,9 +49,9 @@ async def read_object(request: Request) -> dict[str, Any]:
     if not raw.strip():
         return {}
     try:
-        found = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise UsageError(f"the body is not JSON: {error}", expected="a JSON object") from error
+        found = parse_json(raw)
+    except DataError as error:
+        raise UsageError(f"the body is {error.problem.message}", expected="a JSON object") from error
     if not isinstance(found, dict):
         raise UsageError("the body is not a JSON object", expected="a JSON object")
     return found

@@ -34,6 +34,22 @@ def from_plain(value: Any, kind: type[T]) -> T:
         ) from error
 
 
+def parse_json(raw: bytes) -> Any:
+    """The values of JSON that somebody else wrote. Raises ``DataError`` that says why it is none.
+
+    The parser itself has errors of three kinds: bytes that are no UTF-8 and nesting without end have their own.
+    """
+    try:
+        return msgspec.json.decode(raw)
+    except UnicodeDecodeError:
+        why = "it is not UTF-8 text"
+    except RecursionError:
+        why = "it is nested too deeply"
+    except msgspec.DecodeError as error:
+        why = str(error)
+    raise DataError(f"not JSON: {why}")
+
+
 def encode_event(event: events.Event) -> tuple[str, bytes]:
     """Return the event's kind and its body as JSON bytes."""
     return type(event).__name__, msgspec.json.encode(event)

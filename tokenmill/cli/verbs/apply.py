@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 
 from tokenmill.cli.client import connect
@@ -14,6 +13,7 @@ from tokenmill.cli.options import AsJson, Directory, File, Yes, locate
 from tokenmill.cli.output import examples, print_json, stderr, stdout
 from tokenmill.cli.questions import post_if_sure
 from tokenmill.cli.verbs.plan import FORMAT, make_plan, seal_of, show_plan
+from tokenmill.domain.codec import parse_json
 from tokenmill.domain.errors import DataError, NotFoundError
 from tokenmill.spec.factory_file import load
 
@@ -52,11 +52,11 @@ def apply(
 def read_plan(path: Path) -> dict[str, Any]:
     """A saved plan, as ``plan`` wrote it. Raises ``NotFoundError`` or ``DataError`` naming the file."""
     try:
-        made = msgspec.json.decode(path.read_bytes())
+        made = parse_json(path.read_bytes())
     except OSError as error:
         raise NotFoundError(f"the plan {path} cannot be read: {error.strerror}") from error
-    except msgspec.DecodeError as error:
-        raise DataError(f"this is not a plan: {error}", where=str(path)) from error
+    except DataError as error:
+        raise DataError(f"this is not a plan: {error.problem.message}", where=str(path)) from error
     if not isinstance(made, dict) or made.get("format") != FORMAT:
         raise DataError("this is not a plan", where=str(path), expected="a file from tokenmill plan --out")
     if made.get("seal") != seal_of(made):

@@ -14,8 +14,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tokenmill.console.problems import status_of
+from tokenmill.domain.codec import parse_json
 from tokenmill.domain.error_object import error_object
-from tokenmill.domain.errors import TokenmillError
+from tokenmill.domain.errors import DataError, TokenmillError
 
 METADATA_MOST = (16, 64, 512)  # pairs, characters of a key, of a value
 
@@ -92,9 +93,9 @@ async def read_json(request: Request, limit: int = 1024 * 1024) -> dict[str, Any
             raise ApiRefusedError(413, None, f"The body exceeds {limit} bytes.")
         parts.append(part)
     try:
-        found = msgspec.json.decode(b"".join(parts))
-    except msgspec.DecodeError as error:
-        raise bad(f"We could not parse the JSON body of your request: {error}.") from None
+        found = parse_json(b"".join(parts))
+    except DataError as error:
+        raise bad(f"We could not parse the JSON body of your request: {error.problem.message}.") from None
     if not isinstance(found, dict):
         raise bad("The body must be a JSON object.")
     return found

@@ -37,6 +37,7 @@ def make_tenant_app(context: ApiContext, runner: BatchRunner, commands: Commands
         exception_handlers={
             ApiRefusedError: _refused,
             TokenmillError: _refused_by_the_house,
+            Exception: _broken,
             404: _unknown,
             405: _unknown,
         },
@@ -106,6 +107,11 @@ async def _refused(_request: Request, error: Exception) -> Response:
 async def _refused_by_the_house(_request: Request, error: Exception) -> Response:
     assert isinstance(error, TokenmillError)
     return refuse_house(error)
+
+
+async def _broken(_request: Request, _error: Exception) -> Response:
+    """A mistake of ours, which the log has: still an error object."""
+    return refuse(ApiRefusedError(500, None, "The server had an error while processing your request."))
 
 
 async def _unknown(request: Request, error: Exception) -> Response:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
+from tokenmill.domain.codec import parse_json
+from tokenmill.domain.errors import DataError
 from tokenmill.domain.tenancy import BatchProblem
 
 LINES_MOST = 50_000
@@ -19,6 +19,7 @@ LINE_BYTES = 4 * 2**20
 CUSTOM_ID_MOST = 512
 PROBLEMS_MOST = 100
 MODELS_MOST = 64
+BYTE_ORDER_MARK = "\ufeff".encode()  # some editors write one before the first line
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +90,9 @@ def _parse(number: int, raw: bytes, endpoint: str) -> InputLine | BatchProblem:
     if len(raw) > LINE_BYTES:
         return BatchProblem("line_too_long", f"The line has more than {LINE_BYTES} bytes.", number)
     try:
-        line = msgspec.json.decode(raw)
-    except msgspec.DecodeError as error:
-        return BatchProblem("invalid_json_line", f"The line is not JSON: {error}.", number)
+        line = parse_json(raw.removeprefix(BYTE_ORDER_MARK) if number == 1 else raw)
+    except DataError as error:
+        return BatchProblem("invalid_json_line", f"The line is {error.problem.message}.", number)
     if not isinstance(line, dict):
         return BatchProblem("invalid_json_line", "The line is not a JSON object.", number)
     name, body = line.get("custom_id"), line.get("body")

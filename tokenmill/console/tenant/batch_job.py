@@ -19,7 +19,8 @@ import msgspec
 from tokenmill.console.tenant import batch_input
 from tokenmill.console.tenant.batch_input import InputLine
 from tokenmill.console.tenant.files import FileShelf
-from tokenmill.domain.errors import NotFoundError, TokenmillError
+from tokenmill.domain.codec import parse_json
+from tokenmill.domain.errors import DataError, NotFoundError, TokenmillError
 from tokenmill.domain.tenancy import Batch, BatchCounts, BatchLine, BatchProblem, BatchStatus, Purpose
 from tokenmill.store.tenancy import BatchRecords
 
@@ -158,8 +159,8 @@ class BatchJob:
 
     def _line(self, line: InputLine, answer: httpx.Response, *, ok: bool) -> BatchLine:
         try:
-            body: Any = msgspec.json.decode(answer.content)
-        except msgspec.DecodeError:
+            body: Any = parse_json(answer.content)
+        except DataError:
             body = answer.text[:1000]
         response = {
             "status_code": answer.status_code,
@@ -287,8 +288,8 @@ def _code(answer: httpx.Response) -> str:
     if answer.status_code < 400:
         return ""
     try:
-        return str(msgspec.json.decode(answer.content)["error"]["code"])
-    except (msgspec.DecodeError, LookupError, TypeError):
+        return str(parse_json(answer.content)["error"]["code"])
+    except (DataError, LookupError, TypeError):
         return ""
 
 
