@@ -37,7 +37,7 @@ def from_plain(value: Any, kind: type[T]) -> T:
 def parse_json(raw: bytes) -> Any:
     """The values of JSON that somebody else wrote. Raises ``DataError`` that says why it is none.
 
-    The parser itself has errors of three kinds: bytes that are no UTF-8 and nesting without end have their own.
+    The parser has errors of its own for bytes that are no UTF-8, and for nesting without end.
     """
     try:
         return msgspec.json.decode(raw)
