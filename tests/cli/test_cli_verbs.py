@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from pathlib import Path
@@ -242,21 +241,6 @@ def test_what_is_not_there_is_said_before_anybody_is_asked(factory: Any) -> None
     assert "Nobody is there to answer" in factory("cordon", node, code=2).stderr
     assert not factory.json("status")["nodes"][0]["cordon"]
     assert factory.json("why", job)["kind"] == "job"
-
-
-def test_usage_as_table_and_files(factory: Any, bed: Bed) -> None:
-    assert "nothing has been used yet" in factory("usage").stdout
-    bed.settle("acme", "support", "smol", 3)
-    assert "acme" in factory("usage", "--by", "tenant", "--since", "1h").stdout
-    assert factory.json("usage")[0]["requests"] == 3
-    factory("usage", "--csv", "u.csv")
-    with Path("u.csv").open() as file:
-        assert next(csv.DictReader(file))["micros_USD"] != "0"
-    assert "wrote" in factory("usage", "--parquet", "u.parquet").stdout
-    factory("usage", "--focus", "focus.csv")
-    assert "BilledCost" in Path("focus.csv").read_text().splitlines()[0]
-    factory("usage", "--csv", "a", "--focus", "b", code=2)
-    factory("usage", "--by", "shoe_size", code=2)
 
 
 def test_why_events_models_ledger(factory: Any) -> None:

@@ -159,7 +159,7 @@ def write_csv(rows: Iterable[CostRow], path: Path, provider: str) -> int:
             writer.writeheader()
             writer.writerows({name: _text(value) for name, value in record.items()} for record in records)
 
-    _replace(path, write)
+    replace_file(path, write)
     return len(records)
 
 
@@ -177,7 +177,7 @@ def write_parquet(rows: Iterable[CostRow], path: Path, provider: str) -> int:
     schema = arrow.schema([(name, types.get(type(value), arrow.string())) for name, value in columns.items()])
     records = [focus_record(row, provider) for row in rows]
     table = arrow.Table.from_pylist(records, schema=schema)
-    _replace(path, lambda target: parquet.write_table(table, target))
+    replace_file(path, lambda target: parquet.write_table(table, target))
     return len(records)
 
 
@@ -205,11 +205,16 @@ def _text(value: Cell) -> str:
         return value.strftime("%Y-%m-%dT%H:%M:%SZ")
     if isinstance(value, Decimal):
         return f"{value:f}"
-    # A spreadsheet runs what begins with one of these; a tenant's name must not.
-    return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    return no_formula(value)
 
 
-def _replace(path: Path, write: Callable[[Path], None]) -> None:
+def no_formula(text: str) -> str:
+    """As a cell that no spreadsheet runs: a tenant's name, or a model that a client made up, must not be."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` make a file beside ``path``, then put it there. Raises ``ResourceError``."""
     target = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(target)

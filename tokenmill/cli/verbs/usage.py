@@ -12,6 +12,7 @@ from tokenmill.cli.options import AsJson, Directory, File, locate
 from tokenmill.cli.output import add_rows, examples, print_json, stdout, table
 from tokenmill.cli.usage_files import write_csv, write_focus, write_parquet
 from tokenmill.console.text import all_money, duration, energy, number
+from tokenmill.domain.calendar import parse_moment
 from tokenmill.domain.errors import UsageError
 from tokenmill.domain.units import parse_duration
 
@@ -25,7 +26,7 @@ GROUPS = ("tenant", "project", "key", "model", "day")
         "tokenmill usage",
         "tokenmill usage --by tenant,project,day --since 30d",
         "tokenmill usage --by tenant,model,day --csv usage.csv",
-        "tokenmill usage --focus focus.csv",
+        "tokenmill usage --since 2026-11-01 --until 2026-12-01 --focus november.csv",
     )
 )
 def usage(
@@ -36,7 +37,10 @@ def usage(
         str, typer.Option(help="Group by some of tenant, project, key, model, day.")
     ] = "tenant,model",
     tenant: Annotated[str, typer.Option(help="Only this tenant.")] = "",
-    since: Annotated[str, typer.Option(help="Only the last so much, for example 24h or 30d.")] = "",
+    since: Annotated[
+        str, typer.Option(help="Only the last so much, or from a date: 24h, 30d, 2026-11-01 (UTC).")
+    ] = "",
+    until: Annotated[str, typer.Option(help="Only before so long ago, or before a date: 2026-12-01.")] = "",
     csv: Annotated[Path | None, typer.Option(help="Write these rows as CSV.")] = None,
     parquet: Annotated[Path | None, typer.Option(help="Write these rows as Parquet.")] = None,
     focus: Annotated[Path | None, typer.Option(help="Write FOCUS cost rows, as .csv or .parquet.")] = None,
@@ -46,8 +50,13 @@ def usage(
         raise UsageError("more than one file was asked for", expected="one of --csv, --parquet, --focus")
     place = locate(directory, file)
     with connect(place) as client:
-        since_us = client.get("/api/status")["now_us"] - parse_duration(since) if since else 0
-        query: dict[str, str | int] = {"by": by, "tenant": tenant, "since_us": since_us}
+        now_us = int(client.get("/api/status")["now_us"])
+        since_us, until_us = _moment("--since", since, now_us), _moment("--until", until, now_us)
+        if until_us and until_us <= since_us:
+            raise UsageError(
+                "--until is not after --since", expected="a window, such as --since 30d --until 1d"
+            )
+        query: dict[str, str | int] = {"by": by, "tenant": tenant, "since_us": since_us, "until_us": until_us}
         rows: list[dict[str, Any]] = client.get("/api/usage", **query)
     count = len(rows)
     if csv is not None:
@@ -55,13 +64,25 @@ def usage(
     if parquet is not None:
         write_parquet(rows, parquet)
     if focus is not None:
-        count = write_focus(place, focus, since_us, tenant)
+        count = write_focus(place, focus, since_us, until_us, tenant)
     if as_json:
         print_json(rows)
     elif csv or parquet or focus:
         stdout().print(f"wrote {count} rows to {csv or parquet or focus}")
     else:
         _show(rows, by)
+
+
+def _moment(option: str, text: str, now_us: int) -> int:
+    """Microseconds of a date, or of so long before now; 0 when nothing is written."""
+    if not text:
+        return 0
+    try:
+        return parse_moment(text) if "-" in text else max(1, now_us - parse_duration(text))
+    except UsageError:
+        raise UsageError(
+            f"{option} is {text!r}", expected="a time before now or a date in UTC: 24h, 30d, 2026-11-01"
+        ) from None
 
 
 def _show(rows: list[dict[str, Any]], by: str) -> None:
