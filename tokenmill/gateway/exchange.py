@@ -15,23 +15,15 @@ from tokenmill.domain.errors import invariant
 from tokenmill.domain.ledger import Outcome, Settlement
 from tokenmill.domain.table import Endpoint, KeyEntry
 from tokenmill.domain.value import replace
-from tokenmill.gateway.body import (
-    EMBEDDINGS,
-    HOP,
-    PREFIX_BLOCK,
-    Asked,
-    check_kind,
-    engine_body,
-    engine_head,
-    output_bound,
-    prefix_blocks,
-)
+from tokenmill.gateway.asking import call_of, servable
+from tokenmill.gateway.body import HOP, Asked, engine_body, engine_head
 from tokenmill.gateway.count import count_input, with_input
 from tokenmill.gateway.edge import Gateway
 from tokenmill.gateway.endings import opening, turned_away
-from tokenmill.gateway.errors import ApiError, refusal, unavailable, unknown_model
+from tokenmill.gateway.errors import ApiError, refusal, unavailable
 from tokenmill.gateway.limits import ratelimit_headers
 from tokenmill.gateway.message import HttpRequest
+from tokenmill.gateway.metrics import ModelMetrics
 from tokenmill.gateway.outlet import Outlet, Surface
 from tokenmill.gateway.relay import NOTHING, Relay
 from tokenmill.gateway.shadow import mirror
@@ -69,6 +61,7 @@ class Exchange:
         self._asked: Asked | None = None
         self._request: requests.Request | None = None
         self._relay: Relay | None = None
+        self._metrics: ModelMetrics | None = None
         self._task: asyncio.Task[None] | None = None
         self._fresh = False  # the next attempt opens a connection of its own
         self._sent = False  # an engine has had the request
@@ -105,10 +98,12 @@ class Exchange:
             size = len(self.http.body)
             asked = self._asked = self.surface.read(self.http.body)
             self.http.body = b""
-            call = self._call(asked, size)
+            entry = servable(gateway, asked, self.key)
         except ApiError as error:
             self._turn_away(error)
             return False
+        self.context_tokens = entry.context_tokens
+        call = call_of(gateway, self, asked, size, entry)
         with gateway.shared:
             turn = requests.arrive(self._index(), gateway.memory, call)
         self._keep(turn)
@@ -121,43 +116,12 @@ class Exchange:
             return False
         self.model = asked.alias
         self.hide_usage, self.hide_running = not asked.wants_usage, not asked.wants_running
-        gateway.metrics.model(self.model).running += 1
+        self._metrics = gateway.metrics.model(self.model)
+        self._metrics.running += 1
         gateway.exchanges.add(self)
         self._send(first.endpoint)
         mirror(gateway, self.id, self.key.tenant, asked, self.surface)
         return not self.settled
-
-    def _call(self, asked: Asked, size: int) -> requests.Call:
-        """What control needs to decide on a body of ``size`` bytes. Raises ``ApiError`` for what cannot be
-        asked of it now."""
-        gateway = self.gateway
-        serving, spool = gateway.tables.serving, gateway.spool
-        if gateway.draining:
-            raise unavailable("This gateway is stopping; ask again.", code="draining")
-        if spool.problem:
-            why = f"Requests cannot be recorded now: {spool.problem}."
-            raise unavailable(why, 5_000_000, "spool_unwritable")
-        if serving.version < 0:
-            raise unavailable("The factory has published no models yet.", 2_000_000, "not_ready")
-        entry = serving.visible(asked.alias, self.key.tenant)
-        if entry is None:
-            raise unknown_model(asked.alias)
-        check_kind(asked, entry)
-        self.context_tokens = entry.context_tokens
-        warm = size >= PREFIX_BLOCK and len(entry.endpoints) > 1 and self.endpoint != EMBEDDINGS
-        lot = gateway.lot()
-        return requests.Call(
-            id=self.id,
-            at_us=self.http.arrived_us,
-            endpoint=self.surface.name,
-            key=self.key,
-            alias=asked.alias,
-            input_estimate=asked.input_estimate,
-            max_output=output_bound(asked, entry),
-            prefix=prefix_blocks(asked, self.key.tenant) if warm else (),
-            draw=lot % 1000,
-            lot=lot // 1000,
-        )
 
     def _turn_away(self, error: ApiError) -> None:
         """Refuse before admission: settled, since the key is known, and with nothing used."""
@@ -221,13 +185,15 @@ class Exchange:
             gateway.refused_full[settlement.alias] = gateway.refused_full.get(settlement.alias, 0) + 1
         elif code == "model_not_ready":
             gateway.asleep[settlement.alias] = gateway.asleep.get(settlement.alias, 0) + 1
-        if self.model:
-            metrics = gateway.metrics.model(self.model)
+        metrics = self._metrics
+        if metrics is not None:
             metrics.running -= 1
             if self._ttft_s and self._relay is not None and self._relay.stream is not None:
                 spent_s = gateway.loop.time() - self.http.arrived_s - self._ttft_s
                 metrics.stream_ended(self._relay.stream.deltas, spent_s)
-            gateway.metrics.promised(self._index().aliases.get(self.model), settlement, self._ttft_s)
+            entry = self._index().aliases.get(self.model)
+            if entry is not None and entry.slo is not None:
+                gateway.metrics.promised(entry.name, entry.slo, settlement, self._ttft_s)
 
     # -- to the engine
     def _send(self, endpoint: Endpoint) -> None:
@@ -290,7 +256,8 @@ class Exchange:
 
     def first_token(self) -> None:
         self._ttft_s = self.gateway.loop.time() - self.http.arrived_s
-        self.gateway.metrics.model(self.model).ttft.observe(self._ttft_s)
+        if self._metrics is not None:
+            self._metrics.ttft.observe(self._ttft_s)
 
     def complete(self, status: int, usage: TokenUsage) -> None:
         gateway = self.gateway
@@ -299,7 +266,8 @@ class Exchange:
         for action in self._decide(requests.finished, status, usage, self.response_id).actions:
             if isinstance(action, Settle):
                 self._settle(action.settlement)
-        gateway.metrics.model(self.model).e2e.observe(gateway.loop.time() - self.http.arrived_s)
+        if self._metrics is not None:
+            self._metrics.e2e.observe(gateway.loop.time() - self.http.arrived_s)
 
     def reject(self, error: ApiError) -> None:
         for action in self._decide(requests.finished, error.status, NOTHING).actions:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 
+from tokenmill.domain.factory import Objective
 from tokenmill.domain.ledger import Settlement
-from tokenmill.domain.table import AliasEntry
 from tokenmill.gateway.outcomes import answered
 
 FAST_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0)
@@ -96,13 +96,12 @@ class Metrics:
         if code:
             self.add(self.refusals, (code,))
 
-    def promised(self, entry: AliasEntry | None, settlement: Settlement, ttft_s: float) -> None:
+    def promised(self, alias: str, slo: Objective, settlement: Settlement, ttft_s: float) -> None:
         """Count whether an answer kept what its deployment promises; ``ttft_s`` is 0 for one in one piece."""
         found = answered(settlement)
-        if entry is not None and entry.slo is not None and found is not None:
-            times = round(ttft_s * 1e6), settlement.duration_us
-            met = found and entry.slo.met(*times, settlement.output_tokens)
-            self.add(self.objectives, (entry.name, MET if met else MISSED))
+        if found is not None:
+            met = found and slo.met(round(ttft_s * 1e6), settlement.duration_us, settlement.output_tokens)
+            self.add(self.objectives, (alias, MET if met else MISSED))
 
     @property
     def tokens(self) -> dict[Labels, int]:

@@ -274,7 +274,7 @@ class Upstream(asyncio.Protocol):
         self._headers = []
         self._head_bytes = 0
         self._pieces = []
-        if not self.usable:
+        if self._closing or transport.is_closing():
             self.pool.loop.call_soon(self._lose, "it closed the connection at once")
             return
         transport.resume_reading()  # the answer before may have ended while its client was slow
