@@ -38,6 +38,7 @@ from tokenmill.floor.local import LocalFloor
 from tokenmill.floor.lock import (
     ControllerFile,
     DirectoryLock,
+    home_of,
     read_controller,
     write_controller,
 )
@@ -91,6 +92,7 @@ def build_controller(paths: Paths, settings: Settings, factory_file: Path) -> Co
         now_us,
         RuntimeOptions(
             holder=f"{socket.gethostname()}:{paths.root}",
+            home=home_of(paths),
             queue_events=settings.queue_events,
             leader_ttl_us=settings.leader_ttl_us,
             snapshot_every=settings.snapshot_every,
@@ -143,6 +145,7 @@ async def serve(controller: Controller) -> None:
         uvicorn.Config(controller.app, log_config=None, access_log=False, timeout_graceful_shutdown=2)
     )
     listener = listen(controller.paths.control_socket)
+    own = controller.paths.control_socket.stat()
     answering = asyncio.create_task(api.serve(sockets=[listener]), name="api")
     announcing = asyncio.create_task(_announce(controller), name="announce")
     try:
@@ -156,7 +159,9 @@ async def serve(controller: Controller) -> None:
         announcing.cancel()
         api.should_exit = True
         await asyncio.gather(answering, announcing, return_exceptions=True)
-        controller.paths.control_socket.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # whoever took over may have opened one of its own
+            if os.path.samestat(controller.paths.control_socket.stat(), own):
+                controller.paths.control_socket.unlink()
         controller.store.close()
 
 
@@ -231,6 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _lead(paths: Paths, settings: Settings, factory_file: Path) -> int:
+    controller: Controller | None = None
     try:
         controller = build_controller(paths, settings, factory_file.absolute())
         gc.freeze()  # what was imported lives as long as the process; states are trees that free themselves
@@ -241,7 +247,8 @@ def _lead(paths: Paths, settings: Settings, factory_file: Path) -> int:
         if not isinstance(cause, TokenmillError):
             log.exception("the controller failed; engines and gateway go on")
             return 1
-        replaced = "another controller took over: " if isinstance(cause, NotLeaderError) else ""
+        led = controller is not None and controller.runtime.epoch > 0
+        replaced = "another controller took over: " if isinstance(cause, NotLeaderError) and led else ""
         log.error("%s%s", replaced, cause)
         sys.stderr.write(f"{cause}\n")
         return cause.exit_code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -293,6 +294,39 @@ def test_too_many_waiting_events_are_refused(
         kept = [task for task in tasks if task not in refused]
         await asyncio.gather(*kept)
         assert len(bench.runtime.state.jobs) == len(kept) > 0
+
+    lead(bench, test, applied())
+
+
+def test_who_asks_while_the_store_stays_away_is_told_what_became_of_it(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(store, tmp_path)
+    asked, back = threading.Event(), threading.Event()
+    append = store.journal.append
+
+    def slow(events: Any, epoch: int, decided: Any) -> int:
+        if any(isinstance(event, JobSubmitted) for event in events):
+            asked.set()
+        assert back.wait(20)
+        return append(events, epoch, decided)
+
+    async def time_is_up(_waiting: object, timeout: float) -> None:
+        assert timeout == 20
+        while not asked.is_set():  # the store has it, and does not answer
+            await asyncio.sleep(0)
+
+    async def test() -> None:
+        monkeypatch.setattr(store.journal, "append", slow)
+        monkeypatch.setattr(asyncio, "wait", time_is_up)
+        with pytest.raises(ResourceError, match="may still be done"):
+            await bench.runtime.submit(submitted(bench, "taken"))
+        with pytest.raises(ResourceError, match="nothing was done"):
+            await bench.runtime.submit(submitted(bench, "withdrawn"))
+        back.set()
+        await bench.floor.report(ModelImported(1, Imported("smol", DIGEST, 1, "gguf")))
+        told = [event.job for _, event in store.journal.read() if isinstance(event, JobSubmitted)]
+        assert told == ["taken"] == list(bench.runtime.state.jobs)
 
     lead(bench, test, applied())
 

@@ -8,12 +8,12 @@ import psycopg
 import pytest
 from sqlalchemy import delete, update
 
-from tokenmill.domain.errors import DataError, NotLeaderError, StoreError
+from tokenmill.domain.errors import ConflictError, DataError, NotLeaderError, StoreError
 from tokenmill.domain.events import Event, NodeLost, SpecApplied
 from tokenmill.domain.factory import Factory, Tenant
 from tokenmill.store import Store, open_store
 from tokenmill.store.database import Database
-from tokenmill.store.schema import journal, snapshots
+from tokenmill.store.schema import journal, leader, snapshots
 
 
 def lost(number: int) -> Event:
@@ -29,6 +29,20 @@ def test_the_lease_has_one_holder(store: Store) -> None:
     with pytest.raises(NotLeaderError, match="epoch 1 is over"):
         store.leader.renew(1, 10_000_001)
     assert store.leader.view().holder == "b"
+
+
+def test_a_store_is_led_from_its_own_data_directory_only(store: Store) -> None:
+    assert store.leader.acquire("one:/mill", 10, 0) == 1, "of a version that knew no ids"
+    assert store.leader.acquire("one:/mill", 10, 10, "aa11") == 2
+    store.leader.release(2)
+    for now_us in (11, 99):
+        with pytest.raises(ConflictError, match="belongs to the data directory of one:/mill") as caught:
+            store.leader.acquire("two:/other", 10, now_us, "bb22")
+        assert "write aa11 into" in caught.value.problem.fix
+    assert store.leader.acquire("two:/moved", 10, 100, "aa11") == 4, "moved, or seen from another machine"
+    assert store.leader.view().home == "aa11 two:/moved"
+    with pytest.raises(NotLeaderError, match="two:/moved"):
+        store.leader.acquire("one:/mill", 10, 109, "aa11")
 
 
 def test_renewing_moves_the_end(store: Store) -> None:
@@ -108,6 +122,24 @@ def test_many_events_at_once(store: Store) -> None:
     assert store.journal.append([lost(number) for number in range(1, 20_006)], epoch) == 20_005
     assert [seq for seq, _ in store.journal.replay()] == list(range(1, 20_006))
     assert len(store.journal.read()) == 10_000
+
+
+@pytest.mark.postgres
+def test_who_stands_still_within_a_transaction_is_let_go(postgres_url: str) -> None:
+    """As a leader that is stopped at the wrong moment: whoever takes over does not wait for it for ever."""
+    store, still = open_store(postgres_url), Database(postgres_url, wait_s=0.2)
+    epoch = store.leader.acquire("a", 10, 0)
+
+    def stand_still() -> None:
+        with still.write() as connection:
+            connection.execute(update(leader).values(holder="b"))
+            assert store.leader.acquire("a", 10, 1) > epoch
+
+    with pytest.raises(StoreError):
+        stand_still()
+    assert store.leader.view().holder == "a"
+    still.close()
+    store.close()
 
 
 @pytest.mark.postgres

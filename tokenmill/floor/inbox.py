@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from tokenmill.domain.errors import NotLeaderError, TokenmillError
+from tokenmill.domain.errors import NotLeaderError, ResourceError, TokenmillError
 from tokenmill.domain.events import Event
 from tokenmill.domain.work import Release
 
@@ -16,7 +16,9 @@ class RuntimeOptions:
     """``holder`` names this factory's controller in the lease: the same name takes its lease over."""
 
     holder: str
+    home: str = ""  # id of the data directory that the store belongs to
     queue_events: int = 10_000
+    answer_us: int = 20_000_000  # how long who brings an event waits for a store that is away
     leader_ttl_us: int = 10_000_000
     snapshot_every: int = 2_000
     ingest_every_us: int = 500_000
@@ -30,6 +32,7 @@ class Item:
     checked: bool  # refuse what ``control.check`` refuses, instead of ignoring it
     done: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     refusal: TokenmillError | None = None
+    withdrawn: bool = False  # nobody waits for it any more, and it is to be as though nobody had asked
 
     def tell(self) -> None:
         """Let whoever brought the event go on."""
@@ -39,6 +42,26 @@ class Item:
             self.done.set_exception(self.refusal)
         else:
             self.done.set_result(None)
+
+
+def too_many(limit: int, troubles: Mapping[str, str]) -> ResourceError:
+    """What whoever brings an event is told while the queue is full."""
+    return ResourceError(
+        f"{limit} events wait for the journal",
+        expected="fewer than TOKENMILL_QUEUE_EVENTS",
+        fix=" ".join(("Retry in some seconds.", *troubles.values())),
+    )
+
+
+def unanswered(item: Item, troubles: Mapping[str, str], *, taken: bool) -> ResourceError:
+    """What whoever brought an event is told when the store is away for long. One that is being written down
+    may already be, without an answer; one that still waits is withdrawn."""
+    item.withdrawn = not taken
+    return ResourceError(
+        "the store has not answered; what was asked may still be done" if taken else "nothing was done",
+        expected="a store that takes events",
+        fix=" ".join(("Look before you ask again." if taken else "Ask again later.", *troubles.values())),
+    )
 
 
 def first_of(errors: BaseExceptionGroup[NotLeaderError]) -> NotLeaderError:

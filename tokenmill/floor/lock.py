@@ -1,9 +1,11 @@
-"""One controller for a data directory: the lock that it holds, and the file that says who holds it."""
+"""One controller for a data directory: its lock, the file that says who holds it, the directory's own id."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +44,17 @@ def read_controller(paths: Paths) -> ControllerFile | None:
 
 def write_controller(paths: Paths, found: ControllerFile) -> None:
     write_atomically(paths.control_file, msgspec.json.encode(to_plain(found)))
+
+
+def home_of(paths: Paths) -> str:
+    """The id of this data directory, made at its first start. It goes where the directory goes."""
+    with contextlib.suppress(FileNotFoundError):
+        found = paths.home.read_text(encoding="utf-8").strip()
+        if found.isalnum():
+            return found
+    made = secrets.token_hex(8)
+    write_atomically(paths.home, f"{made}\n".encode())
+    return made
 
 
 class DirectoryLock:

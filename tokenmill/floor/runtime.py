@@ -25,10 +25,10 @@ from tokenmill.control.state import EMPTY, State
 from tokenmill.control.told import told
 from tokenmill.control.triggers import last_started_us, read_until_us
 from tokenmill.domain.effects import ChargeWork, Effect, RecordRecall, RecordRelease, WakeAt
-from tokenmill.domain.errors import NotLeaderError, ResourceError, StoreError, TokenmillError
+from tokenmill.domain.errors import NotLeaderError, StoreError, TokenmillError
 from tokenmill.domain.events import ControllerStarted, Event, NodeJoined, NodeLost, SpecApplied, Tick
 from tokenmill.floor.books import Books
-from tokenmill.floor.inbox import Item, RuntimeOptions, first_of
+from tokenmill.floor.inbox import Item, RuntimeOptions, first_of, too_many, unanswered
 from tokenmill.floor.line_watch import LineWatch
 from tokenmill.floor.load import LoadWatch, OutcomeWatch
 from tokenmill.floor.openlineage import LineageSink
@@ -105,17 +105,15 @@ class Runtime:
 
     async def submit(self, event: Event) -> None:
         """Return when ``event`` is journalled. Raises what ``control.core.check`` raises, and
-        ``ResourceError`` when too many events wait."""
+        ``ResourceError`` when too many events wait, or the store is away for long."""
         item = Item(event, checked=True)
-        try:
-            self._queue.put_nowait(item)
-        except asyncio.QueueFull:
-            raise ResourceError(
-                f"{self._queue.maxsize} events wait for the journal",
-                expected="fewer than TOKENMILL_QUEUE_EVENTS",
-                fix="Retry in some seconds. " + " ".join(self.troubles.values()),
-            ) from None
-        await item.done
+        if self._queue.full():
+            raise too_many(self._queue.maxsize, self.troubles)
+        self._queue.put_nowait(item)
+        await asyncio.wait((item.done,), timeout=self._options.answer_us / 1e6)
+        if not item.done.done():
+            raise unanswered(item, self.troubles, taken=item in self._batch)
+        item.done.result()
 
     async def _report(self, event: Event) -> None:
         """The floor's way in. Waits when the queue is full: what happened is never dropped."""
@@ -137,6 +135,7 @@ class Runtime:
             self._options.holder,
             self._options.leader_ttl_us,
             self._now_us(),
+            self._options.home,
         )
         try:
             await self._rebuild()
@@ -245,6 +244,8 @@ class Runtime:
         decided: list[tuple[str, ...]] = []
         effects: list[Effect] = []
         for item in batch:
+            if item.withdrawn:
+                continue
             if item.checked:
                 try:
                     check(state, item.event)

@@ -30,6 +30,11 @@ class Paths:
         return settings.database_url or f"sqlite:///{self.database}"
 
     @property
+    def home(self) -> Path:
+        """What this directory is told from all others by, wherever it is moved."""
+        return self.root / "home"
+
+    @property
     def database(self) -> Path:
         return self.root / "tokenmill.db"
 

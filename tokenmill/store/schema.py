@@ -29,6 +29,7 @@ leader = Table(
     Column("expires_us", BigInteger, nullable=False),
     Column("ttl_us", BigInteger, nullable=False),
     Column("last_seq", BigInteger, nullable=False),
+    Column("home", TEXT, nullable=False, server_default=""),
 )
 
 journal = Table(
