@@ -7,6 +7,7 @@ import pytest
 from control_mill import GPU, SMALL, Mill, factory
 
 from tokenmill.control.core import check
+from tokenmill.control.plan import diff
 from tokenmill.control.why import verdict_of, why
 from tokenmill.domain import events as ev
 from tokenmill.domain.effects import RecordRelease, StartJob, StopJob
@@ -150,6 +151,23 @@ def test_a_failed_station_fails_the_run(line: Mill) -> None:
     assert run.status is RunStatus.FAILED
     assert "tickets.csv:7" in run.reason
     assert run.stations[1].status is StationStatus.SKIPPED
+
+
+def test_another_trigger_or_priority_ends_no_run_and_a_plan_names_those_that_end(line: Mill) -> None:
+    line.tell(ev.RunSubmitted, "r1", "tickets")
+    [tickets] = line.state.factory.lines
+    later = replace(factory(TUNED), lines=(replace(tickets, trigger=Trigger("0 3 * * *"), priority=7),))
+    assert not any("under way" in change.detail for change in diff(line.state, later).changes)
+    line.apply(later)
+    assert line.state.runs["r1"].status is RunStatus.RUNNING
+    other = replace(factory(TUNED), lines=(replace(tickets, base="m2"),))
+    gone = replace(other, lines=(), deployments=())
+    for next_file in (other, gone):
+        details = [change.detail for change in diff(line.state, next_file).changes if change.what == "line"]
+        assert [detail.rpartition("; ")[2] for detail in details] == ["r1 under way ends"]
+    line.apply(other)
+    assert line.state.runs["r1"].status is RunStatus.FAILED
+    assert not any("under way" in change.detail for change in diff(line.state, gone).changes)
 
 
 def test_cancel_and_changed_line_stop_the_jobs(line: Mill) -> None:

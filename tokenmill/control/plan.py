@@ -13,7 +13,7 @@ from typing import Any
 from tokenmill.control.state import State
 from tokenmill.domain.calendar import format_moment
 from tokenmill.domain.codec import digest_of
-from tokenmill.domain.factory import Factory, ModelQuota, Price
+from tokenmill.domain.factory import Factory, Line, ModelQuota, Price
 from tokenmill.domain.units import format_duration, format_money, format_power, format_size
 
 NOUNS: tuple[tuple[str, str], ...] = (
@@ -86,10 +86,20 @@ def diff(state: State, factory: Factory) -> Plan:
             if name not in old:
                 changes.append(Change("add", what, name, _summary(what, new[name])))
             elif name not in new:
-                changes.append(Change("remove", what, name, _removal(what)))
+                changes.append(Change("remove", what, name, _ended(state, old[name], None) or _removal(what)))
             elif old[name] != new[name]:
-                changes.append(Change("change", what, name, _detail(what, old[name], new[name])))
+                ended = _ended(state, old[name], new[name])
+                detail = _detail(what, old[name], new[name])
+                changes.append(Change("change", what, name, f"{detail}; {ended}" if ended else detail))
     return Plan(state.version, tuple(changes), digest_of(factory))
+
+
+def _ended(state: State, old: Any, new: Any) -> str:
+    """What a change of a line does to its runs that are under way."""
+    if not isinstance(old, Line) or (isinstance(new, Line) and old.work == new.work):
+        return ""
+    runs = sorted(run.id for run in state.runs.values() if run.line == old.name and not run.status.ended)
+    return f"{', '.join(runs)} under way end{'s' * (len(runs) == 1)}" if runs else ""
 
 
 def _by_name(records: tuple[Any, ...]) -> Mapping[str, Any]:
@@ -134,7 +144,6 @@ def _amounts(price: Price) -> dict[str, str]:
 def _removal(what: str) -> str:
     return {
         "deployment": "its replicas drain and stop",
-        "line": "a run of it that is under way is ended",
         "tenant": "its keys stop working",
     }.get(what, "")
 

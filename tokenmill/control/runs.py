@@ -175,10 +175,12 @@ def cancelled(draft: Draft, event: RunCancelled) -> None:
 
 
 def follow_spec(draft: Draft, old_lines: Map[str, Line], now_us: int) -> None:
-    """A run whose line was changed or removed ends: its stations would no longer be those it began with."""
+    """A run whose line was changed or removed ends: its stations would no longer be those it began with.
+    Another trigger or priority does not end it."""
     for name in draft.open_runs:
         run = draft.runs[name]
-        if draft.index.lines.get(run.line) != old_lines.get(run.line):
+        old, new = old_lines.get(run.line), draft.index.lines.get(run.line)
+        if (old and old.work) != (new and new.work):
             _end(draft, run, RunStatus.FAILED, f"line {run.line} was changed while it ran", now_us)
 
 

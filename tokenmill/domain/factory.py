@@ -11,7 +11,7 @@ from dataclasses import field
 from typing import Any
 
 from tokenmill.domain.trigger import Trigger
-from tokenmill.domain.value import value
+from tokenmill.domain.value import replace, value
 
 
 @value
@@ -277,6 +277,11 @@ class Line:
     stations: tuple[Station, ...]
     priority: int = 0
     trigger: Trigger | None = None  # without one it is run by hand
+
+    @property
+    def work(self) -> Line:
+        """What a run of it goes through, however it is started and whoever goes first."""
+        return replace(self, priority=0, trigger=None)
 
 
 @value
