@@ -79,10 +79,10 @@ class Pattern:
         """What a chunk of ``length`` bytes in all begins with; empty when there is none that is alike."""
         if not self._front or length > LONGEST:
             return b""
-        for digits in (1, 2, 3):
-            size = length - digits - 4
-            head = b"%x\r\n%b" % (max(size, 0), self._front)
-            if len(head) == digits + 2 + len(self._front) and len(head) + len(self._back) < length:
-                self._heads[length] = head
-                return head
-        return b""
+        digits = 3 if length > 0xFF + 6 else 2 if length > 0xF + 5 else 1  # of a size that fills the chunk
+        size = length - digits - 4
+        head = b"%x\r\n%b" % (max(size, 0), self._front)
+        if len(head) != digits + 2 + len(self._front) or len(head) + len(self._back) >= length:
+            return b""
+        self._heads[length] = head
+        return head
