@@ -251,10 +251,10 @@ def _candidates(
     memory: EdgeMemory, endpoints: Sequence[Endpoint], hits: Mapping[str, int], tried: tuple[str, ...]
 ) -> list[Seen]:
     seen_of = memory.endpoints.get
+    untried = [endpoint for endpoint in endpoints if endpoint.replica not in tried] if tried else endpoints
     return [
         (endpoint, seen.outstanding, seen.cooling_until_us, hits.get(endpoint.replica, 0) if hits else 0)
-        for endpoint in endpoints
-        if endpoint.replica not in tried
+        for endpoint in untried
         for seen in [seen_of(endpoint.replica) or NEW_ENDPOINT]
     ]
 

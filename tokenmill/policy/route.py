@@ -58,6 +58,8 @@ class Unroutable:
     retry_after_us: int
 
 
+NONE_YET = (FULL_MILLI, "", None)
+
 Seen = tuple[Endpoint, int, int, int]
 """A ``Candidate``, or a tuple of the same."""
 
@@ -72,8 +74,7 @@ def route(
     replica's id.
     """
     best: dict[str, tuple[int, str, Endpoint]] = {}
-    found: tuple[int, str, Endpoint] | None = None
-    of = ""  # the release that ``found`` is the best of
+    of, low, first = "", FULL_MILLI, ""  # the best score of this release, and the replica that has it
     for endpoint, outstanding, cooling_until_us, prefix_hits in candidates:
         score = outstanding * 1000 // (endpoint.slots or 1)
         if score >= FULL_MILLI or cooling_until_us > now_us or endpoint.draining:
@@ -82,11 +83,10 @@ def route(
             score -= PREFIX_BONUS_MILLI * min(prefix_hits, PREFIX_HITS_MOST)
         if endpoint.release != of:
             of = endpoint.release
-            found = best.get(of)
-        if found is None or score <= found[0]:
-            replica = endpoint.replica
-            if found is None or score < found[0] or replica < found[1]:
-                found = best[of] = (score, replica, endpoint)
+            low, first, _ = best.get(of, NONE_YET)
+        if score < low or (score == low and endpoint.replica < first):
+            low, first = score, endpoint.replica
+            best[of] = (score, first, endpoint)
     release = _release(targets, best, draw)
     if release is not None:
         return Routed(best[release][2])
