@@ -3,6 +3,7 @@
 1. Double entry: every posting moves a non-negative amount between two different named accounts, so each
    unit sums to zero over all accounts.
 2. Tokens: what was posted for a request is what its settlement says.
+   Money: it is what its tokens cost at the price that it was admitted at.
 3. Usage: the kept sums of the days are what the settlements and postings add up to.
 4. Spools: every settled line that was read is in the ledger once, with the same figures.
 5. Ends: every request that was opened has its end, or may still be running.
@@ -17,11 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from msgspec.json import decode
 from sqlalchemy import Connection, Select, case, exists, func, or_, select
 
 from tokenmill.domain.errors import StoreError
+from tokenmill.domain.factory import Price
 from tokenmill.domain.ledger import Settlement
-from tokenmill.store.schema import postings, settlements, spools
+from tokenmill.domain.units import format_money
+from tokenmill.policy.price import cost_micros
+from tokenmill.store.schema import postings, prices, settlements, spools
 from tokenmill.store.spool import SpoolBatch, read_spool, spool_files
 from tokenmill.store.usage import counted_days, day_text, kept_days
 from tokenmill.store.verify_engines import CountEngines, EngineCheck, Tally, add_settled, check_engines
@@ -99,6 +104,7 @@ def verify_ledger(
     before = count_engines()
     balances = _check_postings(connection, findings)
     _check_tokens(connection, findings)
+    _check_money(connection, findings)
     _check_days(connection, findings)
     spooled = _check_spools(connection, spool_dir, findings)
     in_flight = _check_ends(connection, spooled, in_flight_us, findings)
@@ -153,6 +159,45 @@ def _check_tokens(connection: Connection, findings: _Findings) -> None:
     orphans = select(postings.c.entry).where(of_request, ~settled).distinct().order_by(postings.c.entry)
     for entry in connection.execute(orphans).scalars():
         findings.add("orphans", f"request {entry} was posted but never settled")
+
+
+def _check_money(connection: Connection, findings: _Findings) -> None:
+    """Requests that name their price, those of equal figures at once."""
+    book = {row.id: decode(row.body, type=Price) for row in connection.execute(select(prices))}
+    for row in connection.execute(_charges()):
+        price = book.get(row.price)
+        if price is None:
+            continue
+        figures = row.input_tokens, row.cached_tokens, row.output_tokens, row.reasoning_tokens
+        due, posted = cost_micros(price, *figures) if row.tenant else 0, int(row.posted)
+        if due != posted or (posted and row.unit != f"micros:{price.currency}"):
+            many = f" and {row.requests - 1} more" if row.requests > 1 else ""
+            cost = format_money(due, price.currency)
+            paid = format_money(posted, row.unit.removeprefix("micros:") or price.currency)
+            findings.add("money", f"request {row.request}{many}: its tokens cost {cost}, posted are {paid}")
+
+
+def _charges() -> Select[Any]:
+    """Settled figures, and the money posted for them."""
+    column, asked = postings.c, settlements.c
+    paid = (
+        select(column.entry, func.max(column.unit).label("unit"), func.sum(column.amount).label("amount"))
+        .where(column.unit.startswith("micros:", autoescape=True))
+        .group_by(column.entry)
+        .subquery()
+    )
+    posted, unit = func.coalesce(paid.c.amount, 0), func.coalesce(paid.c.unit, "")
+    figures = (
+        asked.tenant, asked.price, asked.input_tokens, asked.cached_tokens, asked.output_tokens,
+        asked.reasoning_tokens, posted.label("posted"), unit.label("unit"),
+    )  # fmt: skip
+    return (
+        select(*figures, func.min(asked.request).label("request"), func.count().label("requests"))
+        .select_from(settlements.outerjoin(paid, paid.c.entry == asked.request))
+        .where(asked.price != "")
+        .group_by(*figures[:6], posted, unit)
+        .order_by(func.min(asked.request))
+    )
 
 
 def _check_days(connection: Connection, findings: _Findings) -> None:
