@@ -56,6 +56,14 @@ def test_every_bad_setting_is_named_at_once():
     ]
 
 
+def test_one_body_fits_among_all():
+    one = {"TOKENMILL_MAX_BODY": "512MiB"}
+    with pytest.raises(UsageError, match="TOKENMILL_MAX_BODIES: one body may have 536870912 bytes, all toge"):
+        load_settings(one)
+    found = load_settings({**one, "TOKENMILL_MAX_BODIES": "2GiB"})
+    assert found.max_bodies_bytes == 2 * 2**30
+
+
 def test_data_directory_lies_beside_the_factory_file():
     paths = Paths.of(Settings(), Path("/srv/f/factory.yaml"))
     assert paths.root == Path("/srv/f/.tokenmill")

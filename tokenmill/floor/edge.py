@@ -123,6 +123,7 @@ class Edge:
                 *("--head-seconds", f"{settings.header_timeout_us / 1e6:g}"),
                 *("--connections", str(settings.max_connections)),
                 *("--body-bytes", str(settings.max_body_bytes)),
+                *("--buffered-bytes", str(settings.max_bodies_bytes)),
                 *("--spool-bytes", str(settings.spool_rotate_bytes)),
                 *(("--tls-cert", settings.tls_cert, "--tls-key", settings.tls_key) if self._tls else ()),
                 *(("--allowed-origins", settings.allowed_origins) if settings.allowed_origins else ()),

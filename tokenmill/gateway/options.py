@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--head-seconds", type=float, default=10.0, dest="head_s", help="to whole headers")
     parser.add_argument("--connections", type=int, default=4096, help="clients at once")
     parser.add_argument("--body-bytes", type=int, default=64 * MEBIBYTE, help="largest request body")
+    parser.add_argument("--buffered-bytes", type=int, default=256 * MEBIBYTE, help="of all bodies at once")
     parser.add_argument("--spool-bytes", type=int, default=64 * MEBIBYTE, help="of one settlement file")
     return parser
 

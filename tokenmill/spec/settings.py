@@ -43,6 +43,7 @@ class Settings:
     url: str = ""
     api_key: str = ""
     max_body_bytes: int = 64 * 2**20
+    max_bodies_bytes: int = 256 * 2**20
     max_connections: int = 4096
     queue_events: int = 10_000
     header_timeout_us: int = 10_000_000
@@ -177,6 +178,14 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("url", "URL", "", "Factory that the client verbs talk to. Empty is the one of this directory."),
     Setting("api_key", "text", "", "Key that the client verbs send.", secret=True),
     Setting("max_body_bytes", "size", "64MiB", "Largest request body that the gateway takes.", 1024, 2**31),
+    Setting(
+        "max_bodies_bytes",
+        "size",
+        "256MiB",
+        "Bodies of open requests that one gateway process holds, all clients together.",
+        1024,
+        2**40,
+    ),
     Setting("max_connections", "integer", "4096", "Clients of one gateway process at once.", 1, 1_000_000),
     Setting(
         "queue_events", "integer", "10000", "Most events that wait for the control core.", 10, 10_000_000
@@ -265,12 +274,27 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         except UsageError as error:
             found = error.problem
             problems.append(Problem(found.message + ".", "", name, found.expected, found.fix))
+    if not problems and (problem := _bodies(Settings(**values))):
+        problems.append(problem)
     if problems:
         raise UsageError(
             "the environment cannot be used:\n" + "\n".join(f"  {problem}" for problem in problems),
             fix="`tokenmill doctor` shows the settings in use.",
         )
     return Settings(**values)
+
+
+def _bodies(settings: Settings) -> Problem | None:
+    """One body must fit among all, or every request of that size would be told to come again."""
+    one, together = settings.max_body_bytes, settings.max_bodies_bytes
+    if one <= together:
+        return None
+    return Problem(
+        f"one body may have {one} bytes, all together {together}.",
+        field="TOKENMILL_MAX_BODIES",
+        expected="at least TOKENMILL_MAX_BODY",
+        fix="Set both; four times the largest body is what the defaults are.",
+    )
 
 
 def public_environment(environ: Mapping[str, str]) -> dict[str, str]:
