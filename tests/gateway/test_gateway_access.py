@@ -37,3 +37,34 @@ def test_a_key_that_no_quota_would_bind_opens_nothing(tmp_path: Path, lost: dict
             assert await status(r, SECRET) == 200
 
     run(work)
+
+
+def test_a_key_is_asked_for_anew_with_every_request_of_a_connection(tmp_path: Path) -> None:
+    """Whose a head is may be noted only as long as the table and the time are the same."""
+
+    async def work() -> None:
+        async with rig(tmp_path) as r:
+            mine, theirs = r.table.keys
+            now_us = r.gateway.clock()
+            until = now_us + 1_000_000
+            reader, writer = await asyncio.open_connection("127.0.0.1", r.gateway.port)
+
+            async def status() -> int:
+                writer.write(post(chat({"tokens": 1})))
+                head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+                length = next(x for x in head.lower().split(b"\r\n") if x.startswith(b"content-length:"))
+                await reader.readexactly(int(length.split()[1]))
+                return int(head.split(b" ", 2)[1])
+
+            assert [await status() for _ in range(3)] == [200, 200, 200]
+            r.publish(keys=(theirs,))
+            assert [await status() for _ in range(2)] == [401, 401]
+            r.publish(keys=(replace(mine, expires_us=until), theirs))
+            assert [await status() for _ in range(3)] == [200, 200, 200]
+            r.gateway.clock = lambda: until - 1
+            assert await status() == 200
+            r.gateway.clock = lambda: until
+            assert [await status() for _ in range(2)] == [401, 401]
+            writer.close()
+
+    run(work)

@@ -147,16 +147,16 @@ class Gateway:
 
     def known(self, headers: dict[bytes, bytes]) -> bool:
         """Whether a large body may be read for this caller."""
-        return caller_of(self.serving, self.proof, headers, clock()) is not None
+        return caller_of(self.serving, self.proof, headers, self.clock()) is not None
 
     def caller(self, head: RequestHead) -> Caller | None:
         """Who sends this head. A key found for the same bytes and the same table is the same key."""
         noted, serving = head.sender, self.tables.serving
         if noted is not None and noted[0] is serving:
             caller: Caller = noted[1]
-            if not caller.key.expires_us or clock() < caller.key.expires_us:
+            if not caller.key.expires_us or self.clock() < caller.key.expires_us:
                 return caller
-        found = caller_of(serving, self.proof, head.fields, clock())
+        found = caller_of(serving, self.proof, head.fields, self.clock())
         head.sender = (serving, found) if found is not None and not found.batch else None
         return found
 
