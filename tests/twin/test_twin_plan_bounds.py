@@ -13,6 +13,7 @@ import numpy as np
 from typer.testing import CliRunner
 
 from tokenmill.cli.app import app
+from tokenmill.spec.catalogue import catalogue
 from tokenmill.twin import floor_arrays as fa
 from tokenmill.twin.demand import within_context
 
@@ -173,3 +174,26 @@ def test_what_would_not_be_done_is_refused(folder, words, said):
     assert result.exit_code == 2, result.output
     assert said in result.output
     assert sorted(folder.iterdir()) == before
+
+
+def test_accelerators_that_nothing_holds_draw_their_power(folder):
+    """One busy accelerator on each of eight-way nodes leaves seven idle: more replicas never draw less."""
+    (folder / "factory.yaml").write_text(FACTORY.replace("count: 2", "count: 4"))
+    drawn = []
+    for replicas in (1, 2, 4, 8):
+        text = FACTORY.replace("count: 2", "count: 4").replace("2..4", str(replicas))
+        (folder / "factory.yaml").write_text(text)
+        drawn.append(forecast("t.yaml", "--duration", "1m")["energy_j"] / 60)
+    node = catalogue().nodes["hgx-h200"]
+    idle_w = node.overhead_w + node.accelerators * catalogue().accelerators[node.accelerator].idle_w
+    assert all(watts > 0.95 * 4 * idle_w for watts in drawn)
+    assert drawn == sorted(drawn)
+
+
+def test_a_service_without_a_replica_says_why(folder):
+    capped = FACTORY.replace("name: here\n", "name: here\npower_cap: 6300 W\n")
+    (folder / "factory.yaml").write_text(capped)
+    found = forecast("t.yaml", "--duration", "1m")
+    assert found["services"][0]["refused"] == found["services"][0]["offered"]
+    [said] = [line for line in found["assumptions"] if "never had a replica" in line]
+    assert "kW" in said

@@ -9,6 +9,7 @@ share the floor and its power.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -102,7 +103,7 @@ class FactoryDay:
     _free: list[int] = field(default_factory=list)
     _again: list[Array] = field(default_factory=list)
     _followed: tuple[State, int] = (EMPTY, -1)
-    _counted: tuple[State, int] = (EMPTY, 0)  # nodes that hold nothing
+    _counted: tuple[State, float] = (EMPTY, 0.0)  # nodes' worth of accelerators that nothing holds
     _clock: int = 0
     _start_us: int = 0
     _watts: float = 0.0
@@ -267,7 +268,7 @@ class FactoryDay:
         used = self.fleet.joules()
         serving = sorted(self._numbers.values())
         idle = float(self.fleet.idle_w()[serving].sum()) if serving else 0.0
-        empty = self._empty_nodes() * self.power.node_idle_w
+        empty = self._unheld_nodes() * self.power.node_idle_w
         training = self.accelerators() * self.power.training_w
         span = end_s - at_s
         self._watts = ((used - self._used) / span + idle + empty + training) * self.power.pue
@@ -282,15 +283,20 @@ class FactoryDay:
             self._clock = level
             self.fleet.clock(self._level + level)
 
-    def _empty_nodes(self) -> int:
-        """Nodes that are up and hold nothing, counted when nodes or leases have changed."""
-        state, (seen, empty) = self.world.state, self._counted
+    def _unheld_nodes(self) -> float:
+        """Nodes' worth of accelerators that are up and that nothing holds: who holds two of a node's eight
+        answers for a quarter of it. Counted when nodes or leases have changed."""
+        state, (seen, unheld) = self.world.state, self._counted
         if state.nodes is not seen.nodes or state.leases is not seen.leases:
-            lost = sum(known.lost for known in state.nodes.values())
-            held = {lease.node for lease in state.leases.values()}
-            empty = max(0, len(self.factory.nodes) - lost - len(held))
-        self._counted = (state, empty)
-        return empty
+            held: dict[str, int] = {}
+            for lease in state.leases.values():
+                held[lease.node] = held.get(lease.node, 0) + len(lease.accelerators)
+            up = [node for node in self.factory.nodes if not state.nodes[node.id].lost]
+            parts = (held.get(node.id, 0) / len(node.accelerators) for node in up if node.accelerators)
+            bare = sum(node.id in held for node in up if not node.accelerators)
+            unheld = len(up) - math.fsum(parts) - bare
+        self._counted = (state, unheld)
+        return unheld
 
     def _report(self, end_s: float) -> None:
         """Tell the control plane the load of each deployment, as the gateway does."""

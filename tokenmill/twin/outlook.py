@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
+from tokenmill.control.why import why
 from tokenmill.domain.codec import digest_of
 from tokenmill.domain.factory import Price
 from tokenmill.domain.units import format_duration
@@ -269,6 +270,18 @@ def _training(day: FactoryDay) -> TrainingOutlook:
     )
 
 
+def _never_up(asked: Question, day: FactoryDay) -> list[str]:
+    """Of services that had no replica in all the time, what the control plane says of it."""
+    found = []
+    for alias, deployment in enumerate(asked.factory.deployments):
+        if not any(row.aliases[alias].ready for row in day.series):
+            reasons = why(day.world.state, deployment.name, day.world.now_us).reasons
+            found.append(
+                f"{deployment.name} never had a replica: {'; '.join(reasons) or 'none was asked for'}."
+            )
+    return found
+
+
 def _price(prices: tuple[Price, ...]) -> Price | None:
     """The price for all models, else the first; None unless it has energy and accelerators."""
     known = [price for price in prices if price.kwh_micros and price.accelerator_hour_micros]
@@ -293,6 +306,7 @@ def _assumptions(asked: Question, day: FactoryDay) -> tuple[str, ...]:
     ]
     if asked.profile.source != profile().source:
         said.append(f"Engines are foretold by a profile fitted to {asked.profile.source}.")
+    said += _never_up(asked, day)
     if asked.left_out:
         said.append(f"Without traffic, and left out: {', '.join(asked.left_out)}.")
     if len(asked.factory.sites) > 1:
