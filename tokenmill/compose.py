@@ -30,6 +30,7 @@ from tokenmill.console.context import ApiContext
 from tokenmill.domain.errors import MissingExtraError, NotLeaderError, ResourceError, TokenmillError
 from tokenmill.floor import procfs
 from tokenmill.floor.books import Books
+from tokenmill.floor.clock import since_boot_us
 from tokenmill.floor.controller import desired_file, left_for_us
 from tokenmill.floor.inbox import RuntimeOptions
 from tokenmill.floor.line_watch import LineWatch
@@ -97,6 +98,7 @@ def build_controller(paths: Paths, settings: Settings, factory_file: Path) -> Co
             leader_ttl_us=settings.leader_ttl_us,
             snapshot_every=settings.snapshot_every,
             openlineage=settings.openlineage,
+            steady_us=since_boot_us,
             sign=signatures_of(paths).sign,
         ),
         LineWatch(factory_file.parent, paths.captures),

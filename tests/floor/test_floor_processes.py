@@ -281,3 +281,27 @@ def test_a_controller_whose_first_thread_ended_is_waited_for(tmp_path: Path) -> 
         assert process.wait(30) == 0, "it was not killed"
     finally:
         process.kill()
+
+
+@pytest.mark.parametrize("by_us", [3_600_000_000, -3_600_000_000])
+def test_a_clock_that_is_set_bills_no_time(tmp_path: Path, mark: str, by_us: int) -> None:
+    async def test() -> None:
+        began_us, set_us = time.monotonic_ns() // 1000, 0
+        meter = EnergyMeter(CpuModel(10.0, 5.0, 2))
+        supervisor = Supervisor(Records(tmp_path / "processes"), mark, meter, lambda: now_us() + set_us)
+        own = await supervisor.spawn(order_of(tmp_path, "job-1", "sleep", "60", cpu_millis=1000))
+        set_us = by_us
+        adopter = Supervisor(supervisor.records, mark, EnergyMeter(CpuModel(10.0, 5.0, 2)), now_us)
+        adopted = adopter.adopt(own.record)
+        assert adopted is not None
+        supervisor.sample_energy()
+        found = await supervisor.stop("job-1", 0)
+        assert found is not None
+        passed_us = time.monotonic_ns() // 1000 - began_us
+        assert 0 < found.usage.wall_us <= passed_us
+        assert found.usage.energy_mj <= passed_us * 10 // 1000 + 1  # ten watts at most
+        assert 0 < (await adopted.wait()).usage.wall_us <= time.monotonic_ns() // 1000 - began_us + 10_000
+        await supervisor.close()
+        await adopter.close()
+
+    run(test)

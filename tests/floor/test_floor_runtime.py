@@ -16,6 +16,7 @@ from tokenmill.control.state import EMPTY, State
 from tokenmill.domain.effects import Effect, ImportModel, PublishTable, StartJob, StartReplica
 from tokenmill.domain.errors import ConflictError, NotFoundError, NotLeaderError, ResourceError, StoreError
 from tokenmill.domain.events import (
+    ClockSet,
     Event,
     JobExited,
     JobSubmitted,
@@ -298,6 +299,27 @@ def test_too_many_waiting_events_are_refused(
     lead(bench, test, applied())
 
 
+def test_a_clock_that_was_set_is_told_before_what_happens_next(tmp_path: Path, store: Store) -> None:
+    set_us = 0
+    bench = Bench(store, tmp_path)
+    bench = Bench(store, tmp_path, steady_us=lambda: bench.now - set_us)
+    hour_us = 3_600_000_000
+
+    async def test() -> None:
+        nonlocal set_us
+        await bench.runtime.submit(submitted(bench))
+        started_us = bench.runtime.state.jobs["job-1"].started_us
+        bench.now += hour_us
+        set_us += hour_us
+        await bench.runtime.submit(submitted(bench, "job-2"))
+        found = [event for _, event in store.journal.read() if isinstance(event, ClockSet | JobSubmitted)]
+        assert [type(event) for event in found] == [JobSubmitted, ClockSet, JobSubmitted]
+        assert abs(bench.runtime.state.jobs["job-1"].started_us - started_us - hour_us) < 10
+        assert bench.runtime.state.jobs["job-2"].submitted_us == found[2].at_us
+
+    lead(bench, test, applied())
+
+
 def test_who_asks_while_the_store_stays_away_is_told_what_became_of_it(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,7 +330,7 @@ def test_who_asks_while_the_store_stays_away_is_told_what_became_of_it(
     def slow(events: Any, epoch: int, decided: Any) -> int:
         if any(isinstance(event, JobSubmitted) for event in events):
             asked.set()
-        assert back.wait(20)
+            assert back.wait(20)
         return append(events, epoch, decided)
 
     async def time_is_up(_waiting: object, timeout: float) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from tokenmill.console.context import JournalPort
 from tokenmill.domain import events
 from tokenmill.domain.codec import to_plain
+from tokenmill.domain.units import format_duration
 
 Names = Mapping[str, str]
 NO_NAMES: Names = MappingProxyType({})
@@ -123,6 +124,9 @@ def _plain_text(event: events.Event) -> str:
     """``KeyDisabled`` as "Key key-1f2e disabled"."""
     if isinstance(event, events.Tick):
         return "A time came that something waited for"
+    if isinstance(event, events.ClockSet):
+        way = "forward" if event.by_us > 0 else "back"
+        return f"The machine's clock was set {way} by {format_duration(abs(event.by_us))}"
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(event).__name__).split()
     named = [getattr(event, name) for name in ("key", "job", "run", "lease") if hasattr(event, name)]
     return " ".join([words[0], *map(str, named[:1]), *(word.lower() for word in words[1:])])

@@ -22,6 +22,7 @@ from typing import Any
 
 from tokenmill.control import (
     canary,
+    clock,
     deployments,
     jobs,
     keys,
@@ -214,6 +215,7 @@ HANDLERS: dict[type, Callable[[Draft, Any], None]] = {
     events.ReplicaExited: _replica_exited,
     events.JobSubmitted: jobs.submitted,
     events.JobSaved: jobs.saved,
+    events.ClockSet: clock.was_set,
     events.StepsTimed: slow.timed,
     events.JobExited: _job_exited,
     events.JobCancelled: jobs.cancelled,

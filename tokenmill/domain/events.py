@@ -21,6 +21,14 @@ class ControllerStarted:
 
 
 @value
+class ClockSet:
+    """The machine's clock was set: it shows ``by_us`` more than it would have; less if that is negative."""
+
+    at_us: int
+    by_us: int
+
+
+@value
 class Tick:
     at_us: int
 
@@ -315,6 +323,7 @@ class LineObserved:
 Event = (
     ControllerStarted
     | Tick
+    | ClockSet
     | SpecApplied
     | NodeJoined
     | NodeLost

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tokenmill.domain.errors import NotLeaderError, ResourceError, TokenmillError
 from tokenmill.domain.events import Event
 from tokenmill.domain.work import Release
+from tokenmill.floor.ports import Clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class RuntimeOptions:
     snapshot_every: int = 2_000
     ingest_every_us: int = 500_000
     openlineage: str = ""  # where events about runs go: file:PATH or a URL
+    steady_us: Clock | None = None  # time that nobody can set, to see by it that the clock was
     sign: Callable[[Release], None] | None = None  # bless a release before it is recorded
 
 
@@ -42,6 +44,14 @@ class Item:
             self.done.set_exception(self.refusal)
         else:
             self.done.set_result(None)
+
+
+def fail(waiting: Sequence[Item], error: BaseException) -> None:
+    """Tell everyone who waits that it came to nothing."""
+    for item in waiting:
+        if not item.done.done():
+            item.done.set_exception(error)
+            item.done.exception()  # whoever waited may be gone
 
 
 def too_many(limit: int, troubles: Mapping[str, str]) -> ResourceError:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tokenmill.domain.work import WorkUsage
+from tokenmill.floor import procfs
+from tokenmill.floor.clock import since_boot_us
 from tokenmill.floor.records import Record
 
 UNKNOWN_CODE = 255
@@ -53,6 +55,7 @@ class Process:
     def __init__(self, record: Record, child: subprocess.Popen[bytes] | None) -> None:
         self.record = record
         self.child = child  # None when adopted
+        self.began_us = record.start_time * procfs.TICK_US if child is None else since_boot_us()
         self.kill_reason = ""
         self.cpu_us = 0
         self.memory_bytes = 0
@@ -69,6 +72,10 @@ class Process:
     def ended_with(self, exit_: Exit) -> None:
         self._exit = exit_
         self._ended.set()
+
+    def age_us(self) -> int:
+        """How long ago it was started, whatever was done to the machine's clock since."""
+        return max(0, since_boot_us() - self.began_us)
 
     async def wait(self) -> Exit:
         await self._ended.wait()

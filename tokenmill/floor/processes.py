@@ -177,7 +177,7 @@ class Supervisor:
         await asyncio.to_thread(self._kill_members, process.record)
         self._cgroups.leave(process.record.id)
         record = process.record
-        wall_us = max(0, self._now_us() - record.started_us)
+        wall_us = process.age_us()
         usage = WorkUsage(
             wall_us=wall_us,
             cpu_us=max(cpu_us, process.cpu_us),
@@ -263,7 +263,6 @@ class Supervisor:
             sessions.setdefault(found.session, []).append(found)
         outgrown: list[Process] = []
         readings: dict[str, Reading] = {}
-        now = self._now_us()
         for process in list(self.processes.values()):
             if process.exit is not None:
                 continue
@@ -274,7 +273,7 @@ class Supervisor:
             process.peak_bytes = max(process.peak_bytes, process.memory_bytes)
             readings[record.id] = Reading(
                 cpu_us=process.cpu_us,
-                wall_us=now - record.started_us,
+                wall_us=process.age_us(),
                 cpu_millis=record.cpu_millis,
                 accelerators=record.accelerators,
             )
@@ -290,14 +289,14 @@ class Supervisor:
 
     def sample_energy(self) -> None:
         """Bring the meter up to this moment, by what the leaders used: a request is about to be billed."""
-        now = self._now_us()
         readings = {}
         for process in list(self.processes.values()):
             record, found = process.record, procfs.stat(process.record.pid)
             if process.exit is None and found is not None and record.is_of(found):
                 cpu_us = max(process.cpu_us, found.cpu_us)
-                wall_us = now - record.started_us
-                readings[record.id] = Reading(cpu_us, wall_us, record.cpu_millis, record.accelerators)
+                readings[record.id] = Reading(
+                    cpu_us, process.age_us(), record.cpu_millis, record.accelerators
+                )
         self.meter.sample(readings)
 
     async def close(self) -> None:

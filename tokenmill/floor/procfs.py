@@ -17,7 +17,7 @@ from pathlib import Path
 MARK = "TOKENMILL_PROCESS"
 """Environment variable ``<process id>:<factory hash>``; children inherit it, so nothing escapes it."""
 
-_TICK_US = 1_000_000 // os.sysconf("SC_CLK_TCK")
+TICK_US = 1_000_000 // os.sysconf("SC_CLK_TCK")
 _MARK_PREFIX = f"{MARK}=".encode()
 
 
@@ -60,7 +60,7 @@ def stat(pid: int) -> Stat | None:
         group=int(fields[2]),
         session=int(fields[3]),
         start_time=int(fields[19]),
-        cpu_us=sum(int(f) for f in fields[11:15]) * _TICK_US,
+        cpu_us=sum(int(f) for f in fields[11:15]) * TICK_US,
     )
 
 

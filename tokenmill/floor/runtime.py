@@ -28,7 +28,8 @@ from tokenmill.domain.effects import ChargeWork, Effect, RecordRecall, RecordRel
 from tokenmill.domain.errors import NotLeaderError, StoreError, TokenmillError
 from tokenmill.domain.events import ControllerStarted, Event, NodeJoined, NodeLost, SpecApplied, Tick
 from tokenmill.floor.books import Books
-from tokenmill.floor.inbox import Item, RuntimeOptions, first_of, too_many, unanswered
+from tokenmill.floor.clock import ClockWatch
+from tokenmill.floor.inbox import Item, RuntimeOptions, fail, first_of, too_many, unanswered
 from tokenmill.floor.line_watch import LineWatch
 from tokenmill.floor.load import LoadWatch, OutcomeWatch
 from tokenmill.floor.openlineage import LineageSink
@@ -71,6 +72,7 @@ class Runtime:
         self._outcome_watch = OutcomeWatch(load_watch.folder)
         self._trainer_watch = TrainerWatch()
         self._now_us = now_us
+        self._clock = ClockWatch(now_us, options.steady_us or now_us)
         self._options = options
         self._queue: asyncio.Queue[Item] = asyncio.Queue(options.queue_events)
         self._batch: list[Item] = []
@@ -221,6 +223,7 @@ class Runtime:
 
     async def _process(self, batch: list[Item]) -> None:
         """Step through a batch, journal what changed in one transaction, then act."""
+        batch = [*(Item(event, False) for event in self._clock.look()), *batch]
         self._batch = batch
         state, changed, decided, effects = self._step(batch)
         if changed:
@@ -394,7 +397,4 @@ class Runtime:
         waiting = [*self._batch]
         while not self._queue.empty():
             waiting.append(self._queue.get_nowait())
-        for item in waiting:
-            if not item.done.done():
-                item.done.set_exception(error)
-                item.done.exception()  # whoever waited may be gone
+        fail(waiting, error)

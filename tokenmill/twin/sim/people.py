@@ -275,8 +275,10 @@ class People(Wishes):
             self.ask(asked)
 
     def step_clock(self) -> None:
-        """The controller's clock is set, forward or back."""
-        self.skew = int(self.rng.uniform(-60, 120) * SECOND)
+        """The controller's clock is set, forward or back; half of the times it is seen."""
+        before, self.skew = self.skew, int(self.rng.uniform(-60, 120) * SECOND)
+        if before % 2:
+            self.tell(ev.ClockSet(self.now, self.skew - before))
 
     def late_controller(self) -> None:
         """Another controller, whose epoch is over, tries to go on."""
