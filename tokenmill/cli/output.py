@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from textwrap import shorten
 from typing import Any
 
 from rich import box
@@ -19,6 +20,7 @@ from tokenmill.console.text import mark
 from tokenmill.domain.errors import RefusedError, SpecError, TokenmillError
 
 WIDE = 160
+WHY_CHARACTERS = 100
 COLOURS = {"ok": "green", "busy": "blue", "warn": "yellow", "bad": "red", "wait": "dim", "off": "dim"}
 
 
@@ -70,6 +72,11 @@ def add_rows(made: Table, rows: Iterable[Iterable[object]], empty: str) -> Table
     if not made.rows:
         made.add_row(f"[dim]{empty}[/dim]")
     return made
+
+
+def why_cell(reason: str) -> str:
+    """A reason as far as a list shows it; ``show`` and ``why`` have the rest."""
+    return shorten(reason, WHY_CHARACTERS, placeholder=" …")
 
 
 def status_text(status: str) -> str:

@@ -10,7 +10,16 @@ from rich.markup import escape
 
 from tokenmill.cli.client import Client, connect, segment
 from tokenmill.cli.options import AsJson, Directory, File, Yes, locate
-from tokenmill.cli.output import add_rows, examples, print_json, status_text, stdout, table, when_interrupted
+from tokenmill.cli.output import (
+    add_rows,
+    examples,
+    print_json,
+    status_text,
+    stdout,
+    table,
+    when_interrupted,
+    why_cell,
+)
 from tokenmill.cli.questions import post_if_sure
 from tokenmill.cli.verbs.why import explain
 from tokenmill.console.text import ago, duration
@@ -58,7 +67,7 @@ def list_jobs(directory: Directory = None, file: File = None, as_json: AsJson = 
             f"{job['tenant']}/{job['project']}",
             duration(job["seconds"] * 1e6) if job["seconds"] else "-",
             ago(job["submitted_us"], now_us),
-            escape(job["reason"]),
+            escape(why_cell(job["reason"])),
         )
         for job in found
     ]

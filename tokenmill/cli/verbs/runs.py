@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from textwrap import shorten
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +11,16 @@ from rich.markup import escape
 from tokenmill.cli.client import connect, segment
 from tokenmill.cli.follow import follow_run, raise_for_end, run_picture
 from tokenmill.cli.options import AsJson, Directory, File, Yes, locate
-from tokenmill.cli.output import add_rows, examples, print_json, status_text, stdout, table, when_interrupted
+from tokenmill.cli.output import (
+    add_rows,
+    examples,
+    print_json,
+    status_text,
+    stdout,
+    table,
+    when_interrupted,
+    why_cell,
+)
 from tokenmill.cli.questions import post_if_sure
 from tokenmill.console.text import ago, duration, percent
 
@@ -22,9 +30,6 @@ app = typer.Typer(
         "tokenmill runs", "tokenmill runs show run-000001 --follow", "tokenmill runs cancel run-000002"
     ),
 )
-
-WHY_CHARACTERS = 100
-"""`tokenmill runs show` has the rest."""
 
 Id = Annotated[str, typer.Argument(help="Id of the run, as in the list.")]
 
@@ -59,7 +64,7 @@ def list_runs(
             ago(run["submitted_us"], now_us),
             _shares(run["verdict"]),
             run["release"] or "-",
-            escape(shorten(run["reason"], WHY_CHARACTERS, placeholder=" …")),
+            escape(why_cell(run["reason"])),
         )
         for run in found
     ]
