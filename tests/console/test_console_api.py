@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from console_bed import Bed
+from console_bed import Bed, now_us
 
 from tokenmill.console import commands
+from tokenmill.floor import procfs
 from tokenmill.spec.factory_file import template
 
 
@@ -101,6 +103,22 @@ def test_a_dead_gateway_is_no_url(served: Bed) -> None:
     shown = served.client.get("/api/status").json()
     assert shown["url"] == ""
     assert "the gateway is not up yet" in shown["reasons"]
+
+
+def test_a_gateway_that_runs_and_cannot_be_heard_is_not_said_to_be_down(served: Bed) -> None:
+    own = procfs.stat(os.getpid())
+    assert own is not None
+    served.paths.processes.mkdir(parents=True, exist_ok=True)
+    record = {"id": "gateway", "kind": "gateway", "pid": own.pid, "start_time": own.start_time}
+    served.paths.process("gateway").write_bytes(msgspec.json.encode(record))
+    word = {"host": "h", "port": 1, "heartbeat_us": now_us() - 40_500_000}
+    served.paths.gateway_file().write_bytes(msgspec.json.encode(word))
+    told = next(text for text in served.client.get("/api/status").json()["reasons"] if "gateway" in text)
+    assert told.startswith(f"the gateway runs (pid {own.pid}), but its word is 4")
+    assert str(served.paths.run) in told
+    record["start_time"] += 1  # another process has its pid
+    served.paths.process("gateway").write_bytes(msgspec.json.encode(record))
+    assert "the gateway is not up yet" in served.client.get("/api/status").json()["reasons"]
 
 
 def test_processes_lists_the_controller(served: Bed) -> None:

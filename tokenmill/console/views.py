@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenmill import __version__
 from tokenmill.console.commands import promotion_view
-from tokenmill.console.context import ApiContext
+from tokenmill.console.context import ApiContext, read_json
 from tokenmill.console.run_view import line_view, run_row
 from tokenmill.control.deployments import wanted
 from tokenmill.control.state import State
@@ -18,6 +18,8 @@ from tokenmill.control.why import pace_reasons
 from tokenmill.domain.codec import to_plain
 from tokenmill.domain.factory import Deployment
 from tokenmill.domain.work import Alias, Job, Release, Replica, ReplicaStatus
+from tokenmill.floor import procfs
+from tokenmill.floor.load import read_states
 from tokenmill.floor.logs import last_words
 
 GATEWAY_LATE_US = 30_000_000
@@ -88,7 +90,16 @@ def _health(context: ApiContext, deployments: list[dict[str, Any]], reasons: lis
 
 
 def _gateway_trouble(context: ApiContext) -> str:
-    """With the last line of its log, which says why when it could not start."""
+    """Whether it runs and cannot be heard, else the last line of its log: why it could not start."""
+    known = read_json(context.paths.process("gateway"))
+    found = procfs.stat(int(known.get("pid", 0)))
+    heard = [int(one.get("heartbeat_us", 0)) for one in read_states(context.paths.run, 0, 0)]  # of any age
+    if found is not None and found.alive and found.start_time == known.get("start_time") and any(heard):
+        silent_s = max(0, context.now_us() - max(heard)) // 1_000_000
+        return (
+            f"the gateway runs (pid {found.pid}), but its word is {silent_s} s old: it cannot write into "
+            f"{context.paths.run}, where the disk may be full or read-only, or it hangs"
+        )
     last = last_words(context.paths.log("gateway"))
     return "the gateway is not up yet" + (f"; its log ends with: {last}" if last else "")
 

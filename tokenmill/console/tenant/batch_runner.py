@@ -74,6 +74,7 @@ class BatchRunner:
             httpx.AsyncClient(limits=limits, timeout=timeout, trust_env=False) as client,
             asyncio.TaskGroup() as group,
         ):
+            told = ""
             while True:
                 self._woken.clear()
                 try:
@@ -82,7 +83,11 @@ class BatchRunner:
                         swept = loop.time()
                         await asyncio.to_thread(self.shelf.sweep)
                 except TokenmillError as error:
-                    log.warning("batches wait: %s", error)
+                    if str(error) != told:
+                        log.warning("batches wait: %s", error)
+                    told = str(error)
+                else:
+                    told = ""
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._woken.wait(), LOOK_S)
 
