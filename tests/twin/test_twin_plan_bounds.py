@@ -188,6 +188,28 @@ def test_accelerators_that_nothing_holds_draw_their_power(folder):
     idle_w = node.overhead_w + node.accelerators * catalogue().accelerators[node.accelerator].idle_w
     assert all(watts > 0.95 * 4 * idle_w for watts in drawn)
     assert drawn == sorted(drawn)
+    other = catalogue().nodes["dgx-h100"]
+    more = FACTORY.replace("count: 2}]", "count: 2}, {name: dgx, type: dgx-h100, count: 2}]")
+    (folder / "factory.yaml").write_text(more)
+    mixed = forecast("t.yaml", "--duration", "1m")["energy_j"] / 60
+    (folder / "factory.yaml").write_text(FACTORY)
+    alone = forecast("t.yaml", "--duration", "1m")["energy_j"] / 60
+    idle_w = other.overhead_w + other.accelerators * catalogue().accelerators[other.accelerator].idle_w
+    assert mixed - alone == pytest.approx(2 * idle_w, rel=1e-6)  # each kind of node draws its own
+
+
+def test_nodes_stated_by_size_draw_what_their_accelerators_do(folder):
+    sized = "{name: own, cpu: 112, memory: 2TB, accelerator: h200-sxm, accelerators: 8, count: 2}"
+    (folder / "factory.yaml").write_text(FACTORY.replace("{name: hgx, type: hgx-h200, count: 2}", sized))
+    found = forecast("t.yaml", "--duration", "1m")
+    assert found["energy_j"] / 60 > 16 * catalogue().accelerators["h200-sxm"].idle_w
+    assert any("stated by size" in line for line in found["assumptions"])
+    assert not any("stated by size" in line for line in forecast_of(folder, FACTORY)["assumptions"])
+
+
+def forecast_of(folder, text):
+    (folder / "factory.yaml").write_text(text)
+    return forecast("t.yaml", "--duration", "1m")
 
 
 def test_a_service_without_a_replica_says_why(folder):

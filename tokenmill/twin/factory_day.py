@@ -64,7 +64,7 @@ class DayJob:
 class Power:
     """Watts that the step tables do not know. ``cap_w`` is of the site, PUE included; 0 is no cap."""
 
-    node_idle_w: float = 600.0
+    node_idle_w: float = 600.0  # of a node that does not say its own
     training_w: float = 1_000.0  # of one accelerator that trains
     pue: float = 1.2
     cap_w: float = 0.0
@@ -103,7 +103,7 @@ class FactoryDay:
     _free: list[int] = field(default_factory=list)
     _again: list[Array] = field(default_factory=list)
     _followed: tuple[State, int] = (EMPTY, -1)
-    _counted: tuple[State, float] = (EMPTY, 0.0)  # nodes' worth of accelerators that nothing holds
+    _counted: tuple[State, float] = (EMPTY, 0.0)  # watts of what nothing holds
     _clock: int = 0
     _start_us: int = 0
     _watts: float = 0.0
@@ -268,10 +268,10 @@ class FactoryDay:
         used = self.fleet.joules()
         serving = sorted(self._numbers.values())
         idle = float(self.fleet.idle_w()[serving].sum()) if serving else 0.0
-        empty = self._unheld_nodes() * self.power.node_idle_w
+        unheld = self._unheld_w()
         training = self.accelerators() * self.power.training_w
         span = end_s - at_s
-        self._watts = ((used - self._used) / span + idle + empty + training) * self.power.pue
+        self._watts = ((used - self._used) / span + idle + unheld + training) * self.power.pue
         self._used = used
         self.joules += self._watts * span
         level = self._clock
@@ -283,20 +283,24 @@ class FactoryDay:
             self._clock = level
             self.fleet.clock(self._level + level)
 
-    def _unheld_nodes(self) -> float:
-        """Nodes' worth of accelerators that are up and that nothing holds: who holds two of a node's eight
-        answers for a quarter of it. Counted when nodes or leases have changed."""
-        state, (seen, unheld) = self.world.state, self._counted
+    def _unheld_w(self) -> float:
+        """Watts of accelerators that are up and that nothing holds, with their share of their node: who holds
+        two of its eight answers for a quarter. Counted when nodes or leases have changed."""
+        state, (seen, unheld_w) = self.world.state, self._counted
         if state.nodes is not seen.nodes or state.leases is not seen.leases:
             held: dict[str, int] = {}
             for lease in state.leases.values():
                 held[lease.node] = held.get(lease.node, 0) + len(lease.accelerators)
-            up = [node for node in self.factory.nodes if not state.nodes[node.id].lost]
-            parts = (held.get(node.id, 0) / len(node.accelerators) for node in up if node.accelerators)
-            bare = sum(node.id in held for node in up if not node.accelerators)
-            unheld = len(up) - math.fsum(parts) - bare
-        self._counted = (state, unheld)
-        return unheld
+            worth: dict[float, float] = {}  # nodes by what one draws
+            for node in self.factory.nodes:
+                if not state.nodes[node.id].lost:
+                    count = len(node.accelerators)
+                    share = held.get(node.id, 0) / count if count else float(node.id in held)
+                    idle_w = node.idle_mw / 1000 or self.power.node_idle_w
+                    worth[idle_w] = worth.get(idle_w, 0.0) + 1 - share
+            unheld_w = math.fsum(idle_w * nodes for idle_w, nodes in worth.items())
+        self._counted = (state, unheld_w)
+        return unheld_w
 
     def _report(self, end_s: float) -> None:
         """Tell the control plane the load of each deployment, as the gateway does."""

@@ -91,12 +91,14 @@ def _power(factory: Factory) -> Power:
     node = next((node for node in factory.nodes if node.accelerators), factory.nodes[0])
     kind = catalogue().accelerators.get(node.accelerators[0].kind) if node.accelerators else None
     held = len(node.accelerators)
-    overhead_w = node.idle_mw / 1000 - (held * kind.idle_w if kind else 0)
+    cards_w = held * kind.idle_w if kind else 0
+    idle_w = node.idle_mw / 1000 or cards_w  # of a node stated by size its accelerators are all that is known
+    overhead_w = idle_w - cards_w
     training = kind.idle_w + TRAINING_SHARE * (kind.max_w - kind.idle_w) + overhead_w / held if kind else 0.0
     caps = [site.power_cap_mw / 1000 for site in factory.sites]
     pue = max((site.pue_milli for site in factory.sites), default=1000) / 1000
     cap_w = math.fsum(caps) if all(caps) else 0.0
-    return Power(node_idle_w=node.idle_mw / 1000, training_w=training, pue=pue, cap_w=cap_w)
+    return Power(node_idle_w=idle_w, training_w=training, pue=pue, cap_w=cap_w)
 
 
 def _jobs(traffic: TrafficDocument, seed: int) -> list[DayJob]:
