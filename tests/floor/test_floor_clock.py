@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenmill.domain.events import ClockSet
+from tokenmill.domain.events import ClockSet, ControllerStarted, JobStarted, Tick
 from tokenmill.floor.clock import LEAST_US, ClockWatch
 
 HOUR_US = 3_600_000_000
@@ -35,3 +35,17 @@ def test_a_clock_that_is_corrected_by_and_by_is_not_set() -> None:
     for _ in range(10):
         clocks.wall_us += LEAST_US - 1
         assert watch.look() == ()
+
+
+def test_a_machine_that_starts_with_a_clock_of_the_past_has_it_set_right_later() -> None:
+    clocks = Clocks()
+    watch = ClockWatch(lambda: clocks.wall_us, lambda: clocks.steady_us)
+    before_us, ahead_us = clocks.wall_us - HOUR_US, clocks.wall_us + 50_000 * HOUR_US
+    watch.follow([(1, ControllerStarted(before_us, 1)), (2, JobStarted(ahead_us, "far", 1))])
+    assert watch.look() == (), "all is well, but for another machine's clock"
+    watch.follow([(1, Tick(ahead_us)), (2, Tick(before_us))])
+    (back,) = watch.look()
+    assert back.by_us == -50_000 * HOUR_US
+    clocks.wall_us += 50_001 * HOUR_US
+    (right,) = watch.look()
+    assert back.by_us + right.by_us == HOUR_US, "all that was waited for is that much later"

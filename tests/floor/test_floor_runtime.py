@@ -320,6 +320,27 @@ def test_a_clock_that_was_set_is_told_before_what_happens_next(tmp_path: Path, s
     lead(bench, test, applied())
 
 
+def test_a_clock_that_is_behind_the_journal_is_told_at_the_start(tmp_path: Path, store: Store) -> None:
+    bench = Bench(store, tmp_path)
+
+    async def test() -> None:
+        await bench.runtime.submit(submitted(bench))
+
+    lead(bench, test, applied())
+    started_us = bench.runtime.state.jobs["job-1"].started_us
+    after = Bench(store, tmp_path)
+    after.now -= 3_600_000_000
+
+    async def nothing() -> None:
+        pass
+
+    lead(after, nothing)
+    found = [event.by_us for _, event in store.journal.read() if isinstance(event, ClockSet)]
+    assert len(found) == 1
+    assert abs(found[0] + 3_600_000_000) < 1000
+    assert after.runtime.state.jobs["job-1"].started_us == started_us + found[0]
+
+
 def test_who_asks_while_the_store_stays_away_is_told_what_became_of_it(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,7 +28,7 @@ from tokenmill.domain.effects import ChargeWork, Effect, RecordRecall, RecordRel
 from tokenmill.domain.errors import NotLeaderError, StoreError, TokenmillError
 from tokenmill.domain.events import ControllerStarted, Event, NodeJoined, NodeLost, SpecApplied, Tick
 from tokenmill.floor.books import Books
-from tokenmill.floor.clock import ClockWatch
+from tokenmill.floor.clock import LOOKED_BACK, ClockWatch
 from tokenmill.floor.inbox import Item, RuntimeOptions, fail, first_of, too_many, unanswered
 from tokenmill.floor.line_watch import LineWatch
 from tokenmill.floor.load import LoadWatch, OutcomeWatch
@@ -209,6 +209,7 @@ class Runtime:
         after = await self._until_done("store", lambda: list(self._store.journal.replay(self.seq)))
         self.state, owed = replay(self.state, (event for _, event in after))
         self.seq = after[-1][0] if after else self.seq
+        self._clock.follow(await self._until_done("store", self._store.journal.tail, LOOKED_BACK))
         for effect in owed:
             await self._carry_out(effect)
         log.info("state rebuilt up to event %d, %d charges and releases looked at again", self.seq, len(owed))
@@ -394,7 +395,4 @@ class Runtime:
             log.info("%s works again", part)
 
     def _fail_waiting(self, error: BaseException) -> None:
-        waiting = [*self._batch]
-        while not self._queue.empty():
-            waiting.append(self._queue.get_nowait())
-        fail(waiting, error)
+        fail([*self._batch, *(self._queue.get_nowait() for _ in range(self._queue.qsize()))], error)
