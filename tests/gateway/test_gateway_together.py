@@ -15,7 +15,7 @@ from typing import Any
 
 from gateway_rig import Engine, Rig, chat, post, raw, rig, run, run_beside, table_of, write_table
 
-from tokenmill.control.edge import EdgeMemory, EndpointMemory
+from tokenmill.control.edge import EndpointMemory
 from tokenmill.domain.factory import Price, Quota
 from tokenmill.domain.table import Table, TenantEntry
 from tokenmill.gateway.gathering import merged
@@ -273,7 +273,12 @@ def test_the_shared_file_keeps_what_a_dead_process_used_and_drops_what_it_had_op
     endpoints = SharedEndpoints(two, "e")
     endpoints.set("t", EndpointMemory(4, 1, 99))
     assert SharedEndpoints(again, "e").get("t") == EndpointMemory(4, 1, 99)
-    assert EdgeMemory(theirs, endpoints).meters.get("other") == Meter()
+    assert theirs.get("other") is None
+    assert two.find("other") is None, "to look for a name makes no room for it"
+    mine = SharedMeters(again, "")
+    with again:
+        mine.set("other", Meter(1))
+    assert theirs.get("other") == Meter(1), "what was not there is seen when it is"
 
 
 def test_a_full_file_keeps_the_names_that_are_in_use(tmp_path: Path) -> None:

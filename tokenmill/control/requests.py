@@ -4,7 +4,7 @@ The gateway holds two values: ``Index`` (made from each new ``Table`` by ``index
 (what admission and routing remember; call ``refresh`` on it with each new index). It calls, in this order::
 
     entry = identify(index, digest, now_us)         # KeyEntry, or Refuse 401: nobody to bill, no settlement
-    turn = arrive(index, memory, call)              # Forward(endpoint), or Refuse + Settle
+    turn = arrive(index, memory, call)              # Forward(endpoint), or Refuse + Settle; place, then take
     turn = first_byte(memory, request, at_us)       # before the first byte goes to the client
     turn = finished(index, memory, request, ...)    # Settle: the engine answered to the end (any status)
     turn = client_gone(index, memory, request, ...) # Settle: the client went away
@@ -77,8 +77,10 @@ __all__ = [
     "identify",
     "index_of",
     "interrupted",
+    "place",
     "prefix_hits",
     "refresh",
+    "take",
     "visible_aliases",
 ]
 
@@ -101,7 +103,13 @@ def visible_aliases(index: Index, key: KeyEntry) -> tuple[AliasEntry, ...]:
 
 
 def arrive(index: Index, memory: EdgeMemory, call: Call) -> Turn:
-    """Admit and route a new request: ``Forward``, or ``Refuse`` followed by its ``Settle``."""
+    """Route and admit a new request: ``Forward``, or ``Refuse`` followed by its ``Settle``."""
+    found = place(index, memory, call)
+    return take(index, memory, call, found) if isinstance(found, Endpoint) else found
+
+
+def place(index: Index, memory: EdgeMemory, call: Call) -> Endpoint | Turn:
+    """Where a new request would go, or its refusal. Nothing is remembered yet."""
     alias = index.aliases.get(call.alias)
     tenant = index.tenants.get(call.key.tenant)
     if tenant is None:
@@ -116,8 +124,15 @@ def arrive(index: Index, memory: EdgeMemory, call: Call) -> Turn:
         message = f"The model {call.alias!r} is not ready."
         return _refused(memory, call, Refuse(503, "model_not_ready", message, 5, reasons))
     found = _routed(index, memory, alias, tenant, call, (), call.at_us)
-    if isinstance(found, Refuse):
-        return _refused(memory, call, found)
+    return _refused(memory, call, found) if isinstance(found, Refuse) else found
+
+
+def take(index: Index, memory: EdgeMemory, call: Call, found: Endpoint) -> Turn:
+    """Admit a new request to where it was placed: ``Forward``, or ``Refuse`` followed by its ``Settle``.
+
+    Where several processes keep one memory they take turns with this, and not with ``place``: what each has
+    open on a replica is counted here, so a replica is at most one request a process fuller than was seen.
+    """
     limits = index.bounds(call.key, call.alias)
     tariff = index.tariff(call.alias, call.at_us)
     admitted = admit(limits, meters_of(memory, limits), _most(call, limits, tariff), call.at_us)

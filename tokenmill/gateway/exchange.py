@@ -104,8 +104,13 @@ class Exchange:
             return False
         self.context_tokens = entry.context_tokens
         call = call_of(gateway, self, asked, size, entry)
-        with gateway.shared:
-            turn = requests.arrive(self._index(), gateway.memory, call)
+        index = self._index()
+        found = requests.place(index, gateway.memory, call)
+        if isinstance(found, Turn):
+            turn = found
+        else:
+            with gateway.shared:
+                turn = requests.take(index, gateway.memory, call, found)
         self._keep(turn)
         first = turn.actions[0]
         if not isinstance(first, Forward):

@@ -97,9 +97,10 @@ class Server:
 
     async def serve(self) -> None:
         """Start, wait for SIGTERM or SIGINT, stop. A second signal ends the drain at once."""
-        gateway = await self.start()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            gateway.loop.add_signal_handler(number, self.ask_to_stop)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):  # before the state file says that it is there
+            loop.add_signal_handler(number, self.ask_to_stop)
+        await self.start()
         await self._stop.wait()
         await self.stop()
 

@@ -16,7 +16,7 @@ import hashlib
 import mmap
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Generic, Self, TypeVar
@@ -90,13 +90,17 @@ class SharedFile:
 
     def slot(self, name: str) -> int:
         """The first word of this name's slot, which is made when there is none. Within the lock."""
+        found = self.find(name)
+        return self._append(_digest(name)) if found is None else found
+
+    def find(self, name: str) -> int | None:
+        """The first word of this name's slot, if there is one."""
         if self._generation != self.generation:
             self._slots, self._read, self._generation = {}, 0, self.generation
         digest = _digest(name)
         if digest not in self._slots:
             self._catch_up()
-        found = self._slots.get(digest)
-        return self._append(digest) if found is None else found
+        return self._slots.get(digest)
 
     def clear_open(self, columns: Iterable[int]) -> None:
         """What these processes had open is gone with them."""
@@ -199,13 +203,18 @@ class _Shared(Generic[V]):
         self._file = file
         self._kind = kind
         self._slots: dict[str, _Slot[V]] = {}
+        self._missing: set[str] = set()  # what the file has not, as it was at ``_missed``
+        self._missed = (0, 0)
         self._generation = file.generation
 
     def get(self, name: str) -> V | None:
+        """Without the lock too: what others write meanwhile is seen the next time."""
         file = self._file
         slot = self._slots.get(name)
         if slot is None or self._generation != file.words[_GENERATION]:
-            slot = self._found(name)
+            slot = self._sought(name)
+            if slot is None:
+                return None
         said = file.map[slot.place]
         if said != slot.said:
             slot.said, slot.value = said, self._read(file.opened(slot.base), file.numbers(slot.base))
@@ -219,13 +228,25 @@ class _Shared(Generic[V]):
         """Those that this process has used."""
         return [(name, value) for name in self._slots if (value := self.get(name)) is not None]
 
-    def _found(self, name: str) -> _Slot[V]:
+    def _sought(self, name: str) -> _Slot[V] | None:
+        """As ``_found``, and what is not there is looked for again only when names have come or moved."""
+        now = self._file.words[_GENERATION], self._file.words[_COUNT]
+        if now != self._missed:
+            self._missing.clear()
+            self._missed = now
+        if name in self._missing:
+            return None
+        slot = self._found(name, self._file.find)
+        if slot is None:
+            self._missing.add(name)
+        return slot
+
+    def _found(self, name: str, look: Callable[[str], int | None]) -> _Slot[V] | None:
         file = self._file
         if self._generation != file.generation:
             self._slots, self._generation = {}, file.generation
         slot = self._slots.get(name)
-        if slot is None:
-            base = file.slot(self._kind + name)
+        if slot is None and (base := look(self._kind + name)) is not None:
             slot = self._slots[name] = _Slot(base, file.place(base))
         return slot
 
@@ -233,7 +254,8 @@ class _Shared(Generic[V]):
         file = self._file
         slot = self._slots.get(name)
         if slot is None or self._generation != file.words[_GENERATION]:
-            slot = self._found(name)
+            slot = self._found(name, file.slot)
+            assert slot is not None, "what is not there is made"
         if file.alone:
             slot.said = file.map[slot.place] = _FIRST.pack(*numbers, opened)
         else:
