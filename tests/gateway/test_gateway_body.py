@@ -11,11 +11,13 @@ from gateway_rig import table_of
 
 from tokenmill.control.requests import Refuse
 from tokenmill.domain.table import AliasEntry, Endpoint
+from tokenmill.domain.value import replace
 from tokenmill.gateway.body import (
     CHAT,
     COMPLETIONS,
     DEFAULT_OUTPUT,
     EMBEDDINGS,
+    check_answers,
     check_kind,
     engine_body,
     output_bound,
@@ -109,6 +111,24 @@ def test_reservations() -> None:
     assert read({"model": "m", "prompt": list(range(17))}, COMPLETIONS).input_estimate == 17
     parts = [{"type": "text", "text": "x" * 40}, {"type": "image_url", "image_url": {"url": "data:"}}]
     assert read({"model": "m", "messages": [{"role": "user", "content": parts}]}).input_estimate == 14
+
+
+def test_several_answers() -> None:
+    """Each prompt has ``n`` of them; an engine that counts the first only is asked for one at a time."""
+    two = read({"model": "m", "prompt": ["a", "b"], "max_tokens": 10, "n": 3}, COMPLETIONS)
+    assert (two.answers, output_bound(two, alias())) == (6, 60)
+    ids = read({"model": "m", "prompt": [[1, 2], [3]]}, COMPLETIONS)
+    assert (ids.answers, output_bound(ids, alias())) == (2, 2 * DEFAULT_OUTPUT)
+    assert read({"model": "m", "prompt": [1, 2, 3]}, COMPLETIONS).answers == 1
+    choices = read({"model": "m", "messages": [USER], "n": 2})
+    own = Endpoint("r-1", "rel", "h:1", "DE", 4, engine="embedded")
+    counted = replace(own, engine="vllm")
+    for asked, param in ((two, "prompt"), (ids, "prompt"), (choices, "n")):
+        check_answers(asked, replace(alias(), endpoints=(counted,)))
+        with pytest.raises(ApiError) as refused:
+            check_answers(asked, replace(alias(), endpoints=(counted, own)))
+        assert (refused.value.code, refused.value.param) == ("unsupported_parameter", param)
+    check_answers(read({"model": "m", "messages": [USER], "n": 1}), replace(alias(), endpoints=(own,)))
 
 
 def test_kinds() -> None:

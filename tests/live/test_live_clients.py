@@ -93,6 +93,21 @@ def test_openai_chat_streams_and_parses(client: openai.OpenAI) -> None:
     assert offered.choices[0].message.content
 
 
+def test_openai_is_told_what_the_engine_cannot_do(client: openai.OpenAI) -> None:
+    """llama.cpp counts the first of several answers only, so the others would be billed to nobody."""
+    with pytest.raises(openai.BadRequestError) as several:
+        client.chat.completions.create(model="smol", messages=SAY, n=3, max_tokens=5)
+    assert (several.value.code, several.value.param) == ("unsupported_parameter", "n")
+    with pytest.raises(openai.BadRequestError) as prompts:
+        client.completions.create(model="smol", prompt=["a b c", "d e"], max_tokens=5)
+    assert (prompts.value.code, prompts.value.param) == ("unsupported_parameter", "prompt")
+    sound: Any = {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}}
+    with pytest.raises(openai.BadRequestError) as heard:
+        client.chat.completions.create(model="smol", messages=[{"role": "user", "content": [sound]}])
+    assert heard.value.code == "unsupported_content"
+    assert "cannot hear audio" in heard.value.message
+
+
 def test_openai_usage_comes_when_it_is_asked_for(client: openai.OpenAI) -> None:
     chunks = list(client.chat.completions.create(model="smol", messages=SAY, max_tokens=2, stream=True))
     assert all(chunk.choices for chunk in chunks)

@@ -9,7 +9,15 @@ from typing import Protocol
 
 from tokenmill.control.requests import Call
 from tokenmill.domain.table import AliasEntry, KeyEntry
-from tokenmill.gateway.body import EMBEDDINGS, PREFIX_BLOCK, Asked, check_kind, output_bound, prefix_blocks
+from tokenmill.gateway.body import (
+    EMBEDDINGS,
+    PREFIX_BLOCK,
+    Asked,
+    check_answers,
+    check_kind,
+    output_bound,
+    prefix_blocks,
+)
 from tokenmill.gateway.edge import Gateway
 from tokenmill.gateway.errors import unavailable, unknown_model
 from tokenmill.gateway.message import HttpRequest
@@ -40,6 +48,7 @@ def servable(gateway: Gateway, asked: Asked, key: KeyEntry) -> AliasEntry:
     if entry is None:
         raise unknown_model(asked.alias)
     check_kind(asked, entry)
+    check_answers(asked, entry)
     return entry
 
 

@@ -55,7 +55,8 @@ class Asked:
     wants_usage: bool  # the client itself asked for the usage event
     wants_running: bool  # and for counts in every event, as engines offer them
     input_estimate: int
-    max_output: int | None  # None: not stated
+    max_output: int | None  # of all answers together; None: not stated
+    answers: int = 1  # choices of each prompt
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -103,6 +104,8 @@ def asked_of(endpoint: str, document: dict[str, Any], *, wants_usage: bool = Fal
         if document.get("encoding_format") not in (None, "float", "base64"):
             raise bad_request("'encoding_format' must be 'float' or 'base64'.", "encoding_format")
     count = (_whole(document, "n", 1, 128) or 1) if "n" in document else 1
+    if endpoint == COMPLETIONS:
+        count *= _prompts(document["prompt"])
     limit = _whole(document, "max_completion_tokens", 1) if "max_completion_tokens" in document else None
     if limit is None and "max_tokens" in document:
         limit = _whole(document, "max_tokens", 1)
@@ -120,6 +123,7 @@ def asked_of(endpoint: str, document: dict[str, Any], *, wants_usage: bool = Fal
         or bool(document.get("timings_per_token")),
         input_estimate=estimate_input(document),
         max_output=None if limit is None else limit * count,
+        answers=count,
     )
 
 
@@ -138,13 +142,28 @@ def check_kind(asked: Asked, entry: AliasEntry) -> None:
     )
 
 
+COUNTS_ONE = frozenset({"embedded"})
+"""Engines whose usage is that of the first of several answers: llama.cpp. The others would be nobody's."""
+
+
+def check_answers(asked: Asked, entry: AliasEntry) -> None:
+    """Raise ``ApiError`` 400 for several answers of an engine that does not count them."""
+    if asked.answers > 1 and any(endpoint.engine in COUNTS_ONE for endpoint in entry.endpoints):
+        message = (
+            f"The engine of `{asked.alias}` counts one answer a request only; send one request for each."
+        )
+        several = asked.endpoint == COMPLETIONS and _prompts(asked.document["prompt"]) > 1
+        raise bad_request(message, "prompt" if several else "n", "unsupported_parameter")
+
+
 def output_bound(asked: Asked, entry: AliasEntry) -> int:
     """Output tokens to reserve: what the client states, else a default, never more than the context."""
     if asked.endpoint == EMBEDDINGS:
         return 0
-    stated = DEFAULT_OUTPUT if asked.max_output is None else asked.max_output
-    room = entry.context_tokens - asked.input_estimate if entry.context_tokens else stated
-    return max(0, min(stated, room))
+    stated = DEFAULT_OUTPUT * asked.answers if asked.max_output is None else asked.max_output
+    if not entry.context_tokens:
+        return stated
+    return max(0, min(stated, (entry.context_tokens - asked.input_estimate) * asked.answers))
 
 
 RUNNING_USAGE = frozenset({"vllm", "sglang"})
@@ -269,6 +288,11 @@ def _check_prompt(document: dict[str, Any], name: str) -> None:
     raise bad_request(f"'{name}' must be a string, a list of strings, or a list of token ids.", name)
 
 
+def _prompts(value: Any) -> int:
+    """How many prompts a ``prompt`` that was checked is."""
+    return 1 if isinstance(value, str) or isinstance(value[0], int) else len(value)
+
+
 def _flag(document: dict[str, Any], name: str) -> bool:
     value = document.get(name)
     if value is None or isinstance(value, bool):
@@ -281,7 +305,8 @@ def _whole(document: dict[str, Any], name: str, low: int, high: int | None = Non
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < low or (high and value > high):
-        raise bad_request(f"'{name}' must be a whole number of at least {low}.", name)
+        bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise bad_request(f"'{name}' must be a whole number {bounds}.", name)
     return int(value)
 
 

@@ -21,7 +21,7 @@ _OVERFLOW = re.compile(
 )
 
 _BLIND = re.compile(
-    r"image input is not supported|not a multimodal model|does not support image|no multimodal",
+    r"(?:image|audio) input is not supported|not a multimodal model|does not support image|no multimodal",
     re.IGNORECASE,
 )
 
@@ -155,7 +155,8 @@ def from_engine_object(status: int, parsed: Any, context_tokens: int) -> ApiErro
             limit if isinstance(limit, int) else context_tokens, asked if isinstance(asked, int) else 0
         )
     if _BLIND.search(message):
-        text = "This model cannot see images. GET /v1/models lists the others."
+        sense = "hear audio" if "audio" in message else "see images"
+        text = f"This model cannot {sense}. GET /v1/models lists the others."
         return ApiError(400, "unsupported_content", text, param="messages", reason=message)
     code = fields.get("code")
     param = fields.get("param")
