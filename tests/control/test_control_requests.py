@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from tokenmill.control.edge import EndpointMemory
+from tokenmill.control.edge import EndpointMemory, set_back
 from tokenmill.control.requests import (
     Break,
     Call,
@@ -124,6 +124,18 @@ def test_unknown_and_forbidden_models_are_told_apart_by_nobody() -> None:
     assert isinstance(unknown, Refuse)
     assert forbidden.message.replace("private", "x") == unknown.message.replace("nothing", "x")
     assert [alias.name for alias in visible_aliases(index(), KEY)] == ["chat"]
+
+
+def test_a_replica_that_cools_is_asked_again_after_the_clock_was_set_back() -> None:
+    table = index()
+    turn = arrive(table, EdgeMemory(), call())
+    lost = engine_lost(table, turn.memory, turn.request, NOW, "it died", TokenUsage())
+    [cooling] = [m.cooling_until_us for _, m in lost.memory.endpoints.items() if m.failures]
+    assert cooling > NOW
+    hour = 3_600_000_000
+    memory = set_back(table, lost.memory, NOW - hour)
+    assert max(m.cooling_until_us for _, m in memory.endpoints.items()) <= NOW - hour + 30_000_000
+    assert set_back(table, lost.memory, NOW) == lost.memory
 
 
 def test_a_dead_engine_is_replaced_before_the_first_byte_only() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import resource
 import signal
 import sqlite3
@@ -35,7 +36,7 @@ from gateway_rig import (
 from process_rig import gateway, port_of
 
 from tokenmill.domain.errors import StoreError
-from tokenmill.domain.factory import Deployment, Factory, Price
+from tokenmill.domain.factory import Deployment, Factory, Price, Quota
 from tokenmill.floor.books import Books
 from tokenmill.floor.engine_counts import Counting
 from tokenmill.store.opening import Store, open_store
@@ -368,6 +369,30 @@ def test_keys_are_checked_while_neither_store_nor_spool_can_be_written(tmp_path:
             other.execute("ROLLBACK")
             other.close()
             await books.balanced()
+
+    run(work)
+
+
+def test_a_clock_that_is_set_back_keeps_nobody_out_for_longer_than_a_minute(tmp_path: Path) -> None:
+    """A bucket is full until a time by the clock, which was half an hour away after such a step."""
+
+    async def work() -> None:
+        async with rig(tmp_path) as r:
+            tenants = tuple(replace(t, quota=Quota(requests_per_minute=2)) for t in r.table.tenants)
+            r.publish(tenants=tenants)
+            ask = post(chat({"tokens": 1}), headers="connection: close\r\n")
+            told = r.gateway.clock
+            assert [(await raw(r, ask)).split(b" ", 2)[1] for _ in range(3)] == [b"200", b"200", b"429"]
+            r.gateway.clock = lambda: told() - 1_800_000_000
+            waits = re.search(rb"retry-after: (\d+)", await raw(r, ask))
+            assert waits is not None
+            assert int(waits[1]) > 1700, "nothing has looked at the clock yet"
+            r.gateway.sweep()
+            waits = re.search(rb"retry-after: (\d+)", await raw(r, ask))
+            assert waits is not None
+            assert int(waits[1]) <= 60
+            r.gateway.clock = lambda: told() - 1_800_000_000 + 60_000_000
+            assert (await raw(r, ask)).split(b" ", 2)[1] == b"200"
 
     run(work)
 

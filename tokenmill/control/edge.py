@@ -16,7 +16,7 @@ from tokenmill.domain.factory import Price, Quota
 from tokenmill.domain.ledger import Settlement
 from tokenmill.domain.table import AliasEntry, Endpoint, KeyEntry, Table, TenantEntry
 from tokenmill.domain.value import replace, value
-from tokenmill.policy.admit import NO_QUOTA, Limit, Meter, Use
+from tokenmill.policy.admit import MINUTE_US, NO_QUOTA, Limit, Meter, Use
 from tokenmill.policy.price import FREE, price_id
 from tokenmill.policy.reside import reside
 
@@ -297,6 +297,24 @@ def refresh(index: Index, memory: EdgeMemory) -> EdgeMemory:
         if name.split("/", 1)[0] not in index.tenants and meter.open == 0:
             meters = meters.delete(name)
     return replace(memory, endpoints=endpoints, meters=meters)
+
+
+def set_back(index: Index, memory: EdgeMemory, now_us: int) -> EdgeMemory:
+    """After the clock was set back: no bucket is fuller, and no replica cools longer, than could begin now.
+
+    Else whoever has a quota by the minute would wait until the clock had caught up with what it was.
+    """
+    latest, meters, endpoints = now_us + MINUTE_US, memory.meters, memory.endpoints
+    for name in {limit.meter for limits in index.all_limits() for limit in limits}:
+        meter = meters.get(name) or NEW_METER
+        if meter.requests_empty_us > latest or meter.tokens_empty_us > latest:
+            due = min(meter.requests_empty_us, latest), min(meter.tokens_empty_us, latest)
+            meters = meters.set(name, replace(meter, requests_empty_us=due[0], tokens_empty_us=due[1]))
+    for replica, seen in tuple(endpoints.items()):
+        cool_us = min(seen.cooling_until_us, now_us + COOLING_MOST_US)
+        if cool_us != seen.cooling_until_us:
+            endpoints = endpoints.set(replica, replace(seen, cooling_until_us=cool_us))
+    return replace(memory, meters=meters, endpoints=endpoints)
 
 
 def prefix_hits(memory: EdgeMemory, prefix: tuple[int, ...]) -> dict[str, int]:

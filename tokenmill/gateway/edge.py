@@ -7,12 +7,14 @@ opens nothing by itself and decides nothing.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
+from tokenmill.control.edge import set_back
 from tokenmill.control.requests import EdgeMemory, refresh
 from tokenmill.federation.secrets import Secrets
 from tokenmill.gateway.caller import PROOF_FILE, Caller, Proof, caller_of
@@ -32,8 +34,13 @@ from tokenmill.gateway.table import Serving, TableFile
 from tokenmill.gateway.upstream import address_of
 from tokenmill.spec.paths import Paths
 
+SET_BACK_US = 1_000_000
+"""A clock that is slewed goes back by less between two looks at it."""
+
 FORGET_S = 3600.0
 """How often captured days that are too old are looked for."""
+
+log = logging.getLogger("tokenmill.gateway")
 
 
 def clock() -> int:
@@ -98,6 +105,7 @@ class Gateway:
         self._forgot_s = loop.time() - FORGET_S  # days that grew too old while no gateway ran go at once
         self.refused_full: dict[str, int] = {}
         self.asleep: dict[str, int] = {}  # requests for a model of which no replica runs
+        self._ahead = self._ahead_us()
         self._random = random.Random()
         self._serial = 0
         self._nonce = os.urandom(4).hex()
@@ -183,6 +191,7 @@ class Gateway:
         for exchange in list(self.exchanges):
             exchange.sweep(now)
         self.spool.check()
+        self._watch_clock()
         if now - self._forgot_s > FORGET_S:
             self._forgot_s = now
             self.captures.forget(self.clock())
@@ -193,6 +202,22 @@ class Gateway:
             except ValueError:
                 continue  # requests to it are refused with this reason
         self.pool.sweep(live)
+
+    def _watch_clock(self) -> None:
+        ahead_us = self._ahead_us()
+        if ahead_us < self._ahead - SET_BACK_US:
+            log.warning("the clock was set back by %.1f s", (self._ahead - ahead_us) / 1e6)
+            self.clock_set_back()
+        self._ahead = ahead_us
+
+    def clock_set_back(self) -> None:
+        """What was to end by the clock ends as if it began now, at the latest."""
+        with self.shared:
+            self.memory = set_back(self.serving.index, self.memory, self.clock())
+
+    def _ahead_us(self) -> int:
+        """The clock before the loop's time, which nobody sets."""
+        return self.clock() - int(self.loop.time() * 1e6)
 
     def oldest_pending_s(self) -> float:
         """How long the oldest open request has waited for its first byte."""

@@ -88,6 +88,7 @@ class Server:
         if left:
             log.warning("settled %d requests as interrupted, which an earlier gateway left open", len(left))
         gateway.poll_table()
+        gateway.clock_set_back()  # it may have been while no gateway ran
         options = self.options
         with gateway.shared:
             for entry in left:

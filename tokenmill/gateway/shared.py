@@ -34,6 +34,8 @@ PROCESSES_MOST = GATEWAYS_MOST
 NAMES_MOST = 65_536
 """Quotas and replicas. The file is sparse: what is not used takes no room."""
 
+ROOM_BYTES = 1 << 16
+
 _MAGIC = 0x31_6D_65_74_65_72_73  # and with it the layout
 _HEAD = 8  # words: magic, generation, count
 _GENERATION, _COUNT = 1, 2
@@ -65,7 +67,9 @@ class SharedFile:
                 fix="Free space, or give this user the file.",
             ) from error
         self.words = memoryview(self.map).cast("q")
+        self._roomy = 0  # bytes that the disk has given room for
         if self.words[0] != _MAGIC:  # new, or of another version: quotas begin anew
+            self._make_room(8 * _HEAD)
             self.map[: 8 * _HEAD] = bytes(8 * _HEAD)
             self.words[0] = _MAGIC
         self._generation = self.words[_GENERATION]
@@ -171,11 +175,26 @@ class SharedFile:
                 fix="Bound tenants instead of projects.",
             )
         base = _HEAD + number * _WORDS
+        self._make_room(8 * (base + _WORDS))
         self.map[8 * base : 8 * (base + _WORDS)] = digest + bytes(8 * (_WORDS - 2))
         self.words[_COUNT] = number + 1
         self._slots[digest] = base
         self._read = number + 1
         return base
+
+    def _make_room(self, end: int) -> None:
+        """Have the disk give room up to ``end``: to write to a mapped page that it has none for is death."""
+        if end <= self._roomy:
+            return
+        try:
+            os.posix_fallocate(self._fd, 0, -(-end // ROOM_BYTES) * ROOM_BYTES)
+        except OSError as error:
+            raise ResourceError(
+                f"{self.path} cannot grow: {error.strerror}",
+                expected="room on the disk for another quota or replica",
+                fix="Free space.",
+            ) from error
+        self._roomy = -(-end // ROOM_BYTES) * ROOM_BYTES
 
     def _lock(self) -> None:
         fcntl.flock(self._fd, fcntl.LOCK_EX)
