@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from wire.programs import free_port
+
 CHAT = "/v1/chat/completions"
 
 
@@ -86,7 +88,7 @@ def _litellm(program: str, folder: Path, port: int, engine: int) -> list[str]:
 def _router(*start: str) -> Callable[[str, Path, int, int], list[str]]:
     def command(program: str, folder: Path, port: int, engine: int) -> list[str]:
         own = ("--host", "127.0.0.1", "--port", str(port), "--policy", "round_robin")
-        metrics = ("--prometheus-port", str(port + 1 if port < 65535 else port - 1))
+        metrics = ("--prometheus-port", str(free_port()))
         return [program, *start, "--worker-urls", f"http://127.0.0.1:{engine}", *own, *metrics]
 
     return command
