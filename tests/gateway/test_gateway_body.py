@@ -17,7 +17,7 @@ from tokenmill.gateway.body import (
     COMPLETIONS,
     DEFAULT_OUTPUT,
     EMBEDDINGS,
-    check_answers,
+    check_engine,
     check_kind,
     engine_body,
     output_bound,
@@ -124,11 +124,30 @@ def test_several_answers() -> None:
     own = Endpoint("r-1", "rel", "h:1", "DE", 4, engine="embedded")
     counted = replace(own, engine="vllm")
     for asked, param in ((two, "prompt"), (ids, "prompt"), (choices, "n")):
-        check_answers(asked, replace(alias(), endpoints=(counted,)))
+        check_engine(asked, replace(alias(), endpoints=(counted,)))
         with pytest.raises(ApiError) as refused:
-            check_answers(asked, replace(alias(), endpoints=(counted, own)))
+            check_engine(asked, replace(alias(), endpoints=(counted, own)))
         assert (refused.value.code, refused.value.param) == ("unsupported_parameter", param)
-    check_answers(read({"model": "m", "messages": [USER], "n": 1}), replace(alias(), endpoints=(own,)))
+    check_engine(read({"model": "m", "messages": [USER], "n": 1}), replace(alias(), endpoints=(own,)))
+
+
+def test_what_an_engine_reads_over_is_refused() -> None:
+    own = Endpoint("r-1", "rel", "h:1", "DE", 4, engine="embedded")
+    counted = replace(own, engine="vllm")
+    completion, vector = {"model": "m", "prompt": "a"}, {"model": "m", "input": "a"}
+    for document, endpoint, name in (
+        ({**completion, "echo": True}, COMPLETIONS, "echo"),
+        ({**completion, "suffix": "b"}, COMPLETIONS, "suffix"),
+        ({**completion, "best_of": 2}, COMPLETIONS, "best_of"),
+        ({**vector, "dimensions": 10}, EMBEDDINGS, "dimensions"),
+    ):
+        asked = read(document, endpoint)
+        check_engine(asked, replace(alias(), endpoints=(counted,)))
+        with pytest.raises(ApiError) as refused:
+            check_engine(asked, replace(alias(), endpoints=(own,)))
+        assert (refused.value.code, refused.value.param) == ("unsupported_parameter", name)
+    usual = {**completion, "echo": False, "suffix": None, "best_of": 1}
+    check_engine(read(usual, COMPLETIONS), replace(alias(), endpoints=(own,)))
 
 
 def test_kinds() -> None:

@@ -101,6 +101,9 @@ def test_openai_is_told_what_the_engine_cannot_do(client: openai.OpenAI) -> None
     with pytest.raises(openai.BadRequestError) as prompts:
         client.completions.create(model="smol", prompt=["a b c", "d e"], max_tokens=5)
     assert (prompts.value.code, prompts.value.param) == ("unsupported_parameter", "prompt")
+    with pytest.raises(openai.BadRequestError) as shorter:
+        client.embeddings.create(model="embed", input="rain", dimensions=10)
+    assert (shorter.value.code, shorter.value.param) == ("unsupported_parameter", "dimensions")
     sound: Any = {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}}
     with pytest.raises(openai.BadRequestError) as heard:
         client.chat.completions.create(model="smol", messages=[{"role": "user", "content": [sound]}])

@@ -13,7 +13,7 @@ from tokenmill.gateway.body import (
     EMBEDDINGS,
     PREFIX_BLOCK,
     Asked,
-    check_answers,
+    check_engine,
     check_kind,
     output_bound,
     prefix_blocks,
@@ -48,7 +48,7 @@ def servable(gateway: Gateway, asked: Asked, key: KeyEntry) -> AliasEntry:
     if entry is None:
         raise unknown_model(asked.alias)
     check_kind(asked, entry)
-    check_answers(asked, entry)
+    check_engine(asked, entry)
     return entry
 
 

@@ -142,18 +142,26 @@ def check_kind(asked: Asked, entry: AliasEntry) -> None:
     )
 
 
-COUNTS_ONE = frozenset({"embedded"})
-"""Engines whose usage is that of the first of several answers: llama.cpp. The others would be nobody's."""
+LLAMA_CPP = frozenset({"embedded"})
+"""Engines whose usage is that of the first of several answers, so that the others would be nobody's."""
+
+LEFT_OUT = {EMBEDDINGS: ("dimensions",), COMPLETIONS: ("echo", "suffix", "best_of")}
+"""What they read over without a word."""
 
 
-def check_answers(asked: Asked, entry: AliasEntry) -> None:
-    """Raise ``ApiError`` 400 for several answers of an engine that does not count them."""
-    if asked.answers > 1 and any(endpoint.engine in COUNTS_ONE for endpoint in entry.endpoints):
-        message = (
-            f"The engine of `{asked.alias}` counts one answer a request only; send one request for each."
-        )
+def check_engine(asked: Asked, entry: AliasEntry) -> None:
+    """Raise ``ApiError`` 400 for what the model's engine would not count, or not do and not say so."""
+    if not any(endpoint.engine in LLAMA_CPP for endpoint in entry.endpoints):
+        return
+    if asked.answers > 1:
         several = asked.endpoint == COMPLETIONS and _prompts(asked.document["prompt"]) > 1
+        message = f"The engine of `{asked.alias}` counts one answer a request; send one request for each."
         raise bad_request(message, "prompt" if several else "n", "unsupported_parameter")
+    for name in LEFT_OUT.get(asked.endpoint, ()):
+        said = asked.document.get(name)
+        if said not in (None, False, "") and not (name == "best_of" and said == 1):
+            message = f"The engine of `{asked.alias}` has no '{name}'; leave it out."
+            raise bad_request(message, name, "unsupported_parameter")
 
 
 def output_bound(asked: Asked, entry: AliasEntry) -> int:
