@@ -139,9 +139,6 @@ class SharedFile:
         os.close(self._fd)
         self._fd = -1
 
-    def numbers(self, base: int) -> tuple[int, ...]:
-        return _SLOT.unpack_from(self.map, 8 * base + 16)
-
     def put(self, base: int, numbers: tuple[int, ...], opened: int) -> None:
         """Write a slot; ``opened`` is what all processes have open, and the difference is this one's."""
         _SLOT.pack_into(self.map, 8 * base + 16, *numbers)
@@ -157,7 +154,7 @@ class SharedFile:
     def opened(self, base: int) -> int:
         """What all processes have open."""
         start = base + _OPEN
-        return int(self.words[start]) if self.alone else sum(self.words[start : start + PROCESSES_MOST])
+        return sum(self.words[start : start + PROCESSES_MOST])
 
     def _catch_up(self) -> None:
         """Learn the slots that other processes, or an earlier life, made."""
@@ -236,7 +233,9 @@ class _Shared(Generic[V]):
                 return None
         said = file.map[slot.place]
         if said != slot.said:
-            slot.said, slot.value = said, self._read(file.opened(slot.base), file.numbers(slot.base))
+            # From these bytes and no others: another process may write meanwhile.
+            words = memoryview(said).cast("q").tolist()
+            slot.said, slot.value = said, self._read(sum(words[_NUMBERS:]), words[:_NUMBERS])
         return slot.value
 
     def delete(self, name: str) -> Self:
@@ -283,7 +282,7 @@ class _Shared(Generic[V]):
         slot.value = value
 
     @staticmethod
-    def _read(opened: int, numbers: tuple[int, ...]) -> V:
+    def _read(opened: int, numbers: list[int]) -> V:
         raise NotImplementedError
 
 
@@ -296,7 +295,7 @@ class SharedMeters(_Shared[Meter]):
         return self
 
     @staticmethod
-    def _read(opened: int, numbers: tuple[int, ...]) -> Meter:
+    def _read(opened: int, numbers: list[int]) -> Meter:
         return Meter(opened, *numbers)
 
 
@@ -309,7 +308,7 @@ class SharedEndpoints(_Shared[EndpointMemory]):
         return self
 
     @staticmethod
-    def _read(opened: int, numbers: tuple[int, ...]) -> EndpointMemory:
+    def _read(opened: int, numbers: list[int]) -> EndpointMemory:
         return EndpointMemory(opened, *numbers[:2])
 
 
