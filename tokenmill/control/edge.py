@@ -305,7 +305,7 @@ def set_back(index: Index, memory: EdgeMemory, now_us: int) -> EdgeMemory:
     Else whoever has a quota by the minute would wait until the clock had caught up with what it was.
     """
     latest, meters, endpoints = now_us + MINUTE_US, memory.meters, memory.endpoints
-    for name in {limit.meter for limits in index.all_limits() for limit in limits}:
+    for name in dict.fromkeys(limit.meter for limits in index.all_limits() for limit in limits):
         meter = meters.get(name) or NEW_METER
         if meter.requests_empty_us > latest or meter.tokens_empty_us > latest:
             due = min(meter.requests_empty_us, latest), min(meter.tokens_empty_us, latest)
