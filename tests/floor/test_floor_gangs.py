@@ -55,6 +55,15 @@ class Bench:
                         return event  # another attempt can start
                 await asyncio.sleep(0.02)
 
+    async def until(self, found: Callable[[], object]) -> None:
+        """Wait for what the gangs, or the events that they reported, show."""
+        async with asyncio.timeout(60):
+            while not found():
+                await asyncio.sleep(0.02)
+
+    def ended(self, attempt: int) -> bool:
+        return any(isinstance(e, JobExited) and e.attempt == attempt for e in self.events)
+
     async def leave(self) -> None:
         """Go away as a killed controller does: without a word to the processes."""
         self.gangs.cancel()
@@ -121,11 +130,8 @@ def test_the_next_attempt_starts_though_the_last_one_is_only_just_told_of(tmp_pa
 
         bench.gangs._report = report
         bench.gangs.start(first)
-        async with asyncio.timeout(60):
-            while not any(isinstance(e, JobExited) and e.attempt == 2 for e in bench.events):
-                await asyncio.sleep(0.02)
-            while bench.gangs._tasks or bench.gangs._gangs:
-                await asyncio.sleep(0.02)
+        await bench.until(lambda: bench.ended(2))
+        await bench.until(lambda: not bench.gangs._tasks and not bench.gangs._gangs)
         assert [(type(e), e.attempt) for e in bench.events if isinstance(e, JobStarted | JobExited)] == [
             (JobStarted, 1),
             (JobExited, 1),
@@ -144,9 +150,7 @@ def test_an_attempt_that_nobody_wants_any_more_gives_way_to_the_next(tmp_path: P
         bench = Bench(tmp_path, mark)
         old = start("sleep 60")
         bench.gangs.start(old)
-        async with asyncio.timeout(60):
-            while not bench.events:
-                await asyncio.sleep(0.02)
+        await bench.until(lambda: bench.events)
         await bench.leave()
         after = Bench(tmp_path, mark)
         wanted = replace(start("true"), attempt=2)
@@ -154,9 +158,7 @@ def test_an_attempt_that_nobody_wants_any_more_gives_way_to_the_next(tmp_path: P
         state = replace(state, jobs=state.jobs.set("j-1", replace(state.jobs["j-1"], attempt=2)))
         after.gangs.adopt(after.supervisor.records.read(), state)
         after.gangs.start(wanted)  # what ``resume`` asks for
-        async with asyncio.timeout(60):
-            while not any(isinstance(e, JobExited) and e.attempt == 2 for e in after.events):
-                await asyncio.sleep(0.02)
+        await after.until(lambda: after.ended(2))
         ends = [(e.attempt, e.code) for e in after.events if isinstance(e, JobExited)]
         assert ends[-1] == (2, 0)
         assert ends[0][0] == 1
@@ -259,9 +261,7 @@ def test_the_next_controller_adopts_a_gang_and_hears_its_code(tmp_path: Path, ma
         bench = Bench(tmp_path, mark)
         effect = start("while [ ! -e go ]; do sleep 0.05; done; exit 5", workers=2)
         bench.gangs.start(effect)
-        async with asyncio.timeout(60):
-            while not bench.events:
-                await asyncio.sleep(0.02)
+        await bench.until(lambda: bench.events)
         await bench.leave()
         after = Bench(tmp_path, mark)
         after.gangs.adopt(after.supervisor.records.read(), state_with(effect, JobStatus.RUNNING))
@@ -281,9 +281,7 @@ def test_what_nobody_wants_is_ended_and_what_is_gone_is_told(tmp_path: Path, mar
         bench = Bench(tmp_path, mark)
         effect = start("sleep 60")
         bench.gangs.start(effect)
-        async with asyncio.timeout(60):
-            while not bench.events:
-                await asyncio.sleep(0.02)
+        await bench.until(lambda: bench.events)
         await bench.leave()
         after = Bench(tmp_path, mark)
         after.gangs.adopt(after.supervisor.records.read(), EMPTY)

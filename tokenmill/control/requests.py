@@ -293,11 +293,7 @@ def _most(call: Call, limits: tuple[Limit, ...], tariff: Tariff) -> Use:
 
 
 def _in_money(limits: tuple[Limit, ...]) -> bool:
-    for limit in limits:
-        quota = limit.quota
-        if quota.micros_per_day is not None or quota.micros_per_month is not None:
-            return True
-    return False
+    return any(limit.quota.in_money for limit in limits)
 
 
 def _used(usage: TokenUsage, limits: tuple[Limit, ...], tariff: Tariff) -> Use:

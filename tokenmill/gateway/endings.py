@@ -5,9 +5,6 @@ Also the line that a request opens with, which the second kind is made from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from tokenmill.control.edge import keep_meters, meters_of
 from tokenmill.control.requests import EdgeMemory, Index, Request
 from tokenmill.domain.ledger import Outcome, Settlement
@@ -53,12 +50,12 @@ def opening(request: Request, endpoint: Endpoint) -> Opening:
     )
 
 
-def give_back(index: Index, memory: EdgeMemory, entry: Mapping[str, Any], now_us: int) -> EdgeMemory:
+def give_back(index: Index, memory: EdgeMemory, opened: Opening, now_us: int) -> EdgeMemory:
     """What the request of an open line had reserved when its gateway died is nobody's use."""
-    project = KeyEntry("", "", entry["tenant"], entry["project"], "")
-    limits = index.bounds(project, entry["alias"])
-    reserved = Use(int(entry.get("tokens", 0)), int(entry.get("micros", 0)))
-    kept = settle(limits, meters_of(memory, limits), reserved, Use(), int(entry["at_us"]), now_us)
+    project = KeyEntry("", "", opened.tenant, opened.project, "")
+    limits = index.bounds(project, opened.alias)
+    reserved = Use(opened.tokens, opened.micros)
+    kept = settle(limits, meters_of(memory, limits), reserved, Use(), opened.at_us, now_us)
     return replace(memory, meters=keep_meters(memory.meters, limits, kept))
 
 
@@ -83,21 +80,20 @@ def turned_away(
     )
 
 
-def interrupted(entry: Mapping[str, Any], now_us: int) -> Settlement:
+def interrupted(opened: Opening, now_us: int) -> Settlement:
     """What is known of a request that was open when its gateway died: that it was admitted, and when."""
-    at_us = int(entry["at_us"])
     return Settlement(
-        request=entry["request"],
+        request=opened.request,
         at_us=now_us,
-        tenant=entry["tenant"],
-        project=entry["project"],
-        key=entry["key"],
-        alias=entry["alias"],
-        release=entry.get("release", ""),
-        replica=entry.get("replica", ""),
-        endpoint=entry["endpoint"],
+        tenant=opened.tenant,
+        project=opened.project,
+        key=opened.key,
+        alias=opened.alias,
+        release=opened.release,
+        replica=opened.replica,
+        endpoint=opened.endpoint,
         outcome=Outcome.INTERRUPTED,
         status=0,
-        duration_us=max(0, now_us - at_us),
+        duration_us=max(0, now_us - opened.at_us),
         reason="the gateway died with this request open",
     )

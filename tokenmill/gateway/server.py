@@ -91,8 +91,8 @@ class Server:
         gateway.clock_set_back()  # it may have been while no gateway ran
         options = self.options
         with gateway.shared:
-            for entry in left:
-                gateway.memory = give_back(gateway.serving.index, gateway.memory, entry, now_us)
+            for opened in left:
+                gateway.memory = give_back(gateway.serving.index, gateway.memory, opened, now_us)
         gone = range(options.processes, PROCESSES_MOST) if options.index == 0 else ()
         gateway.shared.clear_open((options.index, *gone))
 

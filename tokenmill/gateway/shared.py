@@ -144,17 +144,13 @@ class SharedFile:
         _SLOT.pack_into(self.map, 8 * base + 16, *numbers)
         words = self.words
         own = base + _OPEN + self.index
-        words[own] = max(0, words[own] + opened - self.opened(base))
+        before = sum(words[base + _OPEN : base + _OPEN + PROCESSES_MOST])
+        words[own] = max(0, words[own] + opened - before)
 
     def place(self, base: int) -> slice:
         """Where the bytes of a slot are that its values are read from."""
         start = 8 * base + 16
         return slice(start, start + (_FIRST.size if self.alone else 8 * (_WORDS - 2)))
-
-    def opened(self, base: int) -> int:
-        """What all processes have open."""
-        start = base + _OPEN
-        return sum(self.words[start : start + PROCESSES_MOST])
 
     def _catch_up(self) -> None:
         """Learn the slots that other processes, or an earlier life, made."""

@@ -14,7 +14,6 @@ import threading
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import orjson
@@ -28,6 +27,7 @@ RESERVE_BYTES = 2 * 1024 * 1024
 WAITING_LINES = 65536  # more cannot be open at once: connections are limited far below
 
 _encoder = msgspec.json.Encoder()
+_opening = msgspec.json.Decoder(Opening)
 
 
 def settle_line(settlement: Settlement) -> bytes:
@@ -89,11 +89,11 @@ class Spool:
         self._thread = threading.Thread(target=self._sync_loop, name="spool-sync", daemon=True)
 
     # -- start and stop
-    def start(self, now_us: int) -> list[dict[str, Any]]:
+    def start(self, now_us: int) -> list[Opening]:
         """Settle what an earlier life left open, and start syncing. Returns what the open lines said."""
-        left = [orjson.loads(line) for line in self._left_open()]
-        for entry in left:
-            self._append(settle_line(interrupted(entry, now_us)))
+        left = [_opening.decode(line) for line in self._left_open()]
+        for opened in left:
+            self._append(settle_line(interrupted(opened, now_us)))
         self._keep_reserve()
         self.check()
         self._thread.start()

@@ -158,7 +158,7 @@ def left(quota: Quota, meter: Meter, now_us: int) -> Left:
         in_day = in_day if in_day > 0 else 0
         tokens_limit = by_day if tokens is None or by_day < tokens_limit else tokens_limit
         tokens = in_day if tokens is None or in_day < tokens else tokens
-    if quota.micros_per_day is not None or quota.micros_per_month is not None:
+    if quota.in_money:
         for bound, spent, _ in _budgets(quota, meter, now_us):
             if micros is None or bound - spent < micros:
                 micros, micros_limit = bound - spent, bound
