@@ -84,11 +84,11 @@ def test_an_accelerator_without_rows_has_the_error_of_those_left_out_as_a_whole(
     faster = [replace(r, accelerator="h200-sxm", tpot_s=r.tpot_s / 2, ttft_s=r.ttft_s / 2) for r in rows]
     found, _ = fit.fit_profile([*rows, *faster], "made")
     elsewhere, other_model = (profiles.ELSEWHERE,), (profiles.OTHER_MODEL,)
-    assert found.beyond("vllm", "h200-sxm", "qwen3-32b") == ()
-    assert found.beyond("vllm", "h200-nvl", "qwen3-32b") == elsewhere  # its kin was, itself not
-    assert found.beyond("sglang", "h200-sxm", "qwen3-32b") == elsewhere
-    assert found.beyond("vllm", "h200-sxm", "llama-3.1-70b") == other_model
-    assert found.beyond("sglang", "h200-sxm", "llama-3.1-70b") == elsewhere + other_model
+    assert found.beyond("vllm", "h200-sxm", catalogue().models["qwen3-32b"]) == ()
+    assert found.beyond("vllm", "h200-nvl", catalogue().models["qwen3-32b"]) == elsewhere  # a kin was
+    assert found.beyond("sglang", "h200-sxm", catalogue().models["qwen3-32b"]) == elsewhere
+    assert found.beyond("vllm", "h200-sxm", catalogue().models["llama-3.1-70b"]) == other_model
+    assert found.beyond("sglang", "h200-sxm", catalogue().models["llama-3.1-70b"]) == elsewhere + other_model
     seen, unseen = (found.stated("dense_tpot", one).at(0.5) for one in ((), elsewhere))
     assert seen < 0.1
     assert 0.3 < unseen < 1  # twice as fast as the only other: nobody could foretell that

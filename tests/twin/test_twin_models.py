@@ -33,8 +33,8 @@ def test_models_have_the_published_parameter_counts():
     for name, count in billions.items():
         assert models[name].parameters / 1e9 == pytest.approx(count, rel=0.01)
     assert models["deepseek-v3"].active_parameters / 1e9 == pytest.approx(37, rel=0.02)
-    assert shape_of("hf://meta-llama/Llama-3.1-70B-Instruct") is models["llama-3.1-70b"]
-    assert shape_of("hf://someone/unheard-of") is None
+    assert shape_of("hf://meta-llama/Llama-3.1-70B-Instruct", catalogue()) is models["llama-3.1-70b"]
+    assert shape_of("hf://someone/unheard-of", catalogue()) is None
 
 
 def roofline(model, kind, layout=None, **eff):
@@ -112,7 +112,7 @@ def test_energy_is_the_integral_of_power(changes):
 def test_power_goes_from_idle_to_maximum():
     kind = catalogue().accelerators["h200-sxm"]
     node = Node("n", "s", accelerators=tuple(Accelerator(f"g{i}", "h200-sxm", 1) for i in range(8)))
-    model = PowerModel()
+    model = PowerModel(catalogue())
     assert model.node_w(node, 0.0) == 2500 + 8 * kind.idle_w
     assert model.node_w(node, 1.0, 4) == 2500 + 4 * kind.max_w + 4 * kind.idle_w
     assert model.node_w(Node("c", "s", cpu_millis=2000), 0.5) == 5 + 10

@@ -152,7 +152,6 @@ SIZE = (
     [
         ((*SIZE, "--report", "x.html"), "without --report"),
         ((*SIZE, "--traffic", "t.yaml"), "without --traffic"),
-        (("factory.yaml", *SIZE), "without a factory file"),
         (("factory.yaml", "--model", "m"), "--model needs --size"),
         (("factory.yaml", "--duration", "1h"), "--duration needs --traffic"),
         (("factory.yaml", "--slo", "ttft<1s"), "--slo needs --traffic"),

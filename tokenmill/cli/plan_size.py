@@ -11,8 +11,7 @@ from rich.markup import escape
 from tokenmill.cli.output import add_rows, print_json, stdout, table
 from tokenmill.domain.errors import UsageError
 from tokenmill.twin.profiles import Profile, read_profile
-from tokenmill.twin.size import Answer, Question, answers
-from tokenmill.twin.size_question import racks_of
+from tokenmill.twin.size import Answer, Question, SizedRack, answers
 from tokenmill.twin.tuned_size import tuned_answers
 
 TUNED_BASIS = (
@@ -22,7 +21,7 @@ TUNED_BASIS = (
 
 
 def show_size(
-    question: Question, racks: list[str], fitted: Path | None, *, tuned: bool = False, as_json: bool
+    question: Question, racks: list[SizedRack], fitted: Path | None, *, tuned: bool = False, as_json: bool
 ) -> None:
     """Print the answers, cheapest first: of engines as they come, or ``tuned`` by hand."""
     if tuned:
@@ -31,16 +30,16 @@ def show_size(
         _show_tuned(question, racks, as_json=as_json)
         return
     used = read_profile(fitted)
-    found = answers(question, racks_of(racks, question.engine), used)
+    found = answers(question, racks, used)
     if as_json:
         print_json({"answers": [plain(one) for one in found], "profile": used.source})
         return
     _print(question, found, used)
 
 
-def _show_tuned(question: Question, racks: list[str], *, as_json: bool) -> None:
+def _show_tuned(question: Question, racks: list[SizedRack], *, as_json: bool) -> None:
     """Print what engines tuned by hand need, cheapest first."""
-    found = tuned_answers(question, racks_of(racks, question.engine))
+    found = tuned_answers(question, racks)
     if as_json:
         print_json({"answers": [asdict(one) for one in found], "profile": TUNED_BASIS})
         return

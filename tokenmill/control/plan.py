@@ -29,6 +29,8 @@ NOUNS: tuple[tuple[str, str], ...] = (
     ("job", "jobs"),
     ("peer", "peers"),
 )
+TYPES = ("accelerators", "nodes", "racks", "nics", "dpus", "switches", "models")
+"""Of the catalogue's own types, after the nouns."""
 
 WHAT_FOLLOWS = {
     ("deployment", "model"): "traffic goes to the other model when its replicas are ready",
@@ -79,9 +81,12 @@ def diff(state: State, factory: Factory) -> Plan:
         changes.append(
             Change("change", "factory", factory.name, f"name: {state.factory.name} -> {factory.name}")
         )
-    for what, field in NOUNS:
-        old = _by_name(getattr(state.factory, field))
-        new = _by_name(getattr(factory, field))
+    tables = [(what, getattr(state.factory, field), getattr(factory, field)) for what, field in NOUNS]
+    tables += [
+        ("catalogue", getattr(state.factory.types, field), getattr(factory.types, field)) for field in TYPES
+    ]
+    for what, before, after in tables:
+        old, new = _by_name(before), _by_name(after)
         for name in sorted({*old, *new}):
             if name not in old:
                 changes.append(Change("add", what, name, _summary(what, new[name])))
@@ -112,7 +117,7 @@ def _name(record: Any) -> str:
         return f"{record.model} from {format_moment(record.from_us)}" if record.from_us else record.model
     if isinstance(record, ModelQuota):
         return "/".join(part for part in (record.tenant, record.project, record.model) if part)
-    return str(getattr(record, "name", None) or record.id)
+    return str(getattr(record, "id", None) or record.name)
 
 
 def _summary(what: str, record: Any) -> str:
@@ -121,6 +126,8 @@ def _summary(what: str, record: Any) -> str:
     if what == "deployment":
         served = f"model {record.model}" if record.model else f"line {record.line}"
         return f"{record.replicas} replica(s) of {served} on {record.engine}"
+    if what == "catalogue":
+        return str(record.source)
     if what == "model":
         return f"import from {record.source}"
     if what == "job":

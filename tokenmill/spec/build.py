@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from tokenmill.domain import factory as nouns
+from tokenmill.domain.catalogue import AcceleratorType, Catalogue, NodeType
 from tokenmill.domain.trigger import Trigger
 from tokenmill.spec import documents as docs
-from tokenmill.spec.catalogue import NodeType, catalogue
 
 EMBEDDED_CPU_MILLIS = 250
 ENGINE_CPU_MILLIS = 1000
@@ -258,7 +258,7 @@ def fabrics(document: docs.SiteDocument) -> tuple[nouns.Fabric, ...]:
     )
 
 
-def racks(document: docs.SiteDocument) -> tuple[nouns.Rack, ...]:
+def racks(document: docs.SiteDocument, known: Catalogue) -> tuple[nouns.Rack, ...]:
     """The bounds of those racks that have any."""
     return tuple(
         nouns.Rack(
@@ -269,7 +269,7 @@ def racks(document: docs.SiteDocument) -> tuple[nouns.Rack, ...]:
             *(stated.power_ramp or (0, 0)),
         )
         for stated in document.racks
-        if (stated.schedulable or stated.power_cap or stated.power_ramp) and stated.type in catalogue().racks
+        if (stated.schedulable or stated.power_cap or stated.power_ramp) and stated.type in known.racks
         for number in range(stated.count)
     )
 
@@ -279,9 +279,8 @@ def rack_name(document: docs.SiteDocument, stated: docs.RackFields, number: int)
     return f"{document.name}/{stated.name}-{number + 1:03d}"
 
 
-def nodes(document: docs.SiteDocument) -> tuple[nouns.Node, ...]:
+def nodes(document: docs.SiteDocument, known: Catalogue) -> tuple[nouns.Node, ...]:
     """Every node of the site; unknown types, which ``references`` reports, give none."""
-    known = catalogue()
     result: list[nouns.Node] = []
     for racks in document.racks:
         rack_type = known.racks.get(racks.type)
@@ -290,21 +289,27 @@ def nodes(document: docs.SiteDocument) -> tuple[nouns.Node, ...]:
             assert rack_type is not None
             for slot in range(rack_type.nodes):
                 node_id = f"{rack}/node-{slot + 1:02d}"
-                result.append(_typed_node(known.nodes[rack_type.node], node_id, document.name, rack, racks))
+                node_type = known.nodes[rack_type.node]
+                result.append(_typed_node(node_type, node_id, document.name, rack, racks, known))
     for stated in [] if isinstance(document.nodes, str) else document.nodes:
         for number in range(stated.count):
             name = stated.name if stated.count == 1 else f"{stated.name}-{number + 1:03d}"
-            result.append(_stated_node(stated, f"{document.name}/{name}", document.name))
+            result.append(_stated_node(stated, f"{document.name}/{name}", document.name, known))
     return tuple(result)
 
 
 def _typed_node(
-    node_type: NodeType, node_id: str, site_name: str, rack: str, stated: docs.NodeFields | docs.RackFields
+    node_type: NodeType,
+    node_id: str,
+    site_name: str,
+    rack: str,
+    stated: docs.NodeFields | docs.RackFields,
+    known: Catalogue,
 ) -> nouns.Node:
     domain = {"rack": rack, "node": node_id}.get(node_type.nvlink, "")
     if isinstance(stated, docs.NodeFields) and stated.domain:
         domain = f"{site_name}/{stated.domain}"
-    gpu = catalogue().accelerators.get(node_type.accelerator)
+    gpu = known.accelerators.get(node_type.accelerator)
     idle_w, max_w = (gpu.idle_w, gpu.max_w) if gpu else (0, 0)
     return nouns.Node(
         id=node_id,
@@ -313,7 +318,9 @@ def _typed_node(
         domain=domain,
         cpu_millis=node_type.cpu * 1000,
         memory_bytes=node_type.memory_gb * 10**9,
-        accelerators=_accelerators(node_id, node_type.accelerator, node_type.accelerators),
+        accelerators=_accelerators(
+            node_id, known.accelerators.get(node_type.accelerator), node_type.accelerators
+        ),
         leaf=stated.leaf or "",
         rail=stated.rail or "",
         row=stated.row or "",
@@ -322,12 +329,12 @@ def _typed_node(
     )
 
 
-def _stated_node(stated: docs.NodeFields, node_id: str, site_name: str) -> nouns.Node:
+def _stated_node(stated: docs.NodeFields, node_id: str, site_name: str, known: Catalogue) -> nouns.Node:
     rack = f"{site_name}/{stated.rack}" if stated.rack else ""
     if stated.type is not None:
-        node_type = catalogue().nodes.get(stated.type)
+        node_type = known.nodes.get(stated.type)
         return (
-            _typed_node(node_type, node_id, site_name, rack, stated)
+            _typed_node(node_type, node_id, site_name, rack, stated, known)
             if node_type
             else nouns.Node(node_id, site_name)
         )
@@ -338,19 +345,20 @@ def _stated_node(stated: docs.NodeFields, node_id: str, site_name: str) -> nouns
         domain=f"{site_name}/{stated.domain}" if stated.domain else "",
         cpu_millis=stated.cpu or 0,
         memory_bytes=stated.memory or 0,
-        accelerators=_accelerators(node_id, stated.accelerator or "", stated.accelerators or 0),
+        accelerators=_accelerators(
+            node_id, known.accelerators.get(stated.accelerator or ""), stated.accelerators or 0
+        ),
         leaf=stated.leaf or "",
         rail=stated.rail or "",
         row=stated.row or "",
     )
 
 
-def _accelerators(node_id: str, kind: str, count: int) -> tuple[nouns.Accelerator, ...]:
-    known = catalogue().accelerators.get(kind)
-    if known is None:
+def _accelerators(node_id: str, kind: AcceleratorType | None, count: int) -> tuple[nouns.Accelerator, ...]:
+    if kind is None:
         return ()
-    memory = known.memory_gb * 10**9
-    return tuple(nouns.Accelerator(f"{node_id}/gpu-{i}", kind, memory) for i in range(count))
+    memory = kind.memory_gb * 10**9
+    return tuple(nouns.Accelerator(f"{node_id}/gpu-{i}", kind.id, memory) for i in range(count))
 
 
 def _over(usual: docs.ResourceFields, own: docs.ResourceFields) -> docs.ResourceFields:

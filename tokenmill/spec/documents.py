@@ -340,6 +340,23 @@ class PeerDocument(Strict):
     aliases: list[AliasName] = Field(default=[], description="Names that it answers for.")
 
 
+Rows = dict[Name, dict[str, Any]]
+
+
+class CatalogueDocument(Strict):
+    """Types that the shipped [catalogue](#catalogue) lacks, or has with other prices and powers."""
+
+    kind: Literal["catalogue"]
+    name: Name = Field(description="Name of this part of the catalogue.")
+    accelerators: Rows = Field(default={}, description="Accelerators by name.")
+    nodes: Rows = Field(default={}, description="Servers and trays by name.")
+    racks: Rows = Field(default={}, description="Racks by name.")
+    nics: Rows = Field(default={}, description="Network adapters by name.")
+    dpus: Rows = Field(default={}, description="DPUs by name.")
+    switches: Rows = Field(default={}, description="Switches by name.")
+    models: Rows = Field(default={}, description="Architectures by name: fields, or `config: FILE`.")
+
+
 KINDS: dict[str, type[Strict]] = {
     "factory": FactoryDocument,
     "site": SiteDocument,
@@ -351,4 +368,5 @@ KINDS: dict[str, type[Strict]] = {
     "line": LineDocument,
     "job": JobDocument,
     "peer": PeerDocument,
+    "catalogue": CatalogueDocument,
 }

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tokenmill.domain.catalogue import Catalogue
 from tokenmill.domain.units import did_you_mean
 from tokenmill.spec import documents as docs
-from tokenmill.spec.catalogue import catalogue
 from tokenmill.spec.source import Found
 from tokenmill.spec.validate import Entry
 
 
-def check_fabrics(entries: Sequence[Entry]) -> list[Found]:
+def check_fabrics(entries: Sequence[Entry], types: Catalogue) -> list[Found]:
     """Everything wrong with fabrics beyond their single fields."""
-    switches = sorted(catalogue().switches)
+    switches = sorted(types.switches)
     found: list[Found] = []
     seen: dict[str, str] = {}
     for entry in entries:

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from tokenmill.domain import factory as nouns
+from tokenmill.domain.catalogue import Catalogue, OwnTypes
 from tokenmill.domain.errors import Problem, SpecError
 from tokenmill.spec import build
 from tokenmill.spec import documents as docs
+from tokenmill.spec.catalogue import catalogue
 from tokenmill.spec.entitlements import check_entitlements
 from tokenmill.spec.files import unreadable
 from tokenmill.spec.fit import check_fit
 from tokenmill.spec.override import Override, overridden
+from tokenmill.spec.own_types import own_types
 from tokenmill.spec.references import check_references
 from tokenmill.spec.source import MAX_FILE_BYTES, Document, Found, Place, read_documents
 from tokenmill.spec.validate import Entry, identity, validate
@@ -53,16 +56,38 @@ def load(
     for override in overrides:
         layer = overridden(layer, override)
     entries, found = _validated(layer)
-    found = reading.found + found
-    found += check_references(entries)
+    types, wrong_types = own_types(entries, read)
+    known = catalogue(types)
+    found = reading.found + found + wrong_types + check_references(entries, known)
     found += _factory_problems(layer, reading, paths)
     models = [entry.model for entry in entries if entry.model is not None]
     if not any(one.problem.field.startswith("site ") for one in found):
-        found += check_fit(entries, _nodes(models)) + check_entitlements(entries, _nodes(models))
+        nodes = _nodes(models, known)
+        found += check_fit(entries, nodes) + check_entitlements(entries, nodes)
+    _refuse(found)
+    return _factory(models, types)
+
+
+def load_types(
+    paths: Sequence[Path], environ: Mapping[str, str], read: Callable[[Path], str] = read_text
+) -> OwnTypes:
+    """Only what these files add to the catalogue. Raises ``SpecError`` with every problem of that."""
+    reading = _Reading(environ, read)
+    layer = reading.layer(_expand(paths, reading), ())
+    entries, found = _validated({key: one for key, one in layer.items() if key[0] == "catalogue"})
+    types, wrong = own_types(entries, read)
+    if not entries and not reading.found:
+        start = next((one.start for one in layer.values()), Place(0, 1, 1, str(paths[0])))
+        problem = Problem("no document has `kind: catalogue`", expected="types that the catalogue lacks")
+        found.append(Found(start, problem))
+    _refuse(reading.found + found + wrong)
+    return types
+
+
+def _refuse(found: list[Found]) -> None:
     if found:
         found.sort(key=lambda one: one.place)
         raise SpecError(tuple(dict.fromkeys(_placed(one) for one in found)))
-    return _factory(models)
 
 
 def written_at(paths: Sequence[Path], environ: Mapping[str, str], kind: str, name: str, field: str) -> str:
@@ -215,22 +240,23 @@ def _placed(found: Found) -> Problem:
     return Problem(problem.message, where, problem.field, problem.expected, problem.fix)
 
 
-def _nodes(models: Sequence[Any]) -> tuple[nouns.Node, ...]:
+def _nodes(models: Sequence[Any], known: Catalogue) -> tuple[nouns.Node, ...]:
     sites = [m for m in models if isinstance(m, docs.SiteDocument)]
-    return tuple(node for site in sites for node in build.nodes(site))
+    return tuple(node for site in sites for node in build.nodes(site, known))
 
 
-def _factory(models: Sequence[Any]) -> nouns.Factory:
+def _factory(models: Sequence[Any], types: OwnTypes) -> nouns.Factory:
     def every(kind: type[Any], make: Callable[[Any], Any]) -> tuple[Any, ...]:
         return tuple(make(model) for model in models if isinstance(model, kind))
 
     [document] = [m for m in models if isinstance(m, docs.FactoryDocument)]
     sites = [m for m in models if isinstance(m, docs.SiteDocument)]
+    known = catalogue(types)
     return nouns.Factory(
         name=document.name,
         sites=every(docs.SiteDocument, build.site),
-        nodes=_nodes(models),
-        racks=tuple(rack for site in sites for rack in build.racks(site)),
+        nodes=_nodes(models, known),
+        racks=tuple(rack for site in sites for rack in build.racks(site, known)),
         fabrics=tuple(fabric for site in sites for fabric in build.fabrics(site)),
         tenants=every(docs.TenantDocument, build.tenant),
         prices=every(docs.PriceDocument, build.price),
@@ -240,6 +266,7 @@ def _factory(models: Sequence[Any]) -> nouns.Factory:
         lines=every(docs.LineDocument, build.line),
         jobs=every(docs.JobDocument, build.job),
         peers=every(docs.PeerDocument, build.peer),
+        types=types,
     )
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tokenmill.domain.catalogue import Catalogue
 from tokenmill.domain.units import did_you_mean
 from tokenmill.spec import documents as docs
-from tokenmill.spec.catalogue import catalogue
 from tokenmill.spec.source import FieldPath, Found
 from tokenmill.spec.validate import Entry
 
 
 class Index:
-    """All documents by kind and name, in file order."""
+    """All documents by kind and name, in file order, and the types that they may name."""
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
+    def __init__(self, entries: Sequence[Entry], types: Catalogue) -> None:
         self.entries = entries
+        self.types = types
         self.names: dict[str, dict[str, Entry]] = {}
         for entry in entries:
             self.names.setdefault(entry.kind, {})[entry.name] = entry
@@ -41,10 +42,10 @@ def in_catalogue(entry: Entry, path: FieldPath, noun: str, name: str, known: dic
     return [entry.found(path, f"the catalogue has no {noun} {name!r}", expected, did_you_mean(name, known))]
 
 
-def resource_kind(resources: docs.ResourceFields, entry: Entry, path: FieldPath) -> list[Found]:
+def resource_kind(resources: docs.ResourceFields, entry: Entry, path: FieldPath, index: Index) -> list[Found]:
     if resources.accelerator is None:
         return []
-    known = catalogue().accelerators
+    known = index.types.accelerators
     return in_catalogue(entry, (*path, "accelerator"), "accelerator", resources.accelerator, known)
 
 

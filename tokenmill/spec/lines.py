@@ -19,9 +19,9 @@ def line_problems(line: docs.LineDocument, entry: Entry, index: Index) -> list[F
     base = index.of("model").get(line.base)
     if base is not None and isinstance(base.model, docs.ModelDocument) and base.model.type != "chat":
         found.append(entry.found(("base",), f"{line.base} is an {base.model.type} model", "a chat model"))
-    found += resource_kind(line.resources, entry, ("resources",))
+    found += resource_kind(line.resources, entry, ("resources",), index)
     found += _capture_problems(line, entry, index)
-    return found + (_long_line(line, entry) if line.stations else _short_line(line, entry))
+    return found + (_long_line(line, entry, index) if line.stations else _short_line(line, entry))
 
 
 def _capture_problems(line: docs.LineDocument, entry: Entry, index: Index) -> list[Found]:
@@ -69,7 +69,7 @@ def _short_line(line: docs.LineDocument, entry: Entry) -> list[Found]:
     return found
 
 
-def _long_line(line: docs.LineDocument, entry: Entry) -> list[Found]:
+def _long_line(line: docs.LineDocument, entry: Entry, index: Index) -> list[Found]:
     found: list[Found] = []
     for name in ("data", *STATION_KINDS):
         if name in line.model_fields_set:
@@ -90,7 +90,7 @@ def _long_line(line: docs.LineDocument, entry: Entry) -> list[Found]:
                 fix = did_you_mean(need, kinds)
                 found.append(entry.found((*path, "needs", place), message, expected, fix))
         found += _params(entry, station.kind, station.params, (*path, "params"))
-        found += resource_kind(station.resources, entry, (*path, "resources"))
+        found += resource_kind(station.resources, entry, (*path, "resources"), index)
     circle = circle_in(needs)
     if circle:
         message = f"the stations need one another in a circle: {' -> '.join(circle)}"

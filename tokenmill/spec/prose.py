@@ -30,6 +30,16 @@ documents are added.
 once, and a file has at most 1 MiB, 50,000 values (aliases expanded) and 32 levels.
 """
 
+ROWS = """\
+## Rows of a catalogue
+
+A document of kind `catalogue` holds rows as the shipped [files](../tokenmill/spec/catalogue) do, under the
+name of each type. Every row has a `source`; a value with another source is written
+`{is: 80 GB, source: data sheet}`. Every rate is dense. A row with the name of a shipped type may change its
+prices, powers and the sizes of servers, nothing else. A model's row may name its `config: PATH/config.json`,
+from the file that it is in, and state beside it what that leaves open.
+"""
+
 STATIONS = """\
 ## Stations of a line
 

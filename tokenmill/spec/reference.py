@@ -15,6 +15,8 @@ from typing import Any, get_origin, get_type_hints
 from tokenmill.domain.stations import STATION_KINDS
 from tokenmill.spec import prose
 from tokenmill.spec.catalogue import catalogue
+from tokenmill.spec.catalogue.load import NOUNS
+from tokenmill.spec.catalogue.rows import fields_of, required_of
 from tokenmill.spec.factory_file import template
 from tokenmill.spec.schema import json_schema
 from tokenmill.spec.settings import SETTINGS, Setting
@@ -62,6 +64,7 @@ def factory_page() -> str:
     parts.append(prose.STATIONS)
     parts += [_station_section(kind, params) for kind, params in STATION_KINDS.items()]
     parts.append(_catalogue_section())
+    parts.append(_rows_section())
     parts.append(f"## A first file\n\n`tokenmill init` writes this one:\n\n```yaml\n{template()}```\n")
     return "\n".join(parts)
 
@@ -203,6 +206,20 @@ def _catalogue_section() -> str:
     parts.append(_table(("NIC or DPU", "rate", "fabric", "check against"), adapters) + "\n")
     parts.append("Models that the twin knows by architecture:\n")
     parts.append(_table(("model", "parameters", "of them for one token", "check against"), models) + "\n")
+    return "\n".join(parts)
+
+
+def _rows_section() -> str:
+    """The fields of each noun's rows, with their units."""
+    parts = [prose.ROWS]
+    for noun, (kind, _, _) in NOUNS.items():
+        required = required_of(kind)
+        rows = [
+            (f"`{field}`", expected, "yes" if field in required or field == "source" else "")
+            for field, expected in fields_of(kind).items()
+        ]
+        table = _table(("field", "value", "required"), rows)
+        parts.append(f"### {noun} of a catalogue\n\n{table}\n")
     return "\n".join(parts)
 
 

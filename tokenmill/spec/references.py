@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tokenmill.domain.catalogue import Catalogue
 from tokenmill.spec import build
 from tokenmill.spec import documents as docs
 from tokenmill.spec import money_references as money
-from tokenmill.spec.catalogue import catalogue
 from tokenmill.spec.fabrics import check_fabrics
 from tokenmill.spec.index import Index, in_catalogue, owner_problems, resource_kind
 from tokenmill.spec.lines import line_problems
@@ -23,9 +23,9 @@ ADDRESS_FLAGS = ("--host", "--port")
 """Not for `engine_args`: an engine that others reach serves them without a key, a quota or a bill."""
 
 
-def check_references(entries: Sequence[Entry]) -> list[Found]:
+def check_references(entries: Sequence[Entry], types: Catalogue) -> list[Found]:
     """Everything wrong between documents, and within one beyond its single fields."""
-    index = Index(entries)
+    index = Index(entries, types)
     checks: dict[str, Callable[[Any, Entry, Index], list[Found]]] = {
         "site": _site,
         "tenant": _tenant,
@@ -39,12 +39,12 @@ def check_references(entries: Sequence[Entry]) -> list[Found]:
     for entry in entries:
         if entry.model is not None and entry.kind in checks:
             found += checks[entry.kind](entry.model, entry, index)
-    return found + _mixed_machines(index) + money.currencies(entries) + check_fabrics(entries)
+    return found + _mixed_machines(index) + money.currencies(entries) + check_fabrics(entries, types)
 
 
 def _site(site: docs.SiteDocument, entry: Entry, index: Index) -> list[Found]:
     found: list[Found] = []
-    known = catalogue()
+    known = index.types
     total = 0
     for number, rack in enumerate(site.racks):
         total += rack.count * known.racks[rack.type].nodes if rack.type in known.racks else 0
@@ -56,10 +56,10 @@ def _site(site: docs.SiteDocument, entry: Entry, index: Index) -> list[Found]:
     if not isinstance(site.nodes, str):
         for number, node in enumerate(site.nodes):
             total += node.count
-            found += _node(node, entry, ("nodes", number))
+            found += _node(node, entry, ("nodes", number), index)
     if total > MAX_NODES:
         found.append(entry.found((), f"states {total} nodes", f"at most {MAX_NODES} nodes"))
-    names = [node.id for node in build.nodes(site)] if total <= MAX_NODES else []
+    names = [node.id for node in build.nodes(site, known)] if total <= MAX_NODES else []
     if len(set(names)) < len(names):
         double = next(name for name in names if names.count(name) > 1)
         found.append(
@@ -68,8 +68,8 @@ def _site(site: docs.SiteDocument, entry: Entry, index: Index) -> list[Found]:
     return found
 
 
-def _node(node: docs.NodeFields, entry: Entry, path: FieldPath) -> list[Found]:
-    known = catalogue()
+def _node(node: docs.NodeFields, entry: Entry, path: FieldPath, index: Index) -> list[Found]:
+    known = index.types
     found: list[Found] = []
     if node.type is not None:
         found += in_catalogue(entry, (*path, "type"), "node type", node.type, known.nodes)
@@ -129,7 +129,7 @@ def _deployment(deployment: docs.DeploymentDocument, entry: Entry, index: Index)
         if _moves(argument):
             message = f"{argument!r} would move the engine away from where only the gateway reaches it"
             found.append(entry.found(("engine_args", number), message, "", "Remove it, and its value."))
-    return found + resource_kind(deployment.resources, entry, ("resources",))
+    return found + resource_kind(deployment.resources, entry, ("resources",), index)
 
 
 def _moves(argument: str) -> bool:
@@ -139,13 +139,15 @@ def _moves(argument: str) -> bool:
 
 
 def _job(job: docs.JobDocument, entry: Entry, index: Index) -> list[Found]:
-    return owner_problems(job, entry, index) + resource_kind(job.resources, entry, ("resources",))
+    return owner_problems(job, entry, index) + resource_kind(job.resources, entry, ("resources",), index)
 
 
 def _mixed_machines(index: Index) -> list[Found]:
     sites = [e for e in index.of("site").values() if isinstance(e.model, docs.SiteDocument)]
     here = [e for e in sites if isinstance(e.model, docs.SiteDocument) and e.model.nodes == "this-machine"]
-    stated = [e for e in sites if isinstance(e.model, docs.SiteDocument) and build.nodes(e.model)]
+    stated = [
+        e for e in sites if isinstance(e.model, docs.SiteDocument) and build.nodes(e.model, index.types)
+    ]
     found: list[Found] = []
     if here and stated:
         fix = f"Site {stated[0].name} states its nodes: state all, or none."

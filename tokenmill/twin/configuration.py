@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from tokenmill.domain.errors import DataError
 from tokenmill.domain.factory import Deployment, Factory
 from tokenmill.domain.units import did_you_mean
-from tokenmill.spec.catalogue import AcceleratorType, EngineType, ModelType, catalogue
+from tokenmill.spec.catalogue import AcceleratorType, Catalogue, EngineType, ModelType, catalogue
+from tokenmill.twin.engine_model import shape_of
 from tokenmill.twin.iteration import Layout
 
 PRECISIONS = {
@@ -66,11 +67,12 @@ def configuration(factory: Factory, deployment: Deployment) -> tuple[Configurati
     Raises ``DataError`` for a layout that is not that of its accelerators.
     """
     missing: list[str] = []
+    known = catalogue(factory.types)
     name = deployment.model or next((x.base for x in factory.lines if x.name == deployment.line), "")
     stated = next((m for m in factory.models if m.name == name), None)
-    model = (model_of(stated.source) or model_of(stated.name)) if stated else None
+    model = (shape_of(stated.source, known) or shape_of(stated.name, known)) if stated else None
     if model is None:
-        near = did_you_mean(name, catalogue().models)
+        near = did_you_mean(name, known.models)
         missing.append(f"model: the catalogue knows no architecture of {name!r}. {near}".rstrip())
     engine = _engine(deployment.engine)
     if engine is None:
@@ -78,7 +80,7 @@ def configuration(factory: Factory, deployment: Deployment) -> tuple[Configurati
     kind = deployment.resources.accelerator_kind or next(
         (node.accelerators[0].kind for node in factory.nodes if node.accelerators), ""
     )
-    accelerator = catalogue().accelerators.get(kind)
+    accelerator = known.accelerators.get(kind)
     if accelerator is None:
         missing.append(
             f"accelerator: {kind!r} is not in the catalogue; expected resources: {{accelerator: TYPE}}"
@@ -92,18 +94,11 @@ def configuration(factory: Factory, deployment: Deployment) -> tuple[Configurati
     if model is None or accelerator is None or engine is None or not precision:
         return None, missing
     layout = _layout(deployment, model, said)
-    share = layout.accelerators * _overhead_w(kind)
+    share = layout.accelerators * _overhead_w(factory, accelerator, known)
     return Configuration(
         deployment.name, model, accelerator, layout, precision, engine, deployment.slots,
         deployment.context_tokens, share,
     ), []  # fmt: skip
-
-
-def model_of(source: str) -> ModelType | None:
-    """The architecture of the catalogue whose name a source or name holds; the longest one."""
-    plain = source.lower().replace("_", "-")
-    known = catalogue().models
-    return next((known[name] for name in sorted(known, key=len, reverse=True) if name in plain), None)
 
 
 def _engine(name: str) -> EngineType | None:
@@ -111,10 +106,14 @@ def _engine(name: str) -> EngineType | None:
     return versions[-1] if versions else None
 
 
-def _overhead_w(kind: str) -> float:
-    """Watts of a node beside its accelerators, for each of them."""
-    shares = [n.overhead_w / n.accelerators for n in catalogue().nodes.values() if n.accelerator == kind]
-    return max(shares, default=0.0)
+def _overhead_w(factory: Factory, kind: AcceleratorType, known: Catalogue) -> float:
+    """Watts of a node beside its accelerators, for each: of the factory's, else of the catalogue's."""
+    stated = [n for n in factory.nodes if n.idle_mw and n.accelerators and n.accelerators[0].kind == kind.id]
+    if stated:
+        return max(0.0, *(n.idle_mw / 1000 / len(n.accelerators) - kind.idle_w for n in stated))
+    return max(
+        (n.overhead_w / n.accelerators for n in known.nodes.values() if n.accelerator == kind.id), default=0.0
+    )
 
 
 def _flags(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:

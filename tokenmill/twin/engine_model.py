@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from tokenmill.spec.catalogue import ModelType, catalogue
+from tokenmill.spec.catalogue import Catalogue, ModelType
 from tokenmill.twin.iteration import Efficiency, Work, parts
 
 
@@ -28,13 +28,12 @@ class EngineModel(Protocol):
         ...
 
 
-def shape_of(source: str) -> ModelType | None:
-    """The catalogue's model that a source or name holds, or None: then nothing is forecast for it."""
+def shape_of(source: str, known: Catalogue) -> ModelType | None:
+    """The longest name of a model that a source or name holds, or None: then nothing is forecast."""
     plain = source.lower().replace("_", "-")
-    known = catalogue().models
-    for name in sorted(known, key=len, reverse=True):
+    for name in sorted(known.models, key=lambda one: (-len(one), one)):
         if name in plain or name.replace(".", "-") in plain:
-            return known[name]
+            return known.models[name]
     return None
 
 

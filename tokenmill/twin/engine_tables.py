@@ -13,7 +13,7 @@ from tokenmill.twin.capacity import need_fit
 from tokenmill.twin.configuration import Configuration
 from tokenmill.twin.iteration import Efficiency, Work, parts, touched_experts, work_of
 from tokenmill.twin.power_model import COMPUTE_SHARE, MEMORY_SHARE, RUNNING_SHARE, SERVER_LOSS
-from tokenmill.twin.profiles import ELSEWHERE, OTHER_MODEL, ROWS_OF, Profile, kind_of, names_of, of_kind
+from tokenmill.twin.profiles import ELSEWHERE, OTHER_MODEL, ROWS_OF, Profile, kind_of, names_with, of_kind
 from tokenmill.twin.step_table import EngineRules, StepTable
 
 CLOCKS = (1.0, 0.9, 0.8, 0.7)
@@ -38,7 +38,7 @@ def tables(asked: Configuration, known: Profile, *, prefix_cache: bool = False) 
 def basis(asked: Configuration, known: Profile) -> Basis:
     """The stated error of a configuration, and whether its accelerator and model were measured at all."""
     engine, chip, model = asked.engine.id.rpartition("-")[0], asked.accelerator, asked.model.id
-    kind, beyond = kind_of(model), known.beyond(engine, chip.id, model)
+    kind, beyond = kind_of(asked.model), known.beyond(engine, chip.id, asked.model)
     what = {ELSEWHERE: f"{engine} on {chip.id}", OTHER_MODEL: model}
     ttft, tpot = (known.stated(f"{kind}_{quantity}", beyond) for quantity in ("ttft", "tpot"))
     text = f"{len(tpot.errors)} {kind} rows {ROWS_OF[tpot.of]}"
@@ -64,7 +64,7 @@ def arrival_s(asked: Configuration, known: Profile) -> float:
 def _names(asked: Configuration) -> tuple[str, ...]:
     """A factory does not state its engine's version, nor does a question of size: both are foretold alike."""
     engine = asked.engine.id.rpartition("-")[0]
-    return names_of(engine, "", asked.accelerator.id, asked.precision, asked.model.id)
+    return names_with(engine, "", asked.accelerator, asked.precision, asked.model)
 
 
 def _table(asked: Configuration, known: Profile, clock: float, prefix_cache: bool) -> StepTable:

@@ -41,7 +41,7 @@ def site_plans(factory: Factory, spines: int | None = None) -> tuple[SitePlan, .
 
     Raises ``DataError`` for nodes that do not fit, or when no site states nodes and a fabric of switches.
     """
-    known = catalogue()
+    known = catalogue(factory.types)
     plans = []
     for site in factory.sites:
         nodes = [node for node in factory.nodes if node.site == site.name]
@@ -111,7 +111,10 @@ def _nvlink(fabric: Fabric, nodes: list[Node], known: Catalogue) -> list[NvlinkP
     for node in nodes:
         if node.domain and node.accelerators:
             domains.setdefault(node.domain, []).append(node)
-    trays = {known.nodes[rack.node].accelerator: rack.switch_trays for rack in known.racks.values()}
+    trays: dict[str, int] = {}
+    for rack in known.racks.values():
+        kind = known.nodes[rack.node].accelerator
+        trays[kind] = max(trays.get(kind, 0), rack.switch_trays)
     alike: dict[tuple[int, int], int] = {}
     for held in domains.values():
         shape = (

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tokenmill.domain.factory import Node
-from tokenmill.spec.catalogue import catalogue
+from tokenmill.spec.catalogue import Catalogue
 
 CPU_IDLE_W = 5.0
 CPU_ACTIVE_W_PER_CORE = 10.0
@@ -42,12 +42,13 @@ def server_w(accelerators_w: float) -> float:
 class PowerModel:
     """``cpu_*`` are watts of a machine without a known type; see ``spec.settings``."""
 
+    known: Catalogue
     cpu_idle_w: float = CPU_IDLE_W
     cpu_active_w_per_core: float = CPU_ACTIVE_W_PER_CORE
 
     def accelerator_w(self, kind: str, utilisation: float) -> float:
         """Watts of one accelerator of the catalogue at a utilisation of 0 to 1."""
-        known = catalogue().accelerators[kind]
+        known = self.known.accelerators[kind]
         return known.idle_w + (known.max_w - known.idle_w) * min(1.0, max(0.0, utilisation))
 
     def node_w(self, node: Node, utilisation: float, busy_accelerators: int | None = None) -> float:
@@ -60,7 +61,7 @@ class PowerModel:
             return self.cpu_idle_w + self.cpu_active_w_per_core * cores * min(1.0, max(0.0, utilisation))
         busy = len(node.accelerators) if busy_accelerators is None else busy_accelerators
         overhead = max(
-            (t.overhead_w for t in catalogue().nodes.values() if t.accelerator == node.accelerators[0].kind),
+            (t.overhead_w for t in self.known.nodes.values() if t.accelerator == node.accelerators[0].kind),
             default=0,
         )
         return overhead + math.fsum(

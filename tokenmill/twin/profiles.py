@@ -18,7 +18,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from tokenmill.domain.errors import DataError
-from tokenmill.spec.catalogue import catalogue
+from tokenmill.spec.catalogue import AcceleratorType, ModelType, catalogue
 from tokenmill.spec.files import unreadable
 from tokenmill.twin.iteration import Efficiency
 from tokenmill.twin.steady import Protocol
@@ -70,12 +70,12 @@ class Profile:
         found = self.values(names)
         return Protocol(**{name: found[name] for name in PROTOCOL if name in found})
 
-    def beyond(self, engine: str, accelerator: str, model: str) -> tuple[str, ...]:
+    def beyond(self, engine: str, accelerator: str, model: ModelType) -> tuple[str, ...]:
         """In what a question goes beyond the fitted rows: ``ELSEWHERE`` where none is of this engine on this
         very type with models of that kind, ``OTHER_MODEL`` where none is of that model."""
         place = (f"accelerator:{accelerator}", _group(engine, accelerator))
         seen_here = all(of_kind(name, kind_of(model)) in self.offsets for name in place)
-        seen_model = f"model:{model}" in self.offsets
+        seen_model = f"model:{model.id}" in self.offsets
         return (() if seen_here else (ELSEWHERE,)) + (() if seen_model else (OTHER_MODEL,))
 
     def stated(self, quantity: str, beyond: tuple[str, ...] = ()) -> Stated:
@@ -116,8 +116,16 @@ def within(errors: Sequence[float], share: float) -> float:
 
 
 def names_of(engine: str, version: str, accelerator: str, precision: str, model: str) -> tuple[str, ...]:
+    """As ``names_with``, of a measured row: it names shipped types."""
+    known = catalogue()
+    return names_with(engine, version, known.accelerators[accelerator], precision, known.models[model])
+
+
+def names_with(
+    engine: str, version: str, chip: AcceleratorType, precision: str, model: ModelType
+) -> tuple[str, ...]:
     """The names whose offsets a configuration adds up, from general to special."""
-    kind, architecture = kind_of(model), catalogue().accelerators[accelerator].architecture
+    kind, architecture, accelerator = kind_of(model), chip.architecture, chip.id
     shared = (
         f"engine:{engine}",
         f"version:{engine}-{version}",
@@ -125,12 +133,12 @@ def names_of(engine: str, version: str, accelerator: str, precision: str, model:
         f"accelerator:{accelerator}",
     )
     own = (*shared, f"precision:{architecture}-{precision}", _group(engine, accelerator))
-    return (ALL, *shared, f"kind:{kind}", *(of_kind(name, kind) for name in own), f"model:{model}")
+    return (ALL, *shared, f"kind:{kind}", *(of_kind(name, kind) for name in own), f"model:{model.id}")
 
 
-def kind_of(model: str) -> str:
+def kind_of(model: ModelType) -> str:
     """``moe`` for a mixture of experts, else ``dense``."""
-    return "moe" if catalogue().models[model].experts else "dense"
+    return "moe" if model.experts else "dense"
 
 
 def of_kind(name: str, kind: str) -> str:

@@ -26,7 +26,7 @@ from tokenmill.twin.forecast import DeploymentForecast, Estimate, Forecast, quan
 from tokenmill.twin.iteration import Layout, work_of
 from tokenmill.twin.load import AliasLoad, alias_load, probe, run_load
 from tokenmill.twin.power_model import PowerModel, site_w
-from tokenmill.twin.profiles import Profile, names_of, profile
+from tokenmill.twin.profiles import Profile, names_with, profile
 from tokenmill.twin.report import to_json
 from tokenmill.twin.traffic import Arrival
 from tokenmill.twin.world import Timings, World
@@ -202,17 +202,18 @@ def _modelled(state: State, deployment: Deployment, sharing: dict[str, int], kno
         nodes = {r.node for r in state.replicas.values() if r.deployment == deployment.name and r.node}
         slowdown = float(max((sharing.get(node, 1) for node in nodes), default=1))
         return Modelled(replace(calibration.model, slowdown=slowdown), calibration)
-    shape = shape_of(model.source) or shape_of(model.name)
+    types = catalogue(state.factory.types)
+    shape = shape_of(model.source, types) or shape_of(model.name, types)
     kind = deployment.resources.accelerator_kind or next(
         (n.node.accelerators[0].kind for _, n in sorted(state.nodes.items()) if n.node.accelerators), ""
     )
-    accelerator = catalogue().accelerators.get(kind)
+    accelerator = types.accelerators.get(kind)
     if shape is None or accelerator is None:
         missing = "accelerator" if shape else "model"
         return Modelled(None, note=f"not modelled: the shape of its {missing} is not known")
     width = max(1, deployment.resources.accelerators)
     layout = Layout(tensor=width, expert_tensor=width)
-    names = names_of(deployment.engine, "", kind, "bf16", shape.id)
+    names = names_with(deployment.engine, "", accelerator, "bf16", shape)
     work = work_of(shape, accelerator, layout, "bf16")
     return Modelled(RooflineModel(work, known.efficiency(names)))
 
@@ -305,7 +306,7 @@ def _watts(state: State, loads: dict[str, AliasLoad], duration_s: float) -> floa
             if replica.deployment == load.entry.name and replica.status is ReplicaStatus.READY:
                 busy[replica.node] = busy.get(replica.node, 0.0) + share
                 used[replica.node] = used.get(replica.node, 0) + 1
-    model = PowerModel()
+    model = PowerModel(catalogue(state.factory.types))
     total = 0.0
     for site in sorted({known.node.site for known in state.nodes.values()}):
         watts = {}

@@ -89,7 +89,7 @@ def engine_bytes(asked: Question) -> list[float]:
 def _power(factory: Factory) -> Power:
     """Of the nodes that serve nothing, and the site's cap. Several sites have the sum of their caps."""
     node = next((node for node in factory.nodes if node.accelerators), factory.nodes[0])
-    kind = catalogue().accelerators.get(node.accelerators[0].kind) if node.accelerators else None
+    kind = catalogue(factory.types).accelerators.get(node.accelerators[0].kind) if node.accelerators else None
     held = len(node.accelerators)
     cards_w = held * kind.idle_w if kind else 0
     idle_w = node.idle_mw / 1000 or cards_w  # of a node stated by size its accelerators are all that is known

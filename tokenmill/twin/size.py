@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from tokenmill.domain.errors import DataError
-from tokenmill.spec.catalogue import AcceleratorType, ModelType, RackType, catalogue
+from tokenmill.spec.catalogue import AcceleratorType, ModelType, NodeType, RackType
 from tokenmill.twin.capacity import fit_of, layouts, need_fit
 from tokenmill.twin.iteration import Efficiency, Layout, Work, work_of
-from tokenmill.twin.profiles import ROWS_OF, Profile, kind_of, names_of
+from tokenmill.twin.profiles import ROWS_OF, Profile, kind_of, names_with
 from tokenmill.twin.steady import Protocol, among_others_s, prompt_s, steady
 
 BUDGET_TOKENS = 8192
@@ -40,6 +40,28 @@ class Question:
     tpot_p99_s: float
     engine: str
     version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SizedRack:
+    """A rack type with what stands in it."""
+
+    type: RackType
+    node: NodeType
+    gpu: AcceleratorType
+
+    @property
+    def id(self) -> str:
+        return self.type.id
+
+    @property
+    def accelerators(self) -> int:
+        return self.node.accelerators * self.type.nodes
+
+    @property
+    def domain(self) -> int:
+        """How many of its accelerators share NVLink."""
+        return self.node.accelerators * (self.type.nodes if self.node.nvlink == "rack" else 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,18 +135,18 @@ class Rate:
     prefill: Layout | None = None
 
 
-def answers(question: Question, racks: Iterable[RackType], profile: Profile) -> list[Answer]:
+def answers(question: Question, racks: Iterable[SizedRack], profile: Profile) -> list[Answer]:
     """Cheapest first, one for each rack and way. Raises ``DataError`` when none fits or holds the limits."""
     found: list[Answer] = []
     best: list[Rate] = []
     for rack in racks:
-        gpu, domain = parts_of(rack)
-        known = candidates(question, gpu, domain, profile)
+        gpu = rack.gpu
+        known = candidates(question, gpu, rack.domain, profile)
         for way in (mixed, disaggregated):
             rates = [rate for rate in way(question, known, gpu) if _holds(question, rate)]
             if rates:
                 chosen = max(rates, key=lambda r: (r.per_accelerator, -r.layout.accelerators))
-                found.append(_answer(question, rack, gpu, chosen, profile))
+                found.append(_answer(question, rack, chosen, profile))
             else:
                 best += way(question, known, gpu)
     if not found:
@@ -132,28 +154,18 @@ def answers(question: Question, racks: Iterable[RackType], profile: Profile) -> 
     return sorted(found, key=lambda a: (a.million_tokens_micros, a.racks, a.rack))
 
 
-def parts_of(rack: RackType) -> tuple[AcceleratorType, int]:
-    """The accelerators of a rack, and how many of them share NVLink."""
-    node = catalogue().nodes[rack.node]
-    return catalogue().accelerators[node.accelerator], node.accelerators * (
-        rack.nodes if node.nvlink == "rack" else 1
-    )
-
-
-def needs_of(question: Question, rack: RackType, per_accelerator: float, whole: int) -> Needs:
+def needs_of(question: Question, rack: SizedRack, per_accelerator: float, whole: int) -> Needs:
     """Racks for the throughput at tokens/s ``per_accelerator``; only multiples of ``whole`` of those work."""
-    gpu, _ = parts_of(rack)
-    per_rack = catalogue().nodes[rack.node].accelerators * rack.nodes
-    exactly = question.tokens_s / (per_accelerator * (per_rack // whole * whole))
+    exactly = question.tokens_s / (per_accelerator * (rack.accelerators // whole * whole))
     racks = math.ceil(exactly)
-    hour = racks * per_rack * gpu.hour_micros
+    hour = racks * rack.accelerators * rack.gpu.hour_micros
     million = round(hour / 3600 / question.tokens_s * 1e6)
-    return Needs(exactly, racks, racks * per_rack, racks * rack.max_w / 1000, hour, million)
+    return Needs(exactly, racks, racks * rack.accelerators, racks * rack.type.max_w / 1000, hour, million)
 
 
 def candidates(question: Question, gpu: AcceleratorType, domain: int, profile: Profile) -> list[Candidate]:
     """Layouts of the model in one NVLink domain that hold at least one request."""
-    names = names_of(question.engine, question.version, gpu.id, question.precision, question.model.id)
+    names = names_with(question.engine, question.version, gpu, question.precision, question.model)
     eff, protocol = profile.efficiency(names), profile.protocol(names)
     found = []
     for layout in layouts(question.model, domain):
@@ -240,11 +252,11 @@ def _holds(question: Question, rate: Rate) -> bool:
     return rate.ttft_s <= question.ttft_p99_s and rate.tpot_s <= question.tpot_p99_s
 
 
-def _answer(question: Question, rack: RackType, gpu: AcceleratorType, rate: Rate, profile: Profile) -> Answer:
+def _answer(question: Question, rack: SizedRack, rate: Rate, profile: Profile) -> Answer:
     whole = 1 if rate.prefill else rate.layout.accelerators
     needs = needs_of(question, rack, rate.per_accelerator, whole)
-    beyond = profile.beyond(question.engine, gpu.id, question.model.id)
-    stated = profile.stated(f"{kind_of(question.model.id)}_tpot", beyond)
+    beyond = profile.beyond(question.engine, rack.gpu.id, question.model)
+    stated = profile.stated(f"{kind_of(question.model)}_tpot", beyond)
     return Answer(
         rack=rack.id,
         layout=str(rate.layout),
@@ -265,16 +277,17 @@ def _answer(question: Question, rack: RackType, gpu: AcceleratorType, rate: Rate
     )
 
 
-def _none(question: Question, racks: Iterable[RackType], rates: list[Rate]) -> DataError:
+def _none(question: Question, racks: Iterable[SizedRack], rates: list[Rate]) -> DataError:
     what = f"{question.model.id} in {question.precision}"
     if not rates:
-        gpu, domain, rack = max(
-            ((*parts_of(rack), rack.id) for rack in racks), key=lambda p: p[0].memory_gb * p[1]
-        )
+        largest = max(racks, key=lambda rack: rack.gpu.memory_gb * rack.domain)
         try:
-            need_fit(question.model, gpu, Layout(), question.precision, question.inputs + question.outputs)
+            need_fit(
+                question.model, largest.gpu, Layout(), question.precision, question.inputs + question.outputs
+            )
         except DataError as error:
-            bound = f"One that is sized stays where accelerators share a fast link: {domain} of {rack}."
+            where = f"{largest.domain} of {largest.id}"
+            bound = f"One that is sized stays where accelerators share a fast link: {where}."
             return DataError(error.problem.message, expected=error.problem.expected,
                              fix=f"{error.problem.fix} {bound}")  # fmt: skip
     fastest = min(rates, key=lambda r: max(r.ttft_s / question.ttft_p99_s, r.tpot_s / question.tpot_p99_s))

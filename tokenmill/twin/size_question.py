@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import re
 
+from tokenmill.domain.catalogue import NO_TYPES, OwnTypes
 from tokenmill.domain.errors import DataError
-from tokenmill.spec.catalogue import RackType, catalogue
+from tokenmill.domain.units import did_you_mean
+from tokenmill.spec.catalogue import catalogue
 from tokenmill.twin.iteration import WEIGHT_BYTES
-from tokenmill.twin.size import Question
+from tokenmill.twin.size import Question, SizedRack
 
 FACTORS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 NVIDIA_ONLY = ("trtllm",)
 LIMITS = ("ttft_p99", "tpot_p99")
 TARGET = re.compile(r"^\s*([0-9.]+)\s*([kmg]?)\s*(?:tok(?:ens)?/s)?\s*$", re.IGNORECASE)
 LIMIT = re.compile(r"^\s*(\w+)\s*<=?\s*([0-9.]+)\s*(ms|s)\s*$")
+HOW_TO_ADD = "a document of kind catalogue, docs/planning.md#what-the-catalogue-lacks."
 EXAMPLE = '--slo "ttft_p99<2s,tpot_p99<80ms"'
 
 
@@ -26,6 +29,7 @@ def question_of(
     target: str | None,
     slo: str | None,
     engine: str,
+    own: OwnTypes = NO_TYPES,
 ) -> Question:
     """Raises ``DataError`` that names everything missing at once, or the value that cannot be."""
     asked = {
@@ -48,12 +52,14 @@ def question_of(
             fix="For example: tokenmill plan --size --model llama-3.1-70b --precision fp8 --inputs 1000 "
             f'--outputs 500 --target "2M tok/s" {EXAMPLE}',
         )
-    shape = catalogue().models.get(model)
+    known = catalogue(own)
+    shape = known.models.get(model)
     if shape is None:
-        raise DataError(f"--model is {model!r}", expected=", ".join(sorted(catalogue().models)))
+        fix = did_you_mean(model, known.models) or f"-f FILE may add it: {HOW_TO_ADD}"
+        raise DataError(f"--model is {model!r}", expected=", ".join(sorted(known.models)), fix=fix)
     if precision not in WEIGHT_BYTES:
         raise DataError(f"--precision is {precision!r}", expected=" or ".join(WEIGHT_BYTES))
-    engines = sorted({one.rpartition("-")[0] for one in catalogue().engines})
+    engines = sorted({one.rpartition("-")[0] for one in known.engines})
     if engine not in engines:
         raise DataError(f"--engine is {engine!r}", expected=", ".join(engines))
     if inputs < 1 or outputs < 2:
@@ -91,23 +97,25 @@ def limits_of(text: str) -> dict[str, float]:
     return limits
 
 
-def racks_of(names: list[str], engine: str) -> list[RackType]:
+def racks_of(names: list[str], engine: str, own: OwnTypes = NO_TYPES) -> list[SizedRack]:
     """The rack types that are named, all on whose accelerators the engine runs when none is."""
-    known = {r.id: r for r in catalogue().racks.values() if catalogue().nodes[r.node].accelerators}
-    runs = [name for name in sorted(known) if _vendor(known[name]) == "NVIDIA" or engine not in NVIDIA_ONLY]
+    types = catalogue(own)
+    known = {}
+    for rack in types.racks.values():
+        node = types.nodes[rack.node]
+        if node.accelerators:
+            known[rack.id] = SizedRack(rack, node, types.accelerators[node.accelerator])
+    runs = [name for name in sorted(known) if known[name].gpu.vendor == "NVIDIA" or engine not in NVIDIA_ONLY]
     for name in names:
         if name not in known:
-            raise DataError(f"--rack is {name!r}", expected=", ".join(sorted(known)))
+            fix = did_you_mean(name, known) or f"-f FILE may add it: {HOW_TO_ADD}"
+            raise DataError(f"--rack is {name!r}", expected=", ".join(sorted(known)), fix=fix)
         if name not in runs:
             raise DataError(
-                f"{engine} does not run on the accelerators of {name}, which are of {_vendor(known[name])}",
+                f"{engine} does not run on the accelerators of {name}, which are of {known[name].gpu.vendor}",
                 expected="--engine vllm or sglang",
             )
     return [known[name] for name in (names or runs)]
-
-
-def _vendor(rack: RackType) -> str:
-    return catalogue().accelerators[catalogue().nodes[rack.node].accelerator].vendor
 
 
 def _number(text: str) -> bool:

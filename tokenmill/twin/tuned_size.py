@@ -11,8 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tokenmill.domain.errors import DataError
-from tokenmill.spec.catalogue import RackType, catalogue
-from tokenmill.twin.size import Question, needs_of, parts_of
+from tokenmill.twin.size import Question, SizedRack, needs_of
 from tokenmill.twin.tuned import Load, best_rate
 
 ERRORS = {"h100-sxm": 0.241, "h200-sxm": 0.241, "b200-sxm": 0.241, "b200-gb200": 0.145, "b300-gb300": 0.145}
@@ -34,10 +33,10 @@ class TunedAnswer:
     million_tokens_micros: int
 
 
-def tuned_answers(question: Question, racks: Iterable[RackType]) -> list[TunedAnswer]:
+def tuned_answers(question: Question, racks: Iterable[SizedRack]) -> list[TunedAnswer]:
     """Cheapest first. Raises ``DataError`` when no rack has accelerators that submissions are known of, or
     none of them holds the limit of TPOT."""
-    asked = [rack for rack in racks if catalogue().nodes[rack.node].accelerator in ERRORS]
+    asked = [rack for rack in racks if rack.gpu.id in ERRORS]
     if not asked:
         raise DataError("of none of these racks tuned rates are known", expected=", ".join(ERRORS))
     found, errors = [], []
@@ -51,10 +50,10 @@ def tuned_answers(question: Question, racks: Iterable[RackType]) -> list[TunedAn
     return sorted(found, key=lambda one: (one.million_tokens_micros, one.racks, one.rack))
 
 
-def _answer(question: Question, rack: RackType) -> TunedAnswer:
-    gpu, domain = parts_of(rack)
+def _answer(question: Question, rack: SizedRack) -> TunedAnswer:
+    gpu = rack.gpu
     load = Load(question.inputs, question.outputs, question.outputs, question.tpot_p99_s)
-    best = best_rate(question.model, gpu, question.precision, domain, load)
+    best = best_rate(question.model, gpu, question.precision, rack.domain, load)
     if best.alone_s > question.tpot_p99_s:
         raise DataError(
             f"no layout of {question.model.id} in {question.precision} on {gpu.name} holds tpot_p99 "

@@ -18,16 +18,17 @@ from tokenmill.cli.output import examples, print_json, stdout
 from tokenmill.cli.plan_size import show_size
 from tokenmill.control.plan import diff
 from tokenmill.control.state import EMPTY
+from tokenmill.domain.catalogue import NO_TYPES
 from tokenmill.domain.codec import digest_of, from_plain, to_plain
 from tokenmill.domain.errors import MissingExtraError, UsageError
 from tokenmill.domain.factory import Factory
-from tokenmill.spec.factory_file import load
+from tokenmill.spec.factory_file import load, load_types
 from tokenmill.spec.files import write_atomically
 from tokenmill.twin.forecast import Forecast
 from tokenmill.twin.profiles import read_profile
 from tokenmill.twin.rehearse import rehearse_plain
 from tokenmill.twin.report import to_text
-from tokenmill.twin.size_question import question_of
+from tokenmill.twin.size_question import question_of, racks_of
 
 app = typer.Typer(add_completion=False)
 
@@ -91,13 +92,14 @@ def plan(
     """
     sizes = size or target is not None
     _refuse_unused(context, sizes=sizes, traffic=traffic is not None, sweep=bool(sweep))
+    stated = factory or file
+    stated = factory or file
     if sizes:
-        question = question_of(model, precision, inputs, outputs, target, slo, engine)
-        show_size(question, rack or [], profile, tuned=tuned, as_json=as_json)
+        own = load_types([stated], os.environ) if stated is not None else NO_TYPES
+        question = question_of(model, precision, inputs, outputs, target, slo, engine, own)
+        show_size(question, racks_of(rack or [], engine, own), profile, tuned=tuned, as_json=as_json)
         return
-    if factory is not None and file is not None:
-        raise UsageError("the factory file is given twice", expected="FACTORY or -f FILE")
-    place = locate(directory, factory or file)
+    place = locate(directory, stated)
     if traffic is None:
         _plan_change(place, out, profile, as_json=as_json)
         return
@@ -112,6 +114,8 @@ def plan(
 
 def _refuse_unused(context: typer.Context, *, sizes: bool, traffic: bool, sweep: bool) -> None:
     """What is asked for and would not be done is refused before anything is, not passed over."""
+    if context.params["factory"] is not None and context.params["file"] is not None:
+        raise UsageError("the factory file is given twice", expected="FACTORY or -f FILE")
     need_file_place("--out", context.params["out"], "plan.json")
     need_file_place("--report", context.params["report"], "day.html")
     sources = {name: context.get_parameter_source(name) for name in context.params}
@@ -120,11 +124,10 @@ def _refuse_unused(context: typer.Context, *, sizes: bool, traffic: bool, sweep:
     def refuse(names: tuple[str, ...], what: str, fix: str) -> None:
         for name in given:
             if name in names:
-                option = "a factory file" if name in ("factory", "file") else f"--{name}"
-                raise UsageError(what.format(option), fix=fix)
+                raise UsageError(what.format(f"--{name}"), fix=fix)
 
     if sizes:
-        unused = ("factory", "file", "traffic", "out", *OF_TRAFFIC)
+        unused = ("traffic", "out", *OF_TRAFFIC)
         refuse(unused, "--size answers without {}", "Leave it out; --json prints what a program can keep.")
         return
     refuse(OF_SIZE, "{} needs --size", "Add --size, or leave it out.")

@@ -1,91 +1,67 @@
-"""Reads the catalogue's files and holds every value to its unit. Knows no type by name."""
+"""The catalogue: the shipped files, and what a factory file adds to them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any, TypeVar
 
 import yaml
 
-from tokenmill.domain.errors import DataError
-from tokenmill.spec.catalogue.types import (
+from tokenmill.domain.catalogue import (
+    NO_TYPES,
     AcceleratorType,
     AdapterType,
     Catalogue,
     EngineType,
     ModelType,
     NodeType,
+    OwnTypes,
     RackType,
     SwitchType,
 )
-
-# Written field to (attribute, unit); a unit is worth the factor in that of the attribute.
-UNITS: dict[str, dict[str, float]] = {
-    "GB": {"GB": 1},
-    "GB/s": {"GB/s": 1, "TB/s": 1000},
-    "TFLOP/s": {"TFLOP/s": 1, "PFLOP/s": 1000},
-    "W": {"W": 1, "kW": 1000},
-    "Gbit/s": {"Gbit/s": 1},
-    "cores": {"cores": 1},
-    "tokens": {"tokens": 1},
-    "micro-USD/h": {"USD/h": 1_000_000},
-}
-FIELDS: dict[str, tuple[str, str]] = {
-    "memory": ("memory_gb", "GB"),
-    "memory_rate": ("memory_gb_s", "GB/s"),
-    "bf16": ("tflops_bf16", "TFLOP/s"),
-    "fp8": ("tflops_fp8", "TFLOP/s"),
-    "fp4": ("tflops_fp4", "TFLOP/s"),
-    "int8": ("tops_int8", "TFLOP/s"),
-    "sparse_bf16": ("sparse_bf16", "TFLOP/s"),
-    "sparse_fp8": ("sparse_fp8", "TFLOP/s"),
-    "sparse_fp4": ("sparse_fp4", "TFLOP/s"),
-    "sparse_int8": ("sparse_int8", "TFLOP/s"),
-    "link": ("link_gb_s", "GB/s"),
-    "hour_price": ("hour_micros", "micro-USD/h"),
-    "max_power": ("max_w", "W"),
-    "idle_power": ("idle_w", "W"),
-    "overhead_power": ("overhead_w", "W"),
-    "rate": ("gbit_s", "Gbit/s"),
-    "cpu": ("cpu", "cores"),
-    "token_budget": ("token_budget", "tokens"),
-    "block": ("block", "tokens"),
-}
+from tokenmill.domain.errors import DataError
+from tokenmill.spec.catalogue.rows import read_row
 
 Kind = TypeVar("Kind")
 
-
-@cache
-def catalogue() -> Catalogue:
-    """Read the packaged catalogue, once. Raises ``DataError`` for a value without its unit or source."""
-    sources: dict[tuple[str, str], str] = {}
-
-    def rows(file: str, kind: Callable[..., Kind], part: str = "") -> dict[str, Kind]:
-        plain: dict[str, Any] = _read(file)
-        return table(plain[part] if part else plain, kind, file, sources)
-
-    return Catalogue(
-        rows("accelerators", AcceleratorType),
-        rows("nodes", NodeType),
-        rows("racks", RackType),
-        rows("network", AdapterType, "nics"),
-        rows("network", AdapterType, "dpus"),
-        rows("network", SwitchType, "switches"),
-        rows("models", ModelType),
-        rows("engines", EngineType),
-        sources,
-    )
+NOUNS: dict[str, tuple[type, str, str]] = {
+    "accelerators": (AcceleratorType, "accelerators", ""),
+    "nodes": (NodeType, "nodes", ""),
+    "racks": (RackType, "racks", ""),
+    "nics": (AdapterType, "network", "nics"),
+    "dpus": (AdapterType, "network", "dpus"),
+    "switches": (SwitchType, "network", "switches"),
+    "models": (ModelType, "models", ""),
+}
+"""Each noun that a factory file may add to: its type, and where the shipped rows are."""
 
 
-def accelerator_named(device: str) -> AcceleratorType | None:
+@lru_cache(maxsize=8)
+def catalogue(own: OwnTypes = NO_TYPES) -> Catalogue:
+    """The shipped types and ``own`` ones. Raises ``DataError`` for a value without its unit or source."""
+    if own != NO_TYPES:
+        shipped = catalogue()
+        tables = {
+            noun: getattr(shipped, noun) | {one.id: one for one in getattr(own, noun)} for noun in NOUNS
+        }
+        sources = shipped.sources | {(kind, field): text for kind, field, text in own.sources}
+        return Catalogue(**tables, engines=shipped.engines, sources=sources)
+    found: dict[tuple[str, str], str] = {}
+    rows: dict[str, Any] = {
+        noun: table(_read(file)[part] if part else _read(file), kind, file, found)
+        for noun, (kind, file, part) in NOUNS.items()
+    }
+    return Catalogue(**rows, engines=table(_read("engines"), EngineType, "engines", found), sources=found)
+
+
+def accelerator_named(device: str, own: OwnTypes = NO_TYPES) -> AcceleratorType | None:
     """The type of what a driver calls ``device``, such as "NVIDIA H100 80GB HBM3", or None.
 
     The same chip has other clocks in a rack ("NVIDIA GB200") than on a board ("NVIDIA B200"), and its own id.
     A type that states its ``device`` has that name and no other: "NVIDIA L40" is not an L40S.
     """
-    known = catalogue().accelerators
+    known = catalogue(own).accelerators
     named = [kind for kind in known.values() if kind.device.lower() == device.lower()]
     if named:
         return named[0]
@@ -109,48 +85,14 @@ def _read(file: str) -> Any:
 
 
 def table(
-    plain: dict[str, dict[str, Any]],
-    kind: Callable[..., Kind],
-    file: str,
-    sources: dict[tuple[str, str], str],
+    plain: dict[str, dict[str, Any]], kind: type[Kind], file: str, sources: dict[tuple[str, str], str]
 ) -> dict[str, Kind]:
     """Rows of one noun. Adds to ``sources`` those of single values."""
     made = {}
     for name, row in plain.items():
-        where = f"{file}.yaml: {name}"
-        if not str(row.get("source", "")).strip():
-            raise DataError(f"{where} has no source", expected="source: where its values are published")
-        values: dict[str, Any] = {}
-        for field, written in row.items():
-            attribute, value = _value(where, field, written)
-            values[attribute] = value
-            if isinstance(written, dict):
-                sources[name, attribute] = str(written["source"])
-        try:
-            made[name] = kind(id=name, **values)
-        except TypeError as error:
-            noun = getattr(kind, "__name__", str(kind))
-            raise DataError(f"{where}: {error}", expected=f"the fields of {noun}") from None
+        one, problems = read_row(kind, name, row, sources)
+        if one is None:
+            where = ".".join(part for part in (f"{file}.yaml: {name}", problems[0].field) if part)
+            raise DataError(f"{where} {problems[0].message}", expected=problems[0].expected)
+        made[name] = one
     return made
-
-
-def _value(where: str, field: str, written: Any) -> tuple[str, Any]:
-    """The attribute and the number in its unit. A value of its own source is ``{is: ..., source: ...}``."""
-    if isinstance(written, dict):
-        if set(written) != {"is", "source"} or not str(written["source"]).strip():
-            raise DataError(f"{where}.{field} is {written}", expected="{is: VALUE UNIT, source: WHERE}")
-        written = written["is"]
-    if field not in FIELDS:
-        return field, written
-    attribute, unit = FIELDS[field]
-    number, _, given = str(written).partition(" ")
-    factor = UNITS[unit].get(given)
-    try:
-        value = float(number) * (factor or 0)
-    except ValueError:
-        value = -1.0
-    if factor is None or not 0 < value < 1e9:
-        raise DataError(
-            f"{where}.{field} is {written!r}", expected=f"a number with {' or '.join(UNITS[unit])}"
-        )
-    return attribute, int(value) if value == int(value) else value

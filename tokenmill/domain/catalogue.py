@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tokenmill.domain.value import value
+
 
 @dataclass(frozen=True, slots=True)
 class AcceleratorType:
@@ -20,9 +22,13 @@ class AcceleratorType:
     memory_gb_s: float
     source: str
     architecture: str
+    tflops_bf16: float
+    link_gb_s: float
+    idle_w: int
+    max_w: int
+    hour_micros: int
     vendor: str = "NVIDIA"
     device: str = ""
-    tflops_bf16: float = 0
     tflops_fp8: float = 0
     tflops_fp4: float = 0
     tops_int8: float = 0
@@ -30,10 +36,6 @@ class AcceleratorType:
     sparse_fp8: float = 0
     sparse_fp4: float = 0
     sparse_int8: float = 0
-    link_gb_s: float = 0
-    idle_w: int = 0
-    max_w: int = 0
-    hour_micros: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +126,8 @@ class ModelType:
         """Weights of the projections of one layer. Linear attention is counted as wide as full attention."""
         wide = self.heads * self.head_dim
         if self.latent:
-            query = self.hidden * self.latent_query
-            query += self.latent_query * self.heads * (self.head_dim + self.rope_dim)
+            asked = self.heads * (self.head_dim + self.rope_dim)
+            query = (self.hidden + asked) * self.latent_query or self.hidden * asked
             cache = self.hidden * (self.latent + self.rope_dim) + 2 * self.latent * wide
             return query + cache + wide * self.hidden
         return self.hidden * (2 * wide + 2 * self.kv_heads * self.head_dim)
@@ -175,6 +177,26 @@ class EngineType:
     block: int
     prefix_cache: bool
     source: str
+
+
+@value
+class OwnTypes:
+    """Types that a factory file states, beside those that are shipped or in their place.
+
+    ``sources`` as in ``Catalogue``: (type, field, source).
+    """
+
+    accelerators: tuple[AcceleratorType, ...] = ()
+    nodes: tuple[NodeType, ...] = ()
+    racks: tuple[RackType, ...] = ()
+    nics: tuple[AdapterType, ...] = ()
+    dpus: tuple[AdapterType, ...] = ()
+    switches: tuple[SwitchType, ...] = ()
+    models: tuple[ModelType, ...] = ()
+    sources: tuple[tuple[str, str, str], ...] = ()
+
+
+NO_TYPES = OwnTypes()
 
 
 @dataclass(frozen=True, slots=True)
