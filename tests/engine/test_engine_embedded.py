@@ -16,6 +16,7 @@ from ports import free_port
 
 from tokenmill.domain.errors import CorruptWeightsError, MissingExtraError, UsageError
 from tokenmill.engine import adapter, embedded
+from tokenmill.line.conversation import conversation
 
 pytestmark = [pytest.mark.live, pytest.mark.model]
 READY_S = 60.0
@@ -96,6 +97,15 @@ def test_tools_and_json_schema_are_taken(chat: httpx.Client) -> None:
     }
     tool = {"type": "function", "function": {"name": "weather", "parameters": weather}}
     assert chat.post("/v1/chat/completions", json=ask(tools=[tool])).status_code == 200
+    user = {"role": "user", "content": "Weather in Riga?"}
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city":"Riga"}'}}
+    talk = [user, {"role": "assistant", "content": "", "tool_calls": [call]}, {**user, "role": "tool"}, user]
+    whole = chat.post("/apply-template", json={"messages": talk, "tools": [tool]}).json()["prompt"]
+    learnt, _, _ = conversation(
+        {"messages": [*talk, {"role": "assistant", "content": "?"}], "tools": [tool]}, ""
+    )
+    texts = [f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n" for message in learnt[:-1]]
+    assert whole == "".join(texts) + "<|im_start|>assistant\n"
     shape = {"type": "json_schema", "json_schema": {"name": "w", "schema": weather}}
     text = chat.post("/v1/chat/completions", json=ask(response_format=shape, max_tokens=40)).json()
     assert "city" in json.loads(text["choices"][0]["message"]["content"])

@@ -206,7 +206,10 @@ def test_tools_and_calls_become_text_that_can_be_learnt(tmp_path: Path) -> None:
     assert isinstance(found, Row)
     assert [m["role"] for m in found.messages] == ["system", "user", "assistant", "tool", "assistant"]
     assert found.messages[0]["content"].startswith("Help.\n\nYou can call")
-    assert '<tools>\n{"name": "find", "parameters": {}}\n</tools>' in found.messages[0]["content"]
+    assert (
+        '<tools>\n{"name": "find", "description": "", "parameters": {}}\n</tools>'
+        in found.messages[0]["content"]
+    )
     expected = '<tool_call>{"name": "find", "arguments": {"city": "Rome"}}</tool_call>'
     assert found.messages[2] == {"role": "assistant", "content": expected, "weight": "0"}
     assert not found.columns

@@ -87,10 +87,43 @@ def test_openai_chat_streams_and_parses(client: openai.OpenAI) -> None:
         model="smol", messages=ask, response_format=Weather, max_tokens=60, temperature=0
     )
     assert isinstance(parsed.choices[0].message.parsed, Weather)
-    # SmolLM2 was not trained to call tools; that it may be offered some is what is shown here.
-    tools: Any = [{"type": "function", "function": LOOK}]
-    offered = client.chat.completions.create(model="smol", messages=ask, tools=tools, max_tokens=8)
+
+
+class Forecast(BaseModel):
+    at: Weather
+    days: Literal[1, 2, 3]
+
+
+def test_a_call_that_is_asked_for_comes(client: openai.OpenAI) -> None:
+    """SmolLM2 was not trained to call tools: left to itself it answers in sentences."""
+    ask: Any = {"model": "smol", "messages": [{"role": "user", "content": "Is it warm in Tallinn?"}]}
+    tools: Any = [
+        openai.pydantic_function_tool(Forecast),
+        {"type": "function", "function": {**LOOK, "strict": True}},
+    ]
+    offered = client.chat.completions.create(**ask, tools=tools[1:], max_tokens=8)
     assert offered.choices[0].message.content
+    assert offered.usage is not None
+    assert offered.usage.prompt_tokens > 60  # the tool is in the prompt
+    named: Any = {"type": "function", "function": {"name": "Forecast"}}
+    made = client.chat.completions.parse(**ask, tools=tools, tool_choice=named, max_tokens=200)
+    assert made.choices[0].finish_reason == "tool_calls"
+    (call,) = made.choices[0].message.tool_calls or ()
+    assert isinstance(call.function.parsed_arguments, Forecast)
+    with client.chat.completions.stream(**ask, tools=tools, tool_choice="required", max_tokens=200) as stream:
+        (call,) = stream.get_final_completion().choices[0].message.tool_calls or ()
+    assert call.function.name in ("Forecast", LOOK["name"])
+    responded = client.responses.create(
+        model="smol",
+        input="Is it warm in Tallinn?",
+        tools=[{"type": "function", "strict": True, **LOOK}],
+        tool_choice="required",
+    )
+    assert responded.output[0].type == "function_call"
+    assert json.loads(responded.output[0].arguments)["city"] in ("Riga", "Tallinn")
+    cut = client.chat.completions.create(**ask, tools=tools, tool_choice="required", max_tokens=3)
+    assert cut.choices[0].finish_reason == "length"
+    assert cut.choices[0].message.tool_calls is None
 
 
 def test_openai_is_told_what_the_engine_cannot_do(client: openai.OpenAI) -> None:
@@ -189,6 +222,15 @@ def test_anthropic_messages(mill: LiveFactory) -> None:
         assert c.messages.count_tokens(model="smol", messages=words).input_tokens > 3
         tools: Any = [{"name": LOOK["name"], "description": "weather", "input_schema": LOOK["parameters"]}]
         assert c.messages.create(model="smol", max_tokens=8, messages=words, tools=tools).content
+        called = c.messages.create(
+            model="smol",
+            max_tokens=100,
+            messages=SAY,
+            tools=[{"name": "look", "input_schema": LOOK["parameters"]}],
+            tool_choice={"type": "any"},
+        )
+        assert called.stop_reason == "tool_use"
+        assert called.content[0].input["city"] in ("Riga", "Tallinn")
         with pytest.raises(anthropic.NotFoundError):
             c.messages.create(model="none", max_tokens=8, messages=words)
         with pytest.raises(anthropic.AuthenticationError):

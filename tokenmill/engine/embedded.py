@@ -25,6 +25,7 @@ from tokenmill.domain.errors import (
     UsageError,
 )
 from tokenmill.engine import environment
+from tokenmill.engine.template import template_of, with_tools
 
 BATCH_TOKENS = 512  # tokens of one decode call: larger ones gain nothing on CPUs and cost buffers
 # llama.cpp's HTTP server keeps a thread for each open connection, idle ones too; with too few of them a
@@ -119,6 +120,8 @@ def _parameters(xllamacpp: Any, options: EmbeddedOptions) -> Any:
     p.n_ctx_checkpoints = 0
     p.ctx_shift = False  # a request that is too long is refused, not silently cut
     p.use_jinja = True  # chat templates and tools
+    if not options.embedding:
+        p.chat_template = with_tools(template_of(options.weights))
     p.endpoint_metrics = True
     p.endpoint_slots = False  # would show one client's prompt to another
     p.endpoint_props = False

@@ -14,6 +14,7 @@ import orjson
 from tokenmill.domain.table import AliasEntry
 from tokenmill.domain.value import value
 from tokenmill.gateway.errors import ApiError, bad_request
+from tokenmill.gateway.tools import check_embedded, check_tools, embedded_changes, must_call
 from tokenmill.policy.route import PEER_PREFIX
 
 CHAT = "chat.completions"
@@ -162,6 +163,8 @@ def check_engine(asked: Asked, entry: AliasEntry) -> None:
         if said not in (None, False, "") and not (name == "best_of" and said == 1):
             message = f"The engine of `{asked.alias}` has no '{name}'; leave it out."
             raise bad_request(message, name, "unsupported_parameter")
+    if asked.endpoint == CHAT:
+        check_embedded(asked.alias, asked.document)
 
 
 def output_bound(asked: Asked, entry: AliasEntry) -> int:
@@ -195,6 +198,8 @@ def engine_body(asked: Asked, served_model: str, engine: str = "") -> bytes:
             changes["timings_per_token"] = True
     elif "stream_options" in document:
         changes["stream_options"] = None
+    if engine in LLAMA_CPP and document.get("tools") and asked.endpoint == CHAT:
+        changes |= embedded_changes(document)
     if asked.endpoint == CHAT and "developer" in [m["role"] for m in document["messages"]]:
         changes["messages"] = [
             {**m, "role": "system"} if m["role"] == "developer" else m for m in document["messages"]
@@ -203,6 +208,12 @@ def engine_body(asked: Asked, served_model: str, engine: str = "") -> bytes:
         # OpenAI's clients send null for what they leave to the server; engines want such fields left out.
         document = {k: v for k, v in {**document, **changes}.items() if v is not None}
     return orjson.dumps(document)
+
+
+def is_forced(asked: Asked, engine: str) -> bool:
+    """Whether ``engine_body`` asks this engine for a call by its form: the answer has to be turned."""
+    asks = engine in LLAMA_CPP and asked.endpoint == CHAT and bool(asked.document.get("tools"))
+    return asks and must_call(asked.document)
 
 
 def engine_head(
@@ -269,6 +280,8 @@ def _check_messages(document: dict[str, Any]) -> None:
         content = message.get("content")
         if isinstance(content, list):
             _check_parts(content, f"messages[{position}].content")
+    if document.get("tools") is not None or document.get("tool_choice") is not None:
+        check_tools(document)
 
 
 def _check_parts(parts: list[Any], where: str) -> None:

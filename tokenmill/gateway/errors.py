@@ -26,6 +26,10 @@ _BLIND = re.compile(
 )
 
 
+_SCHEMA = re.compile(r"JSON schema error at .*", re.DOTALL)
+"""Behind what llama.cpp says of its templates, which is no help to who wrote the schema."""
+
+
 class ApiError(Exception):
     """A refusal or failure that is answered with an OpenAI error object.
 
@@ -158,6 +162,9 @@ def from_engine_object(status: int, parsed: Any, context_tokens: int) -> ApiErro
         sense = "hear audio" if "audio" in message else "see images"
         text = f"This model cannot {sense}. GET /v1/models lists the others."
         return ApiError(400, "unsupported_content", text, param="messages", reason=message)
+    if (schema := _SCHEMA.search(message)) is not None:
+        text = f"A JSON schema of the request cannot be used: {schema[0]}"
+        return ApiError(400, "invalid_value", text, reason=message)
     code = fields.get("code")
     param = fields.get("param")
     if status == 422:

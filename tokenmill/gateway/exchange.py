@@ -16,11 +16,12 @@ from tokenmill.domain.ledger import Outcome, Settlement
 from tokenmill.domain.table import Endpoint, KeyEntry
 from tokenmill.domain.value import replace
 from tokenmill.gateway.asking import call_of, servable
-from tokenmill.gateway.body import HOP, Asked, engine_body, engine_head
+from tokenmill.gateway.body import HOP, Asked, engine_body, engine_head, is_forced
 from tokenmill.gateway.count import count_input, with_input
 from tokenmill.gateway.edge import Gateway
 from tokenmill.gateway.endings import opening, turned_away
 from tokenmill.gateway.errors import ApiError, refusal, unavailable
+from tokenmill.gateway.forced import ForcedCall
 from tokenmill.gateway.limits import ratelimit_headers
 from tokenmill.gateway.message import HttpRequest
 from tokenmill.gateway.metrics import ModelMetrics
@@ -241,7 +242,8 @@ class Exchange:
             secret=secret,
             hop=endpoint.release.startswith(PEER_PREFIX),
         )
-        self._relay = Relay(self, upstream)
+        forced = ForcedCall() if is_forced(self.asked, endpoint.engine) else None
+        self._relay = Relay(self, upstream, forced)
         self._sent = True
         self._sent_s = self.gateway.loop.time()
         upstream.begin(self._relay, head, body)

@@ -16,6 +16,7 @@ import orjson
 from tokenmill.control.requests import TokenUsage
 from tokenmill.domain.errors import TokenmillError
 from tokenmill.gateway.calls import EVENTS, Calls
+from tokenmill.gateway.forced import ForcedCall
 from tokenmill.gateway.pattern import Pattern
 
 EVENT_BYTES = 1024 * 1024
@@ -145,11 +146,13 @@ class EventStream:
     """
 
     __slots__ = (
-        "_calls", "_carry", "_last", "deltas", "done", "error", "finished", "hide_running", "hide_usage",
-        "pattern", "usage",
+        "_calls", "_carry", "_forced", "_last", "deltas", "done", "error", "finished", "hide_running",
+        "hide_usage", "pattern", "usage",
     )  # fmt: skip
 
-    def __init__(self, hide_usage: bool, hide_running: bool = False) -> None:
+    def __init__(
+        self, hide_usage: bool, hide_running: bool = False, forced: ForcedCall | None = None
+    ) -> None:
         self.hide_usage = hide_usage
         self.hide_running = hide_running
         self.pattern: Pattern | None = None  # learns when there is one
@@ -159,6 +162,7 @@ class EventStream:
         self.finished = False  # a finish_reason was seen
         self.error: Any = None
         self._calls: Calls | None = None
+        self._forced = forced
         self._carry = bytearray()
         self._last = b""
 
@@ -168,6 +172,8 @@ class EventStream:
             payload = self._whole_events(payload)
             if not payload:
                 return b""
+        if self._forced is not None:
+            payload = self._forced.feed(payload)
         found = [match.end() for match in _DELTA.finditer(payload)]
         self._last = payload
         plain = True

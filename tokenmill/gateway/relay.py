@@ -11,6 +11,7 @@ from typing import Protocol
 
 from tokenmill.control.requests import TokenUsage
 from tokenmill.gateway.errors import ApiError, from_engine, from_engine_object
+from tokenmill.gateway.forced import ForcedCall
 from tokenmill.gateway.message import HttpRequest
 from tokenmill.gateway.meter import (
     EDGE_BYTES,
@@ -69,8 +70,9 @@ class Owner(Protocol):
 class Relay:
     """Receiver of one engine's answer."""
 
-    def __init__(self, owner: Owner, upstream: Upstream) -> None:
+    def __init__(self, owner: Owner, upstream: Upstream, forced: ForcedCall | None = None) -> None:
         self.owner = owner
+        self._forced = forced
         self.upstream: Upstream | None = upstream
         self.started = False  # the client has had bytes
         self.stream: EventStream | None = None
@@ -92,10 +94,11 @@ class Relay:
             self.drop()
             self.owner.lost(f"it answered {status}")
         elif status == 200 and self._type.startswith(b"text/event-stream"):
-            self.stream = EventStream(self.owner.hide_usage, self.owner.hide_running)
+            self.stream = EventStream(self.owner.hide_usage, self.owner.hide_running, self._forced)
             self._length = None  # an event may be taken out, so the engine's length is not ours
             chunked = fields.get(b"transfer-encoding", b"").lower() == b"chunked"
-            if chunked and self.owner.http.chunked_ok and self.upstream is not None:
+            as_it_comes = chunked and self.owner.http.chunked_ok and self._forced is None
+            if as_it_comes and self.upstream is not None:
                 self.stream.pattern = Pattern()
                 self.upstream.shortcut = self._shortcut
 
@@ -231,9 +234,9 @@ class Relay:
         self._size += len(data)
         if self._size <= WHOLE_BYTES:
             return
-        if self._status != 200:
+        if self._status != 200 or self._forced is not None:
             self.drop()
-            self.owner.lost("its error message is too long")
+            self.owner.lost("its error message, or its call of a tool, is too long")
             return
         if not self.started:
             self._front = b"".join(self._parts)[:EDGE_BYTES]
@@ -249,6 +252,8 @@ class Relay:
         if not 200 <= self._status < 300:
             owner.reject(from_engine(self._status, body, owner.context_tokens))
             return
+        if self._forced is not None:
+            body = self._forced.whole(body)
         if not owner.response_id:
             owner.response_id = find_id(body) or find_id(self._front)
         usage = find_usage(body) or find_usage(self._front) or estimate_output(body)

@@ -2,8 +2,8 @@
 
 Chat (``messages``, with ``tools`` and ``tool_calls``), completion (``prompt``, ``completion``) and preference
 (``input``, ``preferred_output``, ``non_preferred_output``) rows are read. Tools and calls are written into
-the text in the ``<tools>`` and ``<tool_call>`` form of Hermes, which models without a template for tools
-can learn.
+the text in the form of ``domain.tool_text``, which models without a template for tools can learn and the
+embedded engine asks them in.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tokenmill.domain.tool_text import call_text, functions_text
 from tokenmill.line.rows import ROLES
-
-TOOLS_INTRODUCTION = "You can call these functions. Answer a call with <tool_call>{...}</tool_call>."
 
 
 class BrokenRowError(Exception):
@@ -128,8 +127,7 @@ def _calls(calls: Any, where: str) -> list[str]:
             arguments = json.loads(function.get("arguments") or "{}")
         except (TypeError, ValueError) as error:
             raise BrokenRowError(f"{where}.tool_calls[{at}].arguments is no JSON: {error}") from error
-        body = json.dumps({"name": function["name"], "arguments": arguments}, ensure_ascii=False)
-        texts.append(f"<tool_call>{body}</tool_call>")
+        texts.append(call_text(function["name"], arguments))
     return texts
 
 
@@ -141,5 +139,4 @@ def tools_text(tools: Any) -> str:
         isinstance(tool, Mapping) and isinstance(tool.get("function"), Mapping) for tool in tools
     ):
         raise BrokenRowError("'tools' is not a list of functions")
-    lines = [json.dumps(tool["function"], ensure_ascii=False, sort_keys=True) for tool in tools]
-    return "\n".join([TOOLS_INTRODUCTION, "<tools>", *lines, "</tools>"])
+    return functions_text([tool["function"] for tool in tools])

@@ -1,0 +1,189 @@
+"""Tools of a chat request: what is checked before an engine has them, and what llama.cpp does not do itself.
+
+llama.cpp takes ``required`` and a named function as a wish: the model may say anything before its call, and a
+small one never comes to it. So such a request goes to it as one for an answer of a JSON schema, which is one
+call of a function allowed, and ``forced`` makes of that answer the call that the client asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from tokenmill.domain.tool_text import CALL_FIRST
+from tokenmill.gateway.errors import bad_request
+
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+CHOICES = ("none", "auto", "required")
+
+
+def check_tools(document: dict[str, Any]) -> None:
+    """Raise ``ApiError`` 400 for tools or a choice of one that no engine can mean."""
+    tools = document.get("tools")
+    if tools is not None and not isinstance(tools, list):
+        raise bad_request("'tools' must be a list.", "tools")
+    tools = tools or []
+    for number, tool in enumerate(tools):
+        _check_tool(tool, f"tools[{number}]")
+    if document.get("parallel_tool_calls") not in (None, True, False):
+        raise bad_request("'parallel_tool_calls' must be true or false.", "parallel_tool_calls")
+    choice = document.get("tool_choice")
+    if choice is None or choice in ("none", "auto"):
+        return
+    if not tools:
+        raise bad_request("'tool_choice' asks for a call, and there are no 'tools'.", "tool_choice")
+    if isinstance(choice, str):
+        if choice not in CHOICES:
+            raise bad_request(f"'tool_choice' must be {', '.join(CHOICES)} or an object.", "tool_choice")
+    elif not isinstance(choice, dict):
+        raise bad_request("'tool_choice' must be a string or an object.", "tool_choice")
+    elif choice.get("type") == "function":
+        _check_named(_name(choice), tools)
+
+
+def check_embedded(alias: str, document: dict[str, Any]) -> None:
+    """Raise ``ApiError`` 400 for what llama.cpp would fail at, or read over."""
+    for position, message in enumerate(document["messages"]):
+        if message["role"] not in ROLES:
+            where = f"messages[{position}].role"
+            raise bad_request(f"'{where}' must be one of {', '.join(sorted(ROLES))}.", where)
+        if message.get("tool_calls"):
+            _check_calls(message["tool_calls"], f"messages[{position}].tool_calls")
+    for name in ("functions", "function_call"):
+        if document.get(name):
+            text = f"The engine of `{alias}` does not read '{name}'; use 'tools' and 'tool_choice'."
+            raise bad_request(text, name, "unsupported_parameter")
+    if document.get("tools"):
+        _check_embedded_tools(alias, document, document["tools"])
+
+
+def _check_embedded_tools(alias: str, document: dict[str, Any], tools: list[dict[str, Any]]) -> None:
+    for number, tool in enumerate(tools):
+        if tool.get("type") != "function":
+            text = f"The engine of `{alias}` knows tools of type 'function' only."
+            raise bad_request(text, f"tools[{number}].type", "unsupported_parameter")
+    choice, shape = document.get("tool_choice"), document.get("response_format")
+    if isinstance(choice, dict) and choice.get("type") != "function":
+        _check_allowed(alias, choice, tools)
+    shaped = isinstance(shape, dict) and shape.get("type") not in (None, "text")
+    if shaped and choice != "none" and not must_call(document):
+        text = (
+            f"The engine of `{alias}` answers in a 'response_format' or calls tools, not as it likes. "
+            "Leave one out, or set 'tool_choice' to 'none' or 'required'."
+        )
+        raise bad_request(text, "response_format", "unsupported_parameter")
+
+
+def must_call(document: dict[str, Any]) -> bool:
+    """Whether the answer has to be a call. The document is checked."""
+    choice = document.get("tool_choice")
+    if isinstance(choice, dict):
+        return bool(choice["type"] == "function" or choice["allowed_tools"]["mode"] == "required")
+    return bool(choice == "required")
+
+
+def embedded_changes(document: dict[str, Any]) -> dict[str, Any]:
+    """What to change for llama.cpp, so that its answer is of the functions that may be called."""
+    choice, tools = document.get("tool_choice"), document.get("tools") or []
+    allowed = _allowed(choice, tools)
+    if not must_call(document):
+        return {"tools": allowed, "tool_choice": "auto"} if isinstance(choice, dict) else {}
+    return {
+        "tool_choice": "auto",
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "call", "schema": _schema(allowed)},
+        },
+        "chat_template_kwargs": {**(document.get("chat_template_kwargs") or {}), CALL_FIRST: True},
+    }
+
+
+def _schema(tools: list[dict[str, Any]]) -> dict[str, Any]:
+    """One call: a name and the arguments that belong to it, in this order."""
+    calls = {}
+    for number, tool in enumerate(tools):
+        function = tool["function"]
+        place = f"#/$defs/{number}/properties/arguments"
+        calls[str(number)] = {
+            "type": "object",
+            "properties": {
+                "name": {"const": function["name"]},
+                "arguments": _moved(function.get("parameters") or {"type": "object"}, place),
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+    return {"anyOf": [{"$ref": f"#/$defs/{name}"} for name in calls], "$defs": calls}
+
+
+def _moved(schema: Any, place: str) -> Any:
+    """``schema`` with its references to itself, now that it stands at ``place``."""
+    if isinstance(schema, list):
+        return [_moved(item, place) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    moved = {key: _moved(value, place) for key, value in schema.items()}
+    target = schema.get("$ref")
+    if isinstance(target, str) and target.startswith("#"):
+        moved["$ref"] = place + target[1:]
+    return moved
+
+
+def _allowed(choice: Any, tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if not isinstance(choice, dict):
+        return tools
+    listed = [choice] if choice["type"] == "function" else choice["allowed_tools"]["tools"]
+    names = {_name(tool) for tool in listed}
+    return [tool for tool in tools if tool["function"]["name"] in names]
+
+
+def _name(tool: dict[str, Any]) -> str:
+    function = tool.get("function")
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else ""
+
+
+def _check_tool(tool: Any, where: str) -> None:
+    if not isinstance(tool, dict):
+        raise bad_request(f"'{where}' must be an object.", where)
+    if tool.get("type", "function") != "function":
+        return
+    if not _name(tool):
+        raise bad_request(f"'{where}.function.name' must be a string.", f"{where}.function.name")
+    if not isinstance(tool["function"].get("parameters", {}), dict | None):
+        text = f"'{where}.function.parameters' must be a JSON schema, an object."
+        raise bad_request(text, f"{where}.function.parameters")
+
+
+def _check_named(name: str, tools: list[dict[str, Any]]) -> None:
+    if name not in [_name(tool) for tool in tools]:
+        raise bad_request(f"'tool_choice' names '{name[:100]}', which is not in 'tools'.", "tool_choice")
+
+
+def _check_allowed(alias: str, choice: dict[str, Any], tools: list[dict[str, Any]]) -> None:
+    allowed = choice.get("allowed_tools") if choice.get("type") == "allowed_tools" else None
+    if not isinstance(allowed, dict) or allowed.get("mode") not in ("auto", "required"):
+        text = f"The engine of `{alias}` knows a 'tool_choice' of type 'function' or 'allowed_tools'."
+        raise bad_request(text, "tool_choice", "unsupported_parameter")
+    listed = allowed.get("tools")
+    if not isinstance(listed, list) or not listed or not all(isinstance(tool, dict) for tool in listed):
+        raise bad_request("'tool_choice.allowed_tools.tools' must be a list of tools.", "tool_choice")
+    for tool in listed:
+        _check_named(_name(tool), tools)
+
+
+def _check_calls(calls: Any, where: str) -> None:
+    """Calls of earlier turns, which the template writes again."""
+    if not isinstance(calls, list) or not all(isinstance(call, dict) and _name(call) for call in calls):
+        raise bad_request(f"'{where}' must be a list of calls, each with a function's name.", where)
+    for number, call in enumerate(calls):
+        given = call["function"].get("arguments")
+        try:
+            fine = isinstance(given, dict) or isinstance(orjson.loads(given), dict)
+        except (orjson.JSONDecodeError, TypeError):
+            fine = False
+        if not fine:
+            place = f"{where}[{number}].function.arguments"
+            text = f"'{place}' must be a JSON object as text; was the answer that it is from cut off?"
+            raise bad_request(text, place)
