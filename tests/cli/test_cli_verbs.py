@@ -238,9 +238,16 @@ def test_what_is_not_there_is_said_before_anybody_is_asked(factory: Any) -> None
         assert "Nobody is there" not in factory(*words, code=4).stderr
     job = factory.json("jobs", "submit", "--", "sleep", "60")["job"]
     node = factory.json("status")["nodes"][0]["node"]["id"]
-    assert "Nobody is there to answer" in factory("cordon", node, code=2).stderr
+    asked = " ".join(factory("cordon", node, code=2).stderr.split())
+    assert f"{node} is the only node that takes work: " in asked
+    assert f"would stop until `tokenmill cordon {node} --undo`. Go on? Nobody is there to answer" in asked
     assert not factory.json("status")["nodes"][0]["cordon"]
     assert factory.json("why", job)["kind"] == "job"
+    done = factory("cordon", node, "-y")
+    assert f"{node} takes no work." in done.stdout
+    assert "No other node does: " in done.stderr
+    assert "stopped, until" in " ".join(done.stderr.split())
+    assert factory("cordon", node, "--undo").stderr == ""
 
 
 def test_why_events_models_ledger(factory: Any) -> None:

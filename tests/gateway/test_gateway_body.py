@@ -17,6 +17,7 @@ from tokenmill.gateway.body import (
     COMPLETIONS,
     DEFAULT_OUTPUT,
     EMBEDDINGS,
+    INPUT,
     check_engine,
     check_kind,
     engine_body,
@@ -187,6 +188,11 @@ def test_prefix_blocks_grow_with_the_common_prefix() -> None:
             b'{"message":"This model\'s maximum context length is 4096 tokens.","type":"BadRequestError"}',
             (400, "context_length_exceeded"),
         ),
+        (
+            500,
+            b'{"error":{"message":"input (2002 tokens) is too large to process. increase the batch size"}}',
+            (400, "context_length_exceeded"),
+        ),
         (422, b'{"detail":[{"msg":"field required"}]}', (400, "invalid_value")),
         (500, b"<html>oops</html>", (500, "engine_error")),
         (429, b'{"error":{"message":"slow down"}}', (429, "engine_error")),
@@ -200,6 +206,18 @@ def test_engine_errors_take_our_shape(status: int, body: bytes, expected: tuple[
     if error.code == "context_length_exceeded":
         assert "maximum context length is" in error.message
     assert "<html>" not in error.message
+
+
+def test_a_prompt_that_is_too_long_is_called_what_the_request_calls_it() -> None:
+    said = {"message": "exceeds the available context size", "n_prompt_tokens": 300, "n_ctx": 256}
+    body = orjson.dumps({"error": said})
+    for endpoint, field in ((CHAT, "messages"), (COMPLETIONS, "prompt"), (EMBEDDINGS, "input")):
+        error = from_engine(400, body, 4096, INPUT[endpoint])
+        assert error.param == field
+        assert error.message.startswith("This model's maximum context length is 256 tokens. ")
+        assert (
+            f"your {field} resulted in 300 tokens. Please reduce the length of the {field}." in error.message
+        )
 
 
 def test_refusals_take_openai_codes() -> None:

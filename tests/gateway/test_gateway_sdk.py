@@ -86,6 +86,8 @@ def test_errors_are_the_sdks_own_classes(tmp_path: Path) -> None:
                 with pytest.raises(openai.NotFoundError) as missing:
                     await c.chat.completions.create(model=model, messages=says())
                 assert missing.value.code == "model_not_found"
+            assert {line["alias"] for line in await r.settled(2)} == {"(unknown)"}  # not a row for each
+            assert "`nope`" in r.lines()[0]["reason"]
             with pytest.raises(openai.BadRequestError):
                 await c.chat.completions.create(model="embed", messages=says())
             with pytest.raises(openai.PermissionDeniedError) as abroad:

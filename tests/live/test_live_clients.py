@@ -179,6 +179,14 @@ def test_openai_async_embeddings_completions_and_errors(mill: LiveFactory) -> No
                 await c.chat.completions.create(model="smol", messages=long_words, stream=True)
             assert long.value.code == "context_length_exceeded"
             assert "maximum context length is 1024 tokens" in str(long.value)
+            with pytest.raises(openai.BadRequestError) as text_too_long:
+                await c.embeddings.create(model="embed", input="word " * 2000)  # beyond llama.cpp's batch
+            assert "resulted in 2002 tokens" in str(text_too_long.value)
+            assert (text_too_long.value.code, text_too_long.value.param) == (
+                "context_length_exceeded",
+                "input",
+            )
+            assert "reduce the length of the input." in str(text_too_long.value)
             picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
             with pytest.raises(openai.BadRequestError) as blind:
                 await c.chat.completions.create(

@@ -22,6 +22,7 @@ from tokenmill.console.requests import flag_of, number_of, record_of, text_of
 from tokenmill.control.core import check
 from tokenmill.control.plan import diff
 from tokenmill.control.specs import check_sound
+from tokenmill.control.state import State
 from tokenmill.domain import events
 from tokenmill.domain.codec import to_plain
 from tokenmill.domain.errors import NotFoundError, UsageError
@@ -211,8 +212,9 @@ class Commands:
         """Take a node out of use, or with ``undo`` into use again."""
         node, undo, now_us = text_of(body, "node"), flag_of(body, "undo"), self.context.now_us()
         cordoned = events.NodeCordoned(now_us, node, text_of(body, "reason"), by)
+        there = {"moves": [], "elsewhere": True} if undo else held_by(self.context.state, node)
         await self.change(body, events.NodeTrusted(now_us, node, by) if undo else cordoned)
-        return {"node": node, "cordoned": not undo}
+        return {"node": node, "cordoned": not undo, **there}
 
     async def recall(self, body: dict[str, Any], by: str) -> dict[str, Any]:
         """Forbid a release; the answer lists whom it served."""
@@ -230,6 +232,15 @@ class Commands:
             if alias.reason.startswith(f"{release} was recalled")
         }
         return {"release": release, "reason": reason, "aliases": aliases, "served": to_plain(served)}
+
+
+def held_by(state: State, node: str) -> dict[str, Any]:
+    """What has to leave a node that is taken out of use, and whether another one takes work."""
+    owners = {lease.owner for lease in state.leases.values() if lease.node == node}
+    moves = [state.replicas[name].deployment if name in state.replicas else name for name in owners]
+    others = (known for name, known in state.nodes.items() if name != node)
+    elsewhere = any(not (known.lost or known.cordon) for known in others)
+    return {"moves": sorted(set(moves)), "elsewhere": elsewhere}
 
 
 def promotion_view(alias: Alias) -> dict[str, Any]:

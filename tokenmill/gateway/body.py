@@ -22,6 +22,8 @@ COMPLETIONS = "completions"
 EMBEDDINGS = "embeddings"
 
 PATHS = {CHAT: b"/v1/chat/completions", COMPLETIONS: b"/v1/completions", EMBEDDINGS: b"/v1/embeddings"}
+INPUT = {CHAT: "messages", COMPLETIONS: "prompt", EMBEDDINGS: "input"}
+"""The field of the input."""
 HOP = b"x-tokenmill-hop"
 """Set on what goes to a peer, so that a request travels once and never in a circle."""
 

@@ -32,6 +32,11 @@ class Opening:
     micros: int = 0
 
 
+UNKNOWN_MODEL = "(unknown)"
+"""What a request is settled as whose model its tenant has not: clients make up names without number, and each
+would be a row of every usage page. The reason says which it was. No alias can be called so."""
+
+
 def opening(request: Request, endpoint: Endpoint) -> Opening:
     """The open line of an admitted request."""
     call, key, reserved = request.call, request.call.key, request.reserved
@@ -69,7 +74,7 @@ def turned_away(
         tenant=key.tenant,
         project=key.project,
         key=key.id,
-        alias=alias[:200],
+        alias=alias,
         release="",
         replica="",
         endpoint=endpoint,

@@ -16,9 +16,11 @@ from tokenmill.domain.error_object import error_object
 
 _OVERFLOW = re.compile(
     r"exceed_context_size|context_length_exceeded|exceeds the available context|maximum context length"
-    r"|context window|longer than the maximum model length|max_model_len",
+    r"|context window|longer than the maximum model length|max_model_len|too large to process",
     re.IGNORECASE,
 )
+_INPUT = re.compile(r"input \((\d+) tokens\)")
+"""llama.cpp calls a text to embed that is longer than its batch, some contexts, a fault of the server."""
 
 _BLIND = re.compile(
     r"(?:image|audio) input is not supported|not a multimodal model|does not support image|no multimodal",
@@ -99,15 +101,15 @@ def bad_request(message: str, param: str | None = None, code: str | None = "inva
     return ApiError(400, code, message, param=param)
 
 
-def context_overflow(limit: int, asked: int) -> ApiError:
+def context_overflow(limit: int, asked: int, field: str) -> ApiError:
     """The classic sentence; clients match its words when they do not look at the code."""
-    had = f" However, your messages resulted in {asked} tokens." if asked else ""
+    had = f" However, your {field} resulted in {asked} tokens." if asked else ""
     return ApiError(
         400,
         "context_length_exceeded",
         f"This model's maximum context length is {limit} tokens.{had} "
-        "Please reduce the length of the messages.",
-        param="messages",
+        f"Please reduce the length of the {field}.",
+        param=field,
     )
 
 
@@ -137,26 +139,30 @@ def refusal(refused: Refuse) -> ApiError:
     return ApiError(refused.status, code, message, param=param, retry_us=refused.retry_after_s * 1_000_000)
 
 
-def from_engine(status: int, body: bytes, context_tokens: int) -> ApiError:
-    """Map what an engine answered with an error status. Never passes a bare or HTML body on."""
+def from_engine(status: int, body: bytes, context_tokens: int, field: str = "messages") -> ApiError:
+    """Map what an engine answered with an error status. Never passes a bare or HTML body on.
+
+    ``field`` is what the request says of its input.
+    """
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError:
         parsed = None
-    return from_engine_object(status, parsed, context_tokens)
+    return from_engine_object(status, parsed, context_tokens, field)
 
 
-def from_engine_object(status: int, parsed: Any, context_tokens: int) -> ApiError:
+def from_engine_object(status: int, parsed: Any, context_tokens: int, field: str = "messages") -> ApiError:
     """As ``from_engine``, for an error object that is already parsed (also from inside a stream)."""
     inner: Any = parsed.get("error", parsed) if isinstance(parsed, dict) else parsed
     fields: dict[str, Any] = inner if isinstance(inner, dict) else {"message": inner}
     raw = fields.get("message") or fields.get("detail") or ""
     message = (raw if isinstance(raw, str) else orjson.dumps(raw).decode())[:2000]
     if _OVERFLOW.search(f"{fields.get('type', '')} {fields.get('code', '')} {message}"):
-        asked = fields.get("n_prompt_tokens")
+        counted = _INPUT.search(message)
+        asked = int(counted[1]) if counted is not None else fields.get("n_prompt_tokens")
         limit = fields.get("n_ctx")
         return context_overflow(
-            limit if isinstance(limit, int) else context_tokens, asked if isinstance(asked, int) else 0
+            limit if isinstance(limit, int) else context_tokens, asked if isinstance(asked, int) else 0, field
         )
     if _BLIND.search(message):
         sense = "hear audio" if "audio" in message else "see images"

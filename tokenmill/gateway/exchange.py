@@ -19,7 +19,7 @@ from tokenmill.gateway.asking import call_of, servable
 from tokenmill.gateway.body import HOP, Asked, engine_body, engine_head, is_forced
 from tokenmill.gateway.count import count_input, with_input
 from tokenmill.gateway.edge import Gateway
-from tokenmill.gateway.endings import opening, turned_away
+from tokenmill.gateway.endings import UNKNOWN_MODEL, opening, turned_away
 from tokenmill.gateway.errors import ApiError, refusal, unavailable
 from tokenmill.gateway.forced import ForcedCall
 from tokenmill.gateway.limits import ratelimit_headers
@@ -132,6 +132,8 @@ class Exchange:
     def _turn_away(self, error: ApiError) -> None:
         """Refuse before admission: settled, since the key is known, and with nothing used."""
         alias = self._asked.alias if self._asked else ""
+        if self.gateway.serving.visible(alias, self.key.tenant) is None:
+            alias = UNKNOWN_MODEL
         settlement = turned_away(
             self.id, self.key, alias, self.surface.name, error, self.http, self.gateway.clock()
         )

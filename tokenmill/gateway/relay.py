@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from tokenmill.control.requests import TokenUsage
+from tokenmill.gateway.body import INPUT
 from tokenmill.gateway.errors import ApiError, from_engine, from_engine_object
 from tokenmill.gateway.forced import ForcedCall
 from tokenmill.gateway.message import HttpRequest
@@ -35,6 +36,7 @@ class Owner(Protocol):
 
     connection: Outlet
     http: HttpRequest
+    endpoint: str
     settled: bool
     settling: bool
     hide_usage: bool
@@ -198,7 +200,7 @@ class Relay:
         if stream.error is not None and not self.started:
             # Nothing was sent, so the client gets a plain error with its status, never one inside a 200.
             self.drop()
-            owner.reject(_stream_error(stream, owner.context_tokens))
+            owner.reject(_stream_error(stream, owner.context_tokens, INPUT[owner.endpoint]))
             return
         if out:
             self._begin_stream()
@@ -250,7 +252,7 @@ class Relay:
         if owner.settled or owner.settling:
             return
         if not 200 <= self._status < 300:
-            owner.reject(from_engine(self._status, body, owner.context_tokens))
+            owner.reject(from_engine(self._status, body, owner.context_tokens, INPUT[owner.endpoint]))
             return
         if self._forced is not None:
             body = self._forced.whole(body)
@@ -269,8 +271,8 @@ class Relay:
         owner.ended()
 
 
-def _stream_error(stream: EventStream, context_tokens: int) -> ApiError:
+def _stream_error(stream: EventStream, context_tokens: int, field: str) -> ApiError:
     found = stream.error.get("error") if isinstance(stream.error, dict) else None
     code = found.get("code") if isinstance(found, dict) else None
     status = code if isinstance(code, int) and 400 <= code < 600 else 500
-    return from_engine_object(status, stream.error, context_tokens)
+    return from_engine_object(status, stream.error, context_tokens, field)
