@@ -25,9 +25,11 @@ from tokenmill.domain.factory import (
     Tenant,
 )
 from tokenmill.domain.work import JobSpec
+from tokenmill.spec.catalogue import catalogue
 from tokenmill.twin import floor_arrays as fa
+from tokenmill.twin.day_power import Power
 from tokenmill.twin.demand import Demand, generator
-from tokenmill.twin.factory_day import DayJob, FactoryDay, Power
+from tokenmill.twin.factory_day import DayJob, FactoryDay
 from tokenmill.twin.faults import correlated, llama3_rates, schedule, shared_parts
 from tokenmill.twin.fleet import Fleet
 from tokenmill.twin.naive import Asked, NaiveReplica
@@ -195,7 +197,7 @@ def reference_day(seed: int) -> FactoryDay:
               *correlated(shared_parts(factory.nodes, 4), day_us, seed))  # fmt: skip
     demand = Demand(4_000.0, Lengths(2000, 1.0), Lengths(500, 1.0), swing=0.3)
     tables = [reference_table(SLOTS, clock) for clock in (1.0, 0.9, 0.8)]
-    power = Power(600.0, 1_000.0, 1.2, 16e6)
+    power = Power(catalogue().accelerators, 1.2, 16e6)
     return FactoryDay(factory, [tables], [demand], jobs, sorted(faults), power, seed)
 
 

@@ -64,11 +64,13 @@ def test_racks_are_expanded_by_the_catalogue():
 def test_stated_nodes_and_fabrics():
     factory = made(
         "kind: factory\nname: f\n---\nkind: site\nname: s\npower_cap: 2 MW\npue: 1.15\nnodes:\n"
-        "- {name: gpu, type: hgx-h200, count: 2, rack: r1}\n- {name: cpu, cpu: 64, memory: 512GB}\n"
+        "- {name: gpu, type: hgx-h200, count: 2, rack: r1}\n"
+        "- {name: cpu, cpu: 64, memory: 512GB, idle_power: 150W, max_power: 0.6kW}\n"
         "fabrics: [{name: ib, type: infiniband, bandwidth: 400Gbit/s, latency: 2us}]\n"
     )
     assert [n.id for n in factory.nodes] == ["s/gpu-001", "s/gpu-002", "s/cpu"]
     assert factory.nodes[0].rack == "s/r1"
+    assert (factory.nodes[2].idle_mw, factory.nodes[2].power_mw) == (150_000, 600_000)
     assert (factory.sites[0].power_cap_mw, factory.sites[0].pue_milli) == (2 * 10**9, 1150)
     assert (factory.fabrics[0].gbit_s, factory.fabrics[0].latency_ns) == (400, 2000)
 

@@ -24,9 +24,11 @@ from tokenmill.domain.factory import (
     Tenant,
 )
 from tokenmill.domain.work import JobSpec
+from tokenmill.spec.catalogue import catalogue
 from tokenmill.twin import floor_arrays as fa
+from tokenmill.twin.day_power import Power
 from tokenmill.twin.demand import Demand, generator
-from tokenmill.twin.factory_day import DayJob, FactoryDay, Power
+from tokenmill.twin.factory_day import DayJob, FactoryDay
 from tokenmill.twin.faults import Fault
 from tokenmill.twin.step_table import EngineRules
 from tokenmill.twin.traffic import Lengths
@@ -34,6 +36,7 @@ from tokenmill.twin.training import Training
 from tokenmill.twin.world import Timings
 
 GB = 1 << 30
+KINDS = catalogue().accelerators
 HOUR_US = 3_600_000_000
 RULES = EngineRules(token_budget=512, max_sequences=8)
 
@@ -93,7 +96,7 @@ def test_serving_training_and_faults_share_the_floor():
         Fault(2 * HOUR_US, "rack0", "rack", HOUR_US // 6, ("n00", "n01", "n02", "n03")),
         Fault(HOUR_US * 3 // 4, "feed", "sag", 600_000_000, tuple(n.id for n in nodes(16)[:12])),
     ]
-    run = day(jobs=jobs, faults=faults, power=Power(cap_w=0.0))
+    run = day(jobs=jobs, faults=faults, power=Power(KINDS))
     run.run(3.0 * 3600)
     counts = run.fleet.count
     assert counts(fa.TAKEN) > 100_000
@@ -149,13 +152,13 @@ def test_a_service_that_sleeps_is_woken_by_its_first_requests():
 
 
 def test_a_power_cap_lowers_the_clock_and_holds():
-    free = day(rate=25.0)
+    free = day(rate=25.0, power=Power(KINDS))
     free.run(900)
     cap = min(row.watts for row in free.series) * 0.98
     engine = table(RULES)
     slow = replace(table(RULES, host_s=0.005), joules=tuple(0.97 * joules for joules in engine.joules))
     demand = Demand(25.0, Lengths(400, 0.8), Lengths(150, 0.8), swing=0.2)
-    capped = FactoryDay(factory(), [[engine, slow]], [demand], power=Power(cap_w=cap))
+    capped = FactoryDay(factory(), [[engine, slow]], [demand], power=Power(KINDS, cap_w=cap))
     capped.run(900)
     assert max(row.clock for row in capped.series) == 1
     assert sum(row.watts for row in capped.series) < sum(row.watts for row in free.series)

@@ -202,8 +202,10 @@ def test_nodes_stated_by_size_draw_what_their_accelerators_do(folder):
     (folder / "factory.yaml").write_text(FACTORY.replace("{name: hgx, type: hgx-h200, count: 2}", sized))
     found = forecast("t.yaml", "--duration", "1m")
     assert found["energy_j"] / 60 > 16 * catalogue().accelerators["h200-sxm"].idle_w
-    assert any("stated by size" in line for line in found["assumptions"])
-    assert not any("stated by size" in line for line in forecast_of(folder, FACTORY)["assumptions"])
+    assert any("state a size and no power" in line for line in found["assumptions"])
+    assert not any(
+        "state a size and no power" in line for line in forecast_of(folder, FACTORY)["assumptions"]
+    )
 
 
 def forecast_of(folder, text):

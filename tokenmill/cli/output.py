@@ -21,6 +21,7 @@ from tokenmill.domain.errors import RefusedError, SpecError, TokenmillError
 
 WIDE = 160
 WHY_CHARACTERS = 100
+PROBLEMS_SHOWN = 20
 COLOURS = {"ok": "green", "busy": "blue", "warn": "yellow", "bad": "red", "wait": "dim", "off": "dim"}
 
 
@@ -93,8 +94,8 @@ def report_error(error: TokenmillError, *, as_json: bool) -> None:
     console = stderr()
     if isinstance(error, SpecError):
         console.print(f"[bold red]✕[/bold red] {escape(error.problem.message)}:")
-        for problem in error.problems:
-            console.print(f"  {escape(str(problem))}")
+        for line in error.lines(PROBLEMS_SHOWN):
+            console.print(f"  {escape(line)}")
         return
     problem = error.problem
     console.print(f"[bold red]✕[/bold red] {escape(problem.message)}")

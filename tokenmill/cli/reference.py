@@ -23,7 +23,8 @@ This page is made by `python -m tokenmill.cli.reference docs/cli.md` from the co
 - `-C DIR` means the factory in another folder and `-f FILE` another factory file (`logs` takes only `-C`,
   because its `-f` follows). The data directory is `.tokenmill` beside the file, or `TOKENMILL_DATA_DIR`.
 - `--json` prints one JSON document on stdout and nothing else; progress and errors go to stderr. An error is
-  `{"error": {"kind", "message", "expected", "fix", "where", "reasons", "exit_code", "problems"}}`.
+  `{"error": {"kind", "message", "expected", "fix", "where", "reasons", "exit_code", "problems",
+  "problem_count"}}`; of a factory file the first 100 problems at most, the first 20 as text.
 - `-y` answers a question; where nobody can answer, it is needed.
 - `NO_COLOR` is honoured. `TOKENMILL_LOG_LEVEL=debug` shows the traceback of an error.
 - `TOKENMILL_URL` and `TOKENMILL_API_KEY` (an admin key) make the verbs talk to a factory elsewhere.
@@ -55,7 +56,7 @@ def _exit_codes() -> str:
 MEANINGS = {
     1: "something else failed",
     2: "the command line or a setting makes no sense",
-    3: "a factory file is wrong; every problem is listed",
+    3: "a factory file is wrong; its problems are listed",
     4: "no such thing, or the factory is not running",
     5: "the world moved on: stale plan, name taken, already running with another file",
     6: "a policy said no, with its reasons",

@@ -46,6 +46,7 @@ def body_of(error: TokenmillError) -> dict[str, Any]:
             "reasons": list(error.reasons) if isinstance(error, RefusedError) else [],
             "exit_code": error.exit_code,
             "problems": [to_plain(p) for p in error.problems] if isinstance(error, SpecError) else [],
+            "problem_count": error.count if isinstance(error, SpecError) else 0,
         }
     }
 
@@ -62,7 +63,8 @@ def error_of(body: Mapping[str, Any]) -> TokenmillError:
     kind = _kinds().get(str(found.get("kind")), TokenmillError)
     message, fix = str(found.get("message", "")), str(found.get("fix", ""))
     if kind is SpecError:
-        return SpecError(tuple(Problem(**p) for p in found.get("problems", ())))
+        problems = tuple(Problem(**p) for p in found.get("problems", ()))
+        return SpecError(problems, count=found.get("problem_count", len(problems)))
     if kind is RefusedError:
         return RefusedError(message, tuple(found.get("reasons", ())), fix=fix)
     return kind(message, expected=str(found.get("expected", "")), fix=fix, where=str(found.get("where", "")))

@@ -2,7 +2,7 @@
 
 TokenmillError                      1
 ├── UsageError                      2   the command line or a setting makes no sense
-├── SpecError                       3   a factory file is wrong; carries every problem at once
+├── SpecError                       3   a factory file is wrong; carries its problems at once
 ├── NotFoundError                   4   no such tenant, key, run, release ...
 ├── ConflictError                   5   the world moved on: stale plan, name taken, already running
 ├── RefusedError                    6   a policy said no; carries its reasons
@@ -22,6 +22,9 @@ An operating condition raises one of these. A programmer's mistake goes through 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+MOST_PROBLEMS = 100
+"""Of one error. One mistake in a list may be found in each of its thousands of entries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +70,29 @@ class UsageError(TokenmillError):
 
 
 class SpecError(TokenmillError):
-    """What a person wrote is wrong, in this kind of ``file``. ``problems`` holds every one, in file order."""
+    """What a person wrote is wrong, in this kind of ``file``.
+
+    ``problems`` holds the first ``MOST_PROBLEMS`` in file order, ``count`` says how many there are.
+    """
 
     exit_code = 3
     kind = "spec"
 
-    def __init__(self, problems: tuple[Problem, ...], file: str = "factory file") -> None:
-        super().__init__(f"{len(problems)} problem(s) in the {file}")
-        self.problems = problems
+    def __init__(
+        self, problems: tuple[Problem, ...], file: str = "factory file", count: int | None = None
+    ) -> None:
+        self.count = len(problems) if count is None else count
+        super().__init__(f"{self.count} problem(s) in the {file}")
+        self.problems = problems[:MOST_PROBLEMS]
+
+    def lines(self, most: int = MOST_PROBLEMS) -> list[str]:
+        """The first ``most`` problems, and how many more there are."""
+        shown = [str(problem) for problem in self.problems[:most]]
+        more = self.count - len(shown)
+        return [*shown, f"and {more:,} more"] if more else shown
 
     def __str__(self) -> str:
-        return "\n".join(str(p) for p in self.problems)
+        return "\n".join(self.lines())
 
 
 class NotFoundError(TokenmillError):

@@ -351,6 +351,8 @@ def _stated_node(stated: docs.NodeFields, node_id: str, site_name: str, known: C
         leaf=stated.leaf or "",
         rail=stated.rail or "",
         row=stated.row or "",
+        idle_mw=stated.idle_power or 0,
+        power_mw=stated.max_power or 0,
     )
 
 

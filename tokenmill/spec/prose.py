@@ -7,9 +7,9 @@ A factory is described by one or more YAML files. A file holds documents with `-
 says with `kind:` what it is. `tokenmill plan FILE...` shows what a change would do, `tokenmill apply`
 does it. Files and directories may be given together; the order does not matter.
 
-All problems of all files are shown at once, each with file, line and column, what was expected and how
-to fix it. Editors complete and check fields with the [JSON Schema](factory.schema.json), which
-`tokenmill schema` prints.
+The problems of all files are shown at once, the first 20 of them, each with file, line and column, what was
+expected and how to fix it. Editors complete and check fields with the [JSON Schema](factory.schema.json),
+which `tokenmill schema` prints.
 
 **Quantities.** Sizes are `24GB` (decimal) or `24GiB` (binary), durations `30s`, `5m`, `1h30m`, powers
 `700W` or `16 MW`, bandwidths `800Gbit/s`, CPU `2` or `250m` (thousandths of a core), counts `600`,

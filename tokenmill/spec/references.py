@@ -57,6 +57,7 @@ def _site(site: docs.SiteDocument, entry: Entry, index: Index) -> list[Found]:
         for number, node in enumerate(site.nodes):
             total += node.count
             found += _node(node, entry, ("nodes", number), index)
+    found += _unknown_power(site, entry, index)
     if total > MAX_NODES:
         found.append(entry.found((), f"states {total} nodes", f"at most {MAX_NODES} nodes"))
     names = [node.id for node in build.nodes(site, known)] if total <= MAX_NODES else []
@@ -73,7 +74,7 @@ def _node(node: docs.NodeFields, entry: Entry, path: FieldPath, index: Index) ->
     found: list[Found] = []
     if node.type is not None:
         found += in_catalogue(entry, (*path, "type"), "node type", node.type, known.nodes)
-        for name in ("cpu", "memory", "accelerators", "accelerator"):
+        for name in ("cpu", "memory", "accelerators", "accelerator", "idle_power", "max_power"):
             if getattr(node, name) is not None:
                 message = "cannot be written beside `type`, which states it"
                 found.append(entry.found((*path, name), message, "`type`, or the sizes", key=True))
@@ -88,7 +89,32 @@ def _node(node: docs.NodeFields, entry: Entry, path: FieldPath, index: Index) ->
         found.append(
             entry.found((*path, "accelerators"), "does not say of which type", "`accelerator: TYPE`")
         )
+    if node.type is None and (node.idle_power is None) != (node.max_power is None):
+        expected = "`idle_power` and `max_power`, or neither"
+        found.append(entry.found(path, "says half of what it draws", expected))
+    elif node.idle_power and node.max_power and node.idle_power > node.max_power:
+        field: FieldPath = (*path, "idle_power")
+        found.append(entry.found(field, "is more than `max_power`", "at most `max_power`"))
     return found
+
+
+def _unknown_power(site: docs.SiteDocument, entry: Entry, index: Index) -> list[Found]:
+    """Nodes that would count as nothing against a bound of power, which so would not hold."""
+    bounds = [name for name in ("power_cap", "power_ramp") if getattr(site, name) is not None]
+    if bounds and site.nodes == "this-machine":
+        message = "nobody knows beforehand what this machine draws, so it cannot be held"
+        return [entry.found((bounds[0],), message, "stated nodes", "Remove it, or state the node.", key=True)]
+    racks = {rack.name for rack in build.racks(site, index.types) if rack.power_cap_mw or rack.ramp_mw}
+    return [
+        entry.found(
+            ("nodes", number),
+            f"does not say what it draws, and is under a {bounds[0] if bounds else 'power_cap of its rack'}",
+            "`idle_power` and `max_power`, or a `type`",
+        )
+        for number, node in enumerate(site.nodes)
+        if isinstance(node, docs.NodeFields) and node.type is None and not (node.max_power or node.idle_power)
+        if bounds or f"{site.name}/{node.rack}" in racks
+    ]
 
 
 def _tenant(tenant: docs.TenantDocument, entry: Entry, index: Index) -> list[Found]:

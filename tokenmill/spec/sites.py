@@ -59,6 +59,13 @@ class NodeFields(Strict):
         default=None, description="Accelerators of each, where no type is given."
     )
     accelerator: Text | None = Field(default=None, description="Their type, from the catalogue.")
+    idle_power: Power | None = Field(
+        default=None, description="What each draws with nothing on it, where no type is given."
+    )
+    max_power: Power | None = Field(
+        default=None,
+        description="What each draws at most, where no type is given; needed under a bound of power.",
+    )
 
 
 class FabricFields(Strict):

@@ -80,6 +80,8 @@ def validate(document: Document, kinds: Mapping[str, type[Strict]] = KINDS) -> t
     except ValidationError as error:
         missing = {one.problem.field for one in found}
         for detail in error.errors(include_url=False):
+            if detail["type"] == "literal_error" and isinstance(detail["input"], list):
+                continue  # the word that may stand in the list's place; the list has its own problems
             one = _worded(detail, entry, kinds[kind])
             if one.problem.field not in missing and not document.is_bad(
                 _written_path(detail["loc"], document)

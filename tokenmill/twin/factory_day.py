@@ -9,7 +9,6 @@ share the floor and its power.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from tokenmill.domain.factory import Factory
 from tokenmill.domain.outcomes import Answers
 from tokenmill.domain.work import JobSpec, Replica, ReplicaStatus
 from tokenmill.twin import floor_arrays as fa
+from tokenmill.twin.day_power import Power, training_w, unheld_w
 from tokenmill.twin.day_series import Minute, Recorder
 from tokenmill.twin.demand import generator, merged, within_context
 from tokenmill.twin.factory_world import FactoryWorld
@@ -60,16 +60,6 @@ class DayJob:
     training: Training
 
 
-@dataclass(frozen=True, slots=True)
-class Power:
-    """Watts that the step tables do not know. ``cap_w`` is of the site, PUE included; 0 is no cap."""
-
-    node_idle_w: float = 600.0  # of a node that does not say its own
-    training_w: float = 1_000.0  # of one accelerator that trains
-    pue: float = 1.2
-    cap_w: float = 0.0
-
-
 @dataclass(slots=True)
 class FactoryDay:
     """``engines`` has for each deployment of ``factory`` its engine at falling clocks, all as many.
@@ -103,7 +93,7 @@ class FactoryDay:
     _free: list[int] = field(default_factory=list)
     _again: list[Array] = field(default_factory=list)
     _followed: tuple[State, int] = (EMPTY, -1)
-    _counted: tuple[State, float] = (EMPTY, 0.0)  # watts of what nothing holds
+    _counted: tuple[State, tuple[str, ...], float] = (EMPTY, (), 0.0)  # watts beside serving
     _clock: int = 0
     _start_us: int = 0
     _watts: float = 0.0
@@ -268,10 +258,8 @@ class FactoryDay:
         used = self.fleet.joules()
         serving = sorted(self._numbers.values())
         idle = float(self.fleet.idle_w()[serving].sum()) if serving else 0.0
-        unheld = self._unheld_w()
-        training = self.accelerators() * self.power.training_w
         span = end_s - at_s
-        self._watts = ((used - self._used) / span + idle + unheld + training) * self.power.pue
+        self._watts = ((used - self._used) / span + idle + self._beside_w()) * self.power.pue
         self._used = used
         self.joules += self._watts * span
         level = self._clock
@@ -283,24 +271,14 @@ class FactoryDay:
             self._clock = level
             self.fleet.clock(self._level + level)
 
-    def _unheld_w(self) -> float:
-        """Watts of accelerators that are up and that nothing holds, with their share of their node: who holds
-        two of its eight answers for a quarter. Counted when nodes or leases have changed."""
-        state, (seen, unheld_w) = self.world.state, self._counted
-        if state.nodes is not seen.nodes or state.leases is not seen.leases:
-            held: dict[str, int] = {}
-            for lease in state.leases.values():
-                held[lease.node] = held.get(lease.node, 0) + len(lease.accelerators)
-            worth: dict[float, float] = {}  # nodes by what one draws
-            for node in self.factory.nodes:
-                if not state.nodes[node.id].lost:
-                    count = len(node.accelerators)
-                    share = held.get(node.id, 0) / count if count else float(node.id in held)
-                    idle_w = node.idle_mw / 1000 or self.power.node_idle_w
-                    worth[idle_w] = worth.get(idle_w, 0.0) + 1 - share
-            unheld_w = math.fsum(idle_w * nodes for idle_w, nodes in worth.items())
-        self._counted = (state, unheld_w)
-        return unheld_w
+    def _beside_w(self) -> float:
+        """Watts of what trains and of what nothing holds, counted when nodes, leases or jobs have changed."""
+        state, running = self.world.state, tuple(self.world.running())
+        seen, trained, watts = self._counted
+        if state.nodes is not seen.nodes or state.leases is not seen.leases or running != trained:
+            watts = unheld_w(self.power, state) + training_w(self.power, state, running)
+        self._counted = (state, running, watts)
+        return watts
 
     def _report(self, end_s: float) -> None:
         """Tell the control plane the load of each deployment, as the gateway does."""

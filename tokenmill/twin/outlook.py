@@ -311,8 +311,8 @@ def _assumptions(asked: Question, day: FactoryDay) -> tuple[str, ...]:
         said.append(f"Without traffic, and left out: {', '.join(asked.left_out)}.")
     if len(asked.factory.sites) > 1:
         said.append("Sites have one power cap together, and the highest PUE of them.")
-    if any(node.accelerators and not node.idle_mw for node in asked.factory.nodes):
-        said.append("Nodes that are stated by size, not by type, draw idle what their accelerators do.")
+    if any(not node.idle_mw for node in asked.factory.nodes):
+        said.append("Nodes that state a size and no power draw what their accelerators do, and nothing else.")
     if day.power.cap_w == 0:
         said.append("No power cap is stated.")
     return tuple(said)

@@ -54,12 +54,17 @@ class PowerModel:
     def node_w(self, node: Node, utilisation: float, busy_accelerators: int | None = None) -> float:
         """Watts of a node whose work keeps it busy for ``utilisation`` of the time.
 
-        ``busy_accelerators`` of its accelerators share that work, all when None; the rest idle.
+        ``busy_accelerators`` of its accelerators share that work, all when None; the rest idle. A node that
+        says what it draws is believed.
         """
+        busy = len(node.accelerators) if busy_accelerators is None else busy_accelerators
+        if node.power_mw:
+            share = busy / len(node.accelerators) if node.accelerators else 1.0
+            spare = (node.power_mw - node.idle_mw) * share * min(1.0, max(0.0, utilisation))
+            return (node.idle_mw + spare) / 1000
         if not node.accelerators:
             cores = node.cpu_millis / 1000
             return self.cpu_idle_w + self.cpu_active_w_per_core * cores * min(1.0, max(0.0, utilisation))
-        busy = len(node.accelerators) if busy_accelerators is None else busy_accelerators
         overhead = max(
             (t.overhead_w for t in self.known.nodes.values() if t.accelerator == node.accelerators[0].kind),
             default=0,

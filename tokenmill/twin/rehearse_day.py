@@ -12,9 +12,10 @@ from tokenmill.domain.factory import Factory, Resources
 from tokenmill.domain.work import JobSpec
 from tokenmill.spec.catalogue import catalogue
 from tokenmill.spec.traffic import TrafficDocument
+from tokenmill.twin.day_power import Power
 from tokenmill.twin.demand import generator
 from tokenmill.twin.engine_tables import tables
-from tokenmill.twin.factory_day import DayJob, FactoryDay, Power
+from tokenmill.twin.factory_day import DayJob, FactoryDay
 from tokenmill.twin.faults import Fault, correlated, llama3_rates, schedule, shared_parts
 from tokenmill.twin.outlook import Outlook, outlook
 from tokenmill.twin.question import Question
@@ -26,9 +27,6 @@ LOADING_BYTES_S = 2.5e9
 
 SPAWN_US = 60_000_000
 """From an order to an engine that loads: image, process, graphs. Assumed."""
-
-TRAINING_SHARE = 0.8
-"""Of the power between idle and maximum that an accelerator draws while it trains. Assumed."""
 
 LONGEST_S = 31 * 86_400
 MOST_REPLICAS = 20_000
@@ -87,18 +85,10 @@ def engine_bytes(asked: Question) -> list[float]:
 
 
 def _power(factory: Factory) -> Power:
-    """Of the nodes that serve nothing, and the site's cap. Several sites have the sum of their caps."""
-    node = next((node for node in factory.nodes if node.accelerators), factory.nodes[0])
-    kind = catalogue(factory.types).accelerators.get(node.accelerators[0].kind) if node.accelerators else None
-    held = len(node.accelerators)
-    cards_w = held * kind.idle_w if kind else 0
-    idle_w = node.idle_mw / 1000 or cards_w  # of a node stated by size its accelerators are all that is known
-    overhead_w = idle_w - cards_w
-    training = kind.idle_w + TRAINING_SHARE * (kind.max_w - kind.idle_w) + overhead_w / held if kind else 0.0
+    """Of all sites, as one: the sum of their caps where all state one, and the highest PUE."""
     caps = [site.power_cap_mw / 1000 for site in factory.sites]
     pue = max((site.pue_milli for site in factory.sites), default=1000) / 1000
-    cap_w = math.fsum(caps) if all(caps) else 0.0
-    return Power(node_idle_w=idle_w, training_w=training, pue=pue, cap_w=cap_w)
+    return Power(catalogue(factory.types).accelerators, pue, math.fsum(caps) if all(caps) else 0.0)
 
 
 def _jobs(traffic: TrafficDocument, seed: int) -> list[DayJob]:
