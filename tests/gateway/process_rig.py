@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 
-def gateway(folder: Path) -> subprocess.Popen[bytes]:
+def gateway(folder: Path, logged: Path | None = None) -> subprocess.Popen[bytes]:
     names = {"table": "table.json", "spool": "spool/gateway-0.jsonl", "control": "c.sock", "state": "g.json"}
     files = [part for name, file in names.items() for part in (f"--{name}", str(folder / file))]
-    with open(folder / "log", "ab") as log:
+    with open(logged or folder / "log", "ab") as log:
         argv = [sys.executable, "-m", "tokenmill.gateway", *files, "--port", "0"]
         return subprocess.Popen(argv, stderr=log)
 

@@ -96,6 +96,7 @@ class Gateway:
         self.draining = False
         self.started_us = clock()
         self.loop_lag_s = 0.0
+        self.state_problem = ""  # why the state file cannot be written, when it cannot
         self.ticked_s = loop.time()
         self.port = options.port
         self.outcomes = OutcomeCounts()

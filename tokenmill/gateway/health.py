@@ -5,6 +5,7 @@ The state file is written whole every second, so that a controller that comes ba
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from pathlib import Path
@@ -14,6 +15,8 @@ import orjson
 from tokenmill import __version__
 from tokenmill.gateway.edge import Gateway
 from tokenmill.gateway.metrics import MET, MISSED
+
+log = logging.getLogger("tokenmill.gateway")
 
 LAG_S = 2.0
 SILENT_S = 10.0
@@ -170,4 +173,9 @@ def write_state(gateway: Gateway, path: Path) -> None:
         temporary.write_bytes(orjson.dumps(state(gateway), option=orjson.OPT_INDENT_2))
         temporary.replace(path)
     except OSError as error:
-        gateway.loop.call_exception_handler({"message": f"{path} cannot be written", "exception": error})
+        why = error.strerror or str(error)
+        if gateway.state_problem != why:  # every second would be a log of nothing else
+            log.error("%s cannot be written: %s", path, why)
+        gateway.state_problem = why
+    else:
+        gateway.state_problem = ""

@@ -134,6 +134,8 @@ class Server:
         await self._hang_up(gateway)
         gateway.captures.close()
         gateway.spool.close()
+        if gateway.spool.waiting:
+            log.error("%d settlements could not be written: %s", gateway.spool.waiting, gateway.spool.problem)
         write_state(gateway, self.options.state)
         gateway.shared.close()
         log.info("stopped")

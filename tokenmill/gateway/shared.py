@@ -3,7 +3,8 @@
 One file beside the state file, mapped by every gateway process of a factory: the meters of quotas and, where
 several processes share a port, what each has open on each replica. A lock on the file makes the decisions of
 all processes follow one another, so that no quota is passed by one request; the kernel frees it when its
-holder dies. Each process counts what it has open in a column of its own, which its next life clears.
+holder dies. Each process counts what it has open in a column of its own, which its next life clears. The map
+is read only: a page that the disk takes no more, full or gone read-only, is an error to write, not death.
 
 The file knows names by digest only. It decides nothing and outlives every process; the ledger, not this, is
 what is billed by.
@@ -11,6 +12,7 @@ what is billed by.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import mmap
@@ -34,14 +36,13 @@ PROCESSES_MOST = GATEWAYS_MOST
 NAMES_MOST = 65_536
 """Quotas and replicas. The file is sparse: what is not used takes no room."""
 
-ROOM_BYTES = 1 << 16
-
 _MAGIC = 0x31_6D_65_74_65_72_73  # and with it the layout
 _HEAD = 8  # words: magic, generation, count
 _GENERATION, _COUNT = 1, 2
 _NUMBERS = 7
 _OPEN = 2 + _NUMBERS  # where the columns begin in a slot, after digest and numbers
 _WORDS = _OPEN + PROCESSES_MOST
+_WORD = struct.Struct("<q")
 _SLOT = struct.Struct(f"<{_NUMBERS}q")
 _FIRST = struct.Struct(f"<{_NUMBERS + 1}q")
 """The numbers and the first column, which is the only one of a process that shares with none."""
@@ -59,19 +60,16 @@ class SharedFile:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             self._lock()
             os.ftruncate(self._fd, 8 * (_HEAD + _WORDS * NAMES_MOST))
-            self.map = mmap.mmap(self._fd, 8 * (_HEAD + _WORDS * NAMES_MOST))
+            self.map = mmap.mmap(self._fd, 8 * (_HEAD + _WORDS * NAMES_MOST), prot=mmap.PROT_READ)
+            self.words = memoryview(self.map).cast("q")
+            if self.words[0] != _MAGIC:  # new, or of another version: quotas begin anew
+                self._write(0, _WORD.pack(_MAGIC) + bytes(8 * (_HEAD - 1)))
         except OSError as error:
             raise ResourceError(
                 f"{path} cannot be used: {error.strerror}",
                 expected="a file of this user on a disk with room",
                 fix="Free space, or give this user the file.",
             ) from error
-        self.words = memoryview(self.map).cast("q")
-        self._roomy = 0  # bytes that the disk has given room for
-        if self.words[0] != _MAGIC:  # new, or of another version: quotas begin anew
-            self._make_room(8 * _HEAD)
-            self.map[: 8 * _HEAD] = bytes(8 * _HEAD)
-            self.words[0] = _MAGIC
         self._generation = self.words[_GENERATION]
         self._slots: dict[bytes, int] = {}  # digest -> first word
         self._read = 0
@@ -112,23 +110,22 @@ class SharedFile:
             for number in range(self.words[_COUNT]):
                 base = _HEAD + number * _WORDS + _OPEN
                 for column in columns:
-                    self.words[base + column] = 0
+                    if self.words[base + column]:
+                        self._write(base + column, bytes(8))
 
     def compact(self, names: Iterable[str]) -> None:
         """When three quarters of the file are taken, drop every slot but those of ``names``."""
         if self.words[_COUNT] < NAMES_MOST * 3 // 4:
             return
-        with self:
+        with self, contextlib.suppress(OSError):  # a disk that takes nothing refuses the first write
             keep = {_digest(name) for name in names}
             kept = 0
             for number in range(self.words[_COUNT]):
                 start = 8 * (_HEAD + number * _WORDS)
                 if self.map[start : start + 16] in keep:
-                    target = 8 * (_HEAD + kept * _WORDS)
-                    self.map[target : target + 8 * _WORDS] = self.map[start : start + 8 * _WORDS]
+                    self._write(_HEAD + kept * _WORDS, self.map[start : start + 8 * _WORDS])
                     kept += 1
-            self.words[_COUNT] = kept
-            self.words[_GENERATION] += 1
+            self._write(_GENERATION, _WORD.pack(self.words[_GENERATION] + 1) + _WORD.pack(kept))
 
     def close(self) -> None:
         """Let go of the file; what it says stays. Done twice, it would close what got the number since."""
@@ -141,11 +138,17 @@ class SharedFile:
 
     def put(self, base: int, numbers: tuple[int, ...], opened: int) -> None:
         """Write a slot; ``opened`` is what all processes have open, and the difference is this one's."""
-        _SLOT.pack_into(self.map, 8 * base + 16, *numbers)
         words = self.words
         own = base + _OPEN + self.index
         before = sum(words[base + _OPEN : base + _OPEN + PROCESSES_MOST])
-        words[own] = max(0, words[own] + opened - before)
+        self._write(base + 2, _SLOT.pack(*numbers))
+        self._write(own, _WORD.pack(max(0, words[own] + opened - before)))
+
+    def put_alone(self, base: int, numbers: tuple[int, ...], opened: int) -> bytes:
+        """The same for a process that shares with none. Returns the bytes that ``place`` now has."""
+        data = _FIRST.pack(*numbers, opened)
+        self._write(base + 2, data)
+        return data
 
     def place(self, base: int) -> slice:
         """Where the bytes of a slot are that its values are read from."""
@@ -168,26 +171,15 @@ class SharedFile:
                 fix="Bound tenants instead of projects.",
             )
         base = _HEAD + number * _WORDS
-        self._make_room(8 * (base + _WORDS))
-        self.map[8 * base : 8 * (base + _WORDS)] = digest + bytes(8 * (_WORDS - 2))
-        self.words[_COUNT] = number + 1
+        self._write(base, digest + bytes(8 * (_WORDS - 2)))
+        self._write(_COUNT, _WORD.pack(number + 1))
         self._slots[digest] = base
         self._read = number + 1
         return base
 
-    def _make_room(self, end: int) -> None:
-        """Have the disk give room up to ``end``: to write to a mapped page that it has none for is death."""
-        if end <= self._roomy:
-            return
-        try:
-            os.posix_fallocate(self._fd, 0, -(-end // ROOM_BYTES) * ROOM_BYTES)
-        except OSError as error:
-            raise ResourceError(
-                f"{self.path} cannot grow: {error.strerror}",
-                expected="room on the disk for another quota or replica",
-                fix="Free space.",
-            ) from error
-        self._roomy = -(-end // ROOM_BYTES) * ROOM_BYTES
+    def _write(self, word: int, data: bytes) -> None:
+        """Raises ``OSError`` where the disk takes none; to write to the map would be death then."""
+        os.pwrite(self._fd, data, 8 * word)
 
     def _lock(self) -> None:
         fcntl.flock(self._fd, fcntl.LOCK_EX)
@@ -260,20 +252,25 @@ class _Shared(Generic[V]):
         if self._generation != file.generation:
             self._slots, self._generation = {}, file.generation
         slot = self._slots.get(name)
-        if slot is None and (base := look(self._kind + name)) is not None:
+        if (slot is None or slot.base < 0) and (base := look(self._kind + name)) is not None:
             slot = self._slots[name] = _Slot(base, file.place(base))
         return slot
 
     def _keep(self, name: str, value: V, opened: int, numbers: tuple[int, ...]) -> None:
         file = self._file
         slot = self._slots.get(name)
-        if slot is None or self._generation != file.words[_GENERATION]:
-            slot = self._found(name, file.slot)
-            assert slot is not None, "what is not there is made"
-        if file.alone:
-            slot.said = file.map[slot.place] = _FIRST.pack(*numbers, opened)
-        else:
-            file.put(slot.base, numbers, opened)
+        try:
+            if slot is None or slot.base < 0 or self._generation != file.words[_GENERATION]:
+                slot = self._found(name, file.slot)
+                assert slot is not None, "what is not there is made"
+            if file.alone:
+                slot.said = file.put_alone(slot.base, numbers, opened)
+            else:
+                file.put(slot.base, numbers, opened)
+                slot.said = file.map[slot.place]
+        except OSError:  # no disk takes it: this process goes on with what it knows, and tries again
+            if slot is None:
+                slot = self._slots[name] = _Slot(-1, slice(0, 0))
             slot.said = file.map[slot.place]
         slot.value = value
 

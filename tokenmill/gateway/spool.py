@@ -7,6 +7,7 @@ reserve file is given up so that those under way can still be written. Reading i
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -83,8 +84,15 @@ class Spool:
         self._dirty = threading.Event()
         self._stopping = False
         self._reserve = first.with_name(f"{_stem(first)}.reserve")
-        first.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self._fd, self._number = self._take_file()
+        try:
+            first.parent.mkdir(parents=True, exist_ok=True)
+            self.path, self._fd, self._number = self._take_file()
+        except OSError as error:
+            raise ResourceError(
+                f"the spool {first} cannot be written: {error.strerror}",
+                expected="a folder of this user on a disk that takes writes",
+                fix="Free space, make the disk writable, or give this user the folder.",
+            ) from error
         self._size = os.fstat(self._fd).st_size
         self._thread = threading.Thread(target=self._sync_loop, name="spool-sync", daemon=True)
 
@@ -108,6 +116,8 @@ class Spool:
             self._thread.join(timeout=10)
         try:
             os.fdatasync(self._fd)
+        except OSError as error:
+            self.problem = f"{self.path} cannot be synced: {error.strerror}"
         finally:
             os.close(self._fd)
 
@@ -264,7 +274,8 @@ class Spool:
             self._give_up_reserve()  # a disk that has no room for the reserve is reported by ``check``
 
     def _give_up_reserve(self) -> None:
-        self._reserve.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the disk has become read-only
+            self._reserve.unlink(missing_ok=True)
 
     def _sync_loop(self) -> None:
         while not self._stopping:
