@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator
 from textwrap import shorten
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tokenmill.cli.tables import new_table
 from tokenmill.console.problems import body_of
 from tokenmill.console.text import mark
 from tokenmill.domain.errors import RefusedError, SpecError, TokenmillError
@@ -50,20 +50,7 @@ def print_json(value: Any) -> None:
 
 def table(*columns: str, title: str = "") -> Table:
     """An empty table. A column whose name starts with ``>`` is aligned to the right."""
-    made = Table(
-        box=box.SIMPLE_HEAD,
-        title=title or None,
-        title_justify="left",
-        title_style="bold",
-        header_style="dim",
-        pad_edge=False,
-        expand=False,
-    )
-    for column in columns:
-        made.add_column(
-            column.removeprefix(">"), justify="right" if column.startswith(">") else "left", overflow="fold"
-        )
-    return made
+    return new_table(columns, title)
 
 
 def add_rows(made: Table, rows: Iterable[Iterable[object]], empty: str) -> Table:

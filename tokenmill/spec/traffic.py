@@ -153,7 +153,7 @@ def load_traffic(path: Path, environ: Mapping[str, str], overrides: Sequence[Ove
         ) from None
     documents, found = read_documents(text, str(path), 1, environ)
     if not found and len(documents) != 1:
-        problem = Problem(f"the file holds {len(documents)} documents", expected="one of `kind: traffic`")
+        problem = Problem(f"the file holds {len(documents)} documents", expected="one, of `kind: traffic`")
         found.append(Found(Place(1, 1, 1, str(path)), problem))
     entry: Entry | None = None
     for override in overrides if documents else ():

@@ -99,7 +99,10 @@ def _no_kind(document: Document, kinds: Mapping[str, type[Strict]]) -> Found:
         problem = Problem("the document has no `kind`", expected=f"kind: {allowed}")
         return Found(document.start, problem)
     written = document.value["kind"]
-    problem = Problem(f"there is no kind {written!r}", "", "kind", allowed, did_you_mean(str(written), kinds))
+    fix = did_you_mean(str(written), kinds)
+    if written == "traffic":
+        fix = "A traffic file is no part of a factory: plan FACTORY --traffic FILE."
+    problem = Problem(f"there is no kind {written!r}", "", "kind", allowed, fix)
     return Found(document.place(("kind",)), problem)
 
 
