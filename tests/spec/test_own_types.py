@@ -118,7 +118,7 @@ def test_they_travel_with_the_factory_and_are_part_of_its_digest(tmp_path: Path)
     state = dataclasses.replace(EMPTY, factory=factory, version=1)
     [change] = diff(state, dearer).changes
     assert (change.what, change.name) == ("catalogue", "b400")
-    assert "hour_micros: 3000000 -> 4000000" in change.detail
+    assert "hour: 3.00 USD -> 4.00 USD" in change.detail
 
 
 @pytest.mark.parametrize(

@@ -222,3 +222,22 @@ def test_reports_agree():
     assert "<svg" in page
     assert "<script" not in page
     assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_weights_have_the_precision_that_the_engine_is_told():
+    def forecast(arguments):
+        return rehearse(EMPTY, factory_of(RACKS.replace("slots: 32", f"slots: 32, engine_args: {arguments}")))
+
+    wide, narrow = forecast("[--dtype, bfloat16]"), forecast("[--quantization, fp8]")
+    assert narrow.deployments[0].tpot_p50_ms.value < 0.9 * wide.deployments[0].tpot_p50_ms.value
+    unsaid = rehearse(EMPTY, factory_of(RACKS))
+    assert unsaid.deployments == wide.deployments
+    assert any("Weights in bf16, which no engine_args say: big" in line for line in unsaid.assumptions)
+    assert not any("Weights in" in line for line in (*wide.assumptions, *narrow.assumptions))
+
+
+def test_a_model_that_does_not_fit_its_accelerators_is_not_forecast():
+    large = RACKS.replace("Llama-3.1-8B", "Llama-3.1-405B")
+    row = rehearse(EMPTY, factory_of(large)).deployments[0]
+    assert row.tokens_per_s is None
+    assert row.note == "not modelled: llama-3.1-405b in bf16 as TP4 does not fit NVIDIA H200 SXM"

@@ -52,6 +52,8 @@ UNITS: Mapping[str, Callable[[int], str]] = {
     "_us": format_duration,
     "_bytes": format_size,
     "_mw": format_power,
+    "_w": lambda watts: format_power(watts * 1000),
+    "_micros": lambda micros: format_money(micros, "USD"),  # of the catalogue, whose prices are in USD
 }
 
 

