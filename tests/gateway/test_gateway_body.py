@@ -47,6 +47,13 @@ def alias(kind: str = "chat") -> AliasEntry:
         (CHAT, {"model": "m"}, "messages"),
         (CHAT, {"model": "m", "messages": []}, "messages"),
         (CHAT, {"model": "m", "messages": ["hi"]}, "messages[0]"),
+        (CHAT, {"model": "m", "messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+        (
+            CHAT,
+            {"model": "m", "messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            "messages[0].content[0].text",
+        ),
+        (CHAT, {"model": "m", "messages": [USER], "max_tokens": 10**12}, "max_tokens"),
         (CHAT, {"model": "m", "messages": [USER, {"content": "x"}]}, "messages[1]"),
         (CHAT, {"model": "m", "messages": [USER], "stream": "yes"}, "stream"),
         (CHAT, {"model": "m", "messages": [USER], "stream_options": 3}, "stream_options"),
@@ -136,11 +143,20 @@ def test_what_an_engine_reads_over_is_refused() -> None:
     own = Endpoint("r-1", "rel", "h:1", "DE", 4, engine="embedded")
     counted = replace(own, engine="vllm")
     completion, vector = {"model": "m", "prompt": "a"}, {"model": "m", "input": "a"}
+    talk = {"model": "m", "messages": [USER]}
     for document, endpoint, name in (
         ({**completion, "echo": True}, COMPLETIONS, "echo"),
         ({**completion, "suffix": "b"}, COMPLETIONS, "suffix"),
         ({**completion, "best_of": 2}, COMPLETIONS, "best_of"),
         ({**vector, "dimensions": 10}, EMBEDDINGS, "dimensions"),
+        ({**completion, "n_cmpl": 3}, COMPLETIONS, "n_cmpl"),
+        ({**completion, "n_predict": 3000, "max_tokens": 4}, COMPLETIONS, "n_predict"),
+        ({**talk, "n_cmpl": 3}, CHAT, "n_cmpl"),
+        ({**talk, "n_predict": -1}, CHAT, "n_predict"),
+        ({**talk, "n_probs": 40_000}, CHAT, "n_probs"),
+        ({**talk, "audio": {"voice": "x"}}, CHAT, "audio"),
+        ({**talk, "web_search_options": {}}, CHAT, "web_search_options"),
+        ({**talk, "modalities": ["text", "audio"]}, CHAT, "modalities"),
     ):
         asked = read(document, endpoint)
         check_engine(asked, replace(alias(), endpoints=(counted,)))
@@ -149,6 +165,32 @@ def test_what_an_engine_reads_over_is_refused() -> None:
         assert (refused.value.code, refused.value.param) == ("unsupported_parameter", name)
     usual = {**completion, "echo": False, "suffix": None, "best_of": 1}
     check_engine(read(usual, COMPLETIONS), replace(alias(), endpoints=(own,)))
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"logprobs": True, "top_logprobs": 40_000}, "top_logprobs"),
+        ({"response_format": "json"}, "response_format"),
+        ({"response_format": {"type": "yaml"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": "x"}}},
+            "response_format.json_schema",
+        ),
+    ],
+)
+def test_what_llama_cpp_would_take_wrongly_is_refused(more: dict[str, Any], param: str) -> None:
+    own = Endpoint("r-1", "rel", "h:1", "DE", 4, engine="embedded")
+    with pytest.raises(ApiError) as refused:
+        check_engine(read({"model": "m", "messages": [USER], **more}), replace(alias(), endpoints=(own,)))
+    assert (refused.value.status, refused.value.param) == (400, param)
+
+
+def test_a_field_that_the_engine_names_is_the_parameter() -> None:
+    said = b'{"error":{"message":"Field \'seed\': [json.exception.type_error.302] type must be number"}}'
+    error = from_engine(400, said, 4096)
+    assert (error.param, error.message) == ("seed", "'seed': type must be number.")
 
 
 def test_kinds() -> None:

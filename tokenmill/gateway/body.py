@@ -13,8 +13,9 @@ import orjson
 
 from tokenmill.domain.table import AliasEntry
 from tokenmill.domain.value import value
+from tokenmill.gateway.embedded import LLAMA_CPP, check_embedded
 from tokenmill.gateway.errors import ApiError, bad_request
-from tokenmill.gateway.tools import check_embedded, check_tools, embedded_changes, must_call
+from tokenmill.gateway.tools import check_tools, embedded_changes, must_call
 from tokenmill.policy.route import PEER_PREFIX
 
 CHAT = "chat.completions"
@@ -29,6 +30,8 @@ HOP = b"x-tokenmill-hop"
 
 DEFAULT_OUTPUT = 512
 """Output tokens reserved for a request that states no maximum. Its settlement corrects the reservation."""
+
+TOKENS_MOST = 2**31 - 1  # what engines count in
 
 CHARS_PER_TOKEN = 4
 """Rule of thumb for English text in byte-pair vocabularies; for reservations and marked estimates."""
@@ -109,9 +112,13 @@ def asked_of(endpoint: str, document: dict[str, Any], *, wants_usage: bool = Fal
     count = (_whole(document, "n", 1, 128) or 1) if "n" in document else 1
     if endpoint == COMPLETIONS:
         count *= _prompts(document["prompt"])
-    limit = _whole(document, "max_completion_tokens", 1) if "max_completion_tokens" in document else None
+    limit = (
+        _whole(document, "max_completion_tokens", 1, TOKENS_MOST)
+        if "max_completion_tokens" in document
+        else None
+    )
     if limit is None and "max_tokens" in document:
-        limit = _whole(document, "max_tokens", 1)
+        limit = _whole(document, "max_tokens", 1, TOKENS_MOST)
     if "temperature" in document:
         _number(document, "temperature", 0.0, 2.0)
     if "top_p" in document:
@@ -145,13 +152,6 @@ def check_kind(asked: Asked, entry: AliasEntry) -> None:
     )
 
 
-LLAMA_CPP = frozenset({"embedded"})
-"""Engines whose usage is that of the first of several answers, so that the others would be nobody's."""
-
-LEFT_OUT = {EMBEDDINGS: ("dimensions",), COMPLETIONS: ("echo", "suffix", "best_of")}
-"""What they read over without a word."""
-
-
 def check_engine(asked: Asked, entry: AliasEntry) -> None:
     """Raise ``ApiError`` 400 for what the model's engine would not count, or not do and not say so."""
     if not any(endpoint.engine in LLAMA_CPP for endpoint in entry.endpoints):
@@ -160,13 +160,7 @@ def check_engine(asked: Asked, entry: AliasEntry) -> None:
         several = asked.endpoint == COMPLETIONS and _prompts(asked.document["prompt"]) > 1
         message = f"The engine of `{asked.alias}` counts one answer a request; send one request for each."
         raise bad_request(message, "prompt" if several else "n", "unsupported_parameter")
-    for name in LEFT_OUT.get(asked.endpoint, ()):
-        said = asked.document.get(name)
-        if said not in (None, False, "") and not (name == "best_of" and said == 1):
-            message = f"The engine of `{asked.alias}` has no '{name}'; leave it out."
-            raise bad_request(message, name, "unsupported_parameter")
-    if asked.endpoint == CHAT:
-        check_embedded(asked.alias, asked.document)
+    check_embedded(asked.alias, asked.endpoint, asked.document)
 
 
 def output_bound(asked: Asked, entry: AliasEntry) -> int:
@@ -282,6 +276,9 @@ def _check_messages(document: dict[str, Any]) -> None:
         content = message.get("content")
         if isinstance(content, list):
             _check_parts(content, f"messages[{position}].content")
+        elif content is not None and not isinstance(content, str):
+            where = f"messages[{position}].content"
+            raise bad_request(f"'{where}' must be a string or a list of parts.", where)
     if document.get("tools") is not None or document.get("tool_choice") is not None:
         check_tools(document)
 
@@ -291,6 +288,8 @@ def _check_parts(parts: list[Any], where: str) -> None:
     for number, part in enumerate(parts):
         if not isinstance(part, dict):
             raise bad_request("Every content part must be an object.", f"{where}[{number}]")
+        if part.get("type") == "text" and not isinstance(part.get("text"), str):
+            raise bad_request("A part of type 'text' must have a 'text'.", f"{where}[{number}].text")
         if part.get("type") != "image_url":
             continue
         image = part.get("image_url")

@@ -32,6 +32,10 @@ _SCHEMA = re.compile(r"JSON schema error at .*", re.DOTALL)
 """Behind what llama.cpp says of its templates, which is no help to who wrote the schema."""
 
 
+_FIELD = re.compile(r"Field '(\w+)': (?:\[json\.exception\S+\] )?(.+)", re.DOTALL)
+"""How llama.cpp says which field it cannot read."""
+
+
 class ApiError(Exception):
     """A refusal or failure that is answered with an OpenAI error object.
 
@@ -171,8 +175,9 @@ def from_engine_object(status: int, parsed: Any, context_tokens: int, field: str
     if (schema := _SCHEMA.search(message)) is not None:
         text = f"A JSON schema of the request cannot be used: {schema[0]}"
         return ApiError(400, "invalid_value", text, reason=message)
-    code = fields.get("code")
-    param = fields.get("param")
+    code, param = fields.get("code"), fields.get("param")
+    if (named := _FIELD.match(message)) is not None:
+        message, param = f"'{named[1]}': {named[2]}.", named[1]
     if status == 422:
         status = 400
     if status in (401, 403):  # the engine refused us, not the client's key

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
-
 from tokenmill.domain.tool_text import CALL_FIRST
 from tokenmill.gateway.errors import bad_request
 
-ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 CHOICES = ("none", "auto", "required")
 
 
@@ -39,40 +36,7 @@ def check_tools(document: dict[str, Any]) -> None:
     elif not isinstance(choice, dict):
         raise bad_request("'tool_choice' must be a string or an object.", "tool_choice")
     elif choice.get("type") == "function":
-        _check_named(_name(choice), tools)
-
-
-def check_embedded(alias: str, document: dict[str, Any]) -> None:
-    """Raise ``ApiError`` 400 for what llama.cpp would fail at, or read over."""
-    for position, message in enumerate(document["messages"]):
-        if message["role"] not in ROLES:
-            where = f"messages[{position}].role"
-            raise bad_request(f"'{where}' must be one of {', '.join(sorted(ROLES))}.", where)
-        if message.get("tool_calls"):
-            _check_calls(message["tool_calls"], f"messages[{position}].tool_calls")
-    for name in ("functions", "function_call"):
-        if document.get(name):
-            text = f"The engine of `{alias}` does not read '{name}'; use 'tools' and 'tool_choice'."
-            raise bad_request(text, name, "unsupported_parameter")
-    if document.get("tools"):
-        _check_embedded_tools(alias, document, document["tools"])
-
-
-def _check_embedded_tools(alias: str, document: dict[str, Any], tools: list[dict[str, Any]]) -> None:
-    for number, tool in enumerate(tools):
-        if tool.get("type") != "function":
-            text = f"The engine of `{alias}` knows tools of type 'function' only."
-            raise bad_request(text, f"tools[{number}].type", "unsupported_parameter")
-    choice, shape = document.get("tool_choice"), document.get("response_format")
-    if isinstance(choice, dict) and choice.get("type") != "function":
-        _check_allowed(alias, choice, tools)
-    shaped = isinstance(shape, dict) and shape.get("type") not in (None, "text")
-    if shaped and choice != "none" and not must_call(document):
-        text = (
-            f"The engine of `{alias}` answers in a 'response_format' or calls tools, not as it likes. "
-            "Leave one out, or set 'tool_choice' to 'none' or 'required'."
-        )
-        raise bad_request(text, "response_format", "unsupported_parameter")
+        check_named(name_of(choice), tools)
 
 
 def must_call(document: dict[str, Any]) -> bool:
@@ -134,11 +98,12 @@ def _allowed(choice: Any, tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if not isinstance(choice, dict):
         return tools
     listed = [choice] if choice["type"] == "function" else choice["allowed_tools"]["tools"]
-    names = {_name(tool) for tool in listed}
+    names = {name_of(tool) for tool in listed}
     return [tool for tool in tools if tool["function"]["name"] in names]
 
 
-def _name(tool: dict[str, Any]) -> str:
+def name_of(tool: dict[str, Any]) -> str:
+    """The function that a tool, a choice or a call is of; ``""`` for another kind."""
     function = tool.get("function")
     name = function.get("name") if isinstance(function, dict) else None
     return name if isinstance(name, str) else ""
@@ -149,41 +114,14 @@ def _check_tool(tool: Any, where: str) -> None:
         raise bad_request(f"'{where}' must be an object.", where)
     if tool.get("type", "function") != "function":
         return
-    if not _name(tool):
+    if not name_of(tool):
         raise bad_request(f"'{where}.function.name' must be a string.", f"{where}.function.name")
     if not isinstance(tool["function"].get("parameters", {}), dict | None):
         text = f"'{where}.function.parameters' must be a JSON schema, an object."
         raise bad_request(text, f"{where}.function.parameters")
 
 
-def _check_named(name: str, tools: list[dict[str, Any]]) -> None:
-    if name not in [_name(tool) for tool in tools]:
+def check_named(name: str, tools: list[dict[str, Any]]) -> None:
+    """Raise ``ApiError`` 400 when no tool is called so."""
+    if name not in [name_of(tool) for tool in tools]:
         raise bad_request(f"'tool_choice' names '{name[:100]}', which is not in 'tools'.", "tool_choice")
-
-
-def _check_allowed(alias: str, choice: dict[str, Any], tools: list[dict[str, Any]]) -> None:
-    allowed = choice.get("allowed_tools") if choice.get("type") == "allowed_tools" else None
-    if not isinstance(allowed, dict) or allowed.get("mode") not in ("auto", "required"):
-        text = f"The engine of `{alias}` knows a 'tool_choice' of type 'function' or 'allowed_tools'."
-        raise bad_request(text, "tool_choice", "unsupported_parameter")
-    listed = allowed.get("tools")
-    if not isinstance(listed, list) or not listed or not all(isinstance(tool, dict) for tool in listed):
-        raise bad_request("'tool_choice.allowed_tools.tools' must be a list of tools.", "tool_choice")
-    for tool in listed:
-        _check_named(_name(tool), tools)
-
-
-def _check_calls(calls: Any, where: str) -> None:
-    """Calls of earlier turns, which the template writes again."""
-    if not isinstance(calls, list) or not all(isinstance(call, dict) and _name(call) for call in calls):
-        raise bad_request(f"'{where}' must be a list of calls, each with a function's name.", where)
-    for number, call in enumerate(calls):
-        given = call["function"].get("arguments")
-        try:
-            fine = isinstance(given, dict) or isinstance(orjson.loads(given), dict)
-        except (orjson.JSONDecodeError, TypeError):
-            fine = False
-        if not fine:
-            place = f"{where}[{number}].function.arguments"
-            text = f"'{place}' must be a JSON object as text; was the answer that it is from cut off?"
-            raise bad_request(text, place)
