@@ -55,6 +55,22 @@ def test_what_each_single_failure_leaves():
     assert (halved["leaf switch"], halved["cable or port of an adapter"]) == (0.5, 0.5)
 
 
+def test_a_leaf_that_is_not_full_has_an_uplink_for_each_adapter_and_no_more():
+    """16 nodes of eight on 64-port switches: 8 leaves of 16 adapters, whose 128 uplinks fill two spines."""
+    made = plan("f", Endpoints(16, 8, 400), SWITCHES["qm9700"])
+    assert (made.leaves, made.spines, made.links, made.uplinks) == (8, 2, (8, 8), 16)
+    assert made.spine_cables == made.node_cables == 128
+    left = {loss.what: loss.adapter_left for loss in made.losses}
+    assert left["spine switch"] == 0.5
+    spare = plan("f", Endpoints(16, 8, 400), SWITCHES["qm9700"], 3)  # 6 links to each: 18 uplinks for 16
+    assert (spare.balanced, spare.uplinks, spare.spine_cables) == (True, 18, 144)
+    left = {loss.what: loss.adapter_left for loss in spare.losses}
+    assert left["cable of a spine"] == 1.0
+    assert left["spine switch"] == pytest.approx(12 / 16)
+    full = plan("f", Endpoints(32, 8, 400), SWITCHES["qm9700"])  # a published scalable unit
+    assert (full.leaves, full.spines, full.spine_cables) == (8, 4, 256)
+
+
 @pytest.mark.parametrize("nodes", range(1, 400, 37))
 @pytest.mark.parametrize("switch", ["q3400-ra", "qm9700", "sn5600"])
 def test_no_port_is_used_twice(nodes, switch):
@@ -118,3 +134,11 @@ def test_what_does_not_fit_says_what_would():
     for wrong in (0, -1, math.nan):
         with pytest.raises(DataError, match="gbit_s is"):
             Endpoints(10, 4, wrong)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "# nothing\n", "name,switch,nodes,rails,planes,gbit_s,accelerators,leaves,spines\n"]
+)
+def test_a_table_without_rows_does_not_add_up(text):
+    with pytest.raises(DataError, match="holds no rows"):
+        read_published(text.splitlines(), "empty.csv")

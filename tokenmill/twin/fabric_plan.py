@@ -111,28 +111,38 @@ def plan(name: str, ends: Endpoints, switch: SwitchType, spines: int | None = No
             expected=f"at most {most} nodes",
             fix="Use a switch with more ports, more planes, or several sites.",
         )
-    least = -(-leaves * down // ports) if leaves > 1 else 0
-    chosen = _balanced(leaves, down, ports) if spines is None else -(-spines // ends.planes)
+    behind = min(ends.nodes, down)  # adapters on a full leaf, and so many uplinks at least
+    least = -(-leaves * behind // ports) if leaves > 1 else 0
+    chosen = _balanced(leaves, behind, ports) if spines is None else -(-spines // ends.planes)
     if chosen < least:
-        even = _balanced(leaves, down, ports) * ends.planes
+        balanced = _balanced(leaves, behind, ports) * ends.planes
         raise DataError(
             f"{name}: {spines} spines have too few ports for {leaves * ends.planes} leaves",
-            expected=f"at least {least * ends.planes}, and {even} to balance",
+            expected=f"at least {least * ends.planes}, and {balanced} to balance",
         )
-    links = (down // chosen, -(-down // chosen)) if chosen else (0, 0)
-    cables = leaves * down * ends.planes if chosen else 0
+    even = _even(leaves, behind, ports, chosen) if chosen else 0
+    links = (even, even) if even or not chosen else (behind // chosen, -(-behind // chosen))
+    uplinks = max(behind, even * chosen)
+    cables = leaves * uplinks * ends.planes if chosen else 0
     found = FabricPlan(
-        name, switch, ends, leaves * ends.planes, chosen * ends.planes, least * ends.planes, down, links,
+        name, switch, ends, leaves * ends.planes, chosen * ends.planes, least * ends.planes, uplinks, links,
         ends.nodes * ends.rails * ends.planes, cables,
     )  # fmt: skip
-    return replace(found, losses=_losses(found, min(ends.nodes, down)))
+    return replace(found, losses=_losses(found, behind))
 
 
-def _balanced(leaves: int, up: int, ports: int) -> int:
-    """The fewest spines over which ``up`` links of every leaf spread evenly; none for a single leaf."""
+def _balanced(leaves: int, behind: int, ports: int) -> int:
+    """The fewest spines that every leaf reaches evenly with an uplink for each adapter; none for one leaf."""
     if leaves == 1:
         return 0
-    return next(n for n in range(1, up + 1) if up % n == 0 and leaves * (up // n) <= ports)
+    return next(spines for spines in range(1, behind + 1) if _even(leaves, behind, ports, spines))
+
+
+def _even(leaves: int, behind: int, ports: int, spines: int) -> int:
+    """Links from every leaf to every spine that carry all adapters, if ports suffice, else 0. A leaf that is
+    not full has ports for more uplinks than adapters."""
+    links = -(-behind // spines)
+    return links if links * spines <= ports // 2 and leaves * links <= ports else 0
 
 
 def _losses(found: FabricPlan, behind: int) -> tuple[Loss, ...]:
@@ -150,7 +160,7 @@ def _losses(found: FabricPlan, behind: int) -> tuple[Loss, ...]:
     )
     if not found.spines:
         return (port, adapter, leaf)
-    cable, spine = (plane * part / found.uplinks for part in (1, found.links[1]))
+    cable, spine = (plane * max(0.0, 1 - (found.uplinks - part) / behind) for part in (1, found.links[1]))
     return (
         port,
         adapter,

@@ -152,6 +152,8 @@ def read_published(lines: Iterable[str], file: str) -> tuple[PublishedRow, ...]:
         if len(rows) == MAX_ROWS:
             raise DataError("too many rows", expected=f"at most {MAX_ROWS}", where=where)
         rows.append(_row(dict(zip(header, cells, strict=True)), where))
+    if not rows:
+        raise DataError(f"{file} holds no rows", expected=f"a header and rows: {','.join(COLUMNS)}")
     return tuple(rows)
 
 

@@ -314,5 +314,7 @@ def _assumptions(asked: Question, day: FactoryDay) -> tuple[str, ...]:
     if any(not node.idle_mw for node in asked.factory.nodes):
         said.append("Nodes that state a size and no power draw what their accelerators do, and nothing else.")
     if day.power.cap_w == 0:
-        said.append("No power cap is stated.")
+        capped = [site.name for site in asked.factory.sites if site.power_cap_mw]
+        only = f"Only {', '.join(capped)} states a power cap: work keeps to it, clocks keep to none."
+        said.append(only if capped else "No power cap is stated.")
     return tuple(said)
