@@ -12,7 +12,7 @@ from console_bed import Bed
 from rich.console import Console
 
 from tokenmill.cli import client as cli_client
-from tokenmill.cli.follow import raise_for_end
+from tokenmill.cli.follow import bad_end
 from tokenmill.cli.inference import Answer, Target, find_target, take_line
 from tokenmill.cli.options import locate
 from tokenmill.cli.verbs import chat as chat_verb
@@ -110,11 +110,16 @@ def test_a_rejected_run_exits_with_12(factory: Any, bed: Bed) -> None:
     found = factory("run", "desk", code=12)
     assert "◆ rejected" in found.stdout
     assert "what serves is unchanged" in found.stderr.lower()
+    again = factory.json("runs", "show", "run-000001", "--follow", code=12)
+    assert (again["status"], again["error"]["exit_code"]) == ("rejected", 12)
 
 
 def test_a_failed_run_exits_with_11(factory: Any, bed: Bed) -> None:
     bed.floor.failing.add("intake")
     assert "tickets.jsonl:12" in factory("run", "desk", code=11).stderr
+    told = factory.json("run", "desk", code=11)  # one document, with its error
+    assert told["status"] == "failed"
+    assert "tickets.jsonl:12" in told["error"]["message"]
 
 
 def test_detach_then_cancel(factory: Any, bed: Bed) -> None:
@@ -375,11 +380,11 @@ def test_bench_sums_up() -> None:
 
 
 def test_ends_become_errors() -> None:
-    raise_for_end({"id": "r", "status": "succeeded", "reason": ""})
-    with pytest.raises(GateRejectedError):
-        raise_for_end({"id": "r", "status": "rejected", "reason": ""})
-    with pytest.raises(RunFailedError):
-        raise_for_end({"id": "r", "status": "cancelled", "reason": "cancelled by operator"})
+    assert bad_end({"id": "r", "status": "succeeded", "reason": ""}) is None
+    rejected = bad_end({"id": "r", "status": "rejected", "reason": ""})
+    assert isinstance(rejected, GateRejectedError)
+    cancelled = bad_end({"id": "r", "status": "cancelled", "reason": "cancelled by operator"})
+    assert isinstance(cancelled, RunFailedError)
 
 
 def test_captures_are_listed_and_erased(shell: Any, tmp_path: Path) -> None:

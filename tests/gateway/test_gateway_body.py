@@ -54,6 +54,8 @@ def alias(kind: str = "chat") -> AliasEntry:
             "messages[0].content[0].text",
         ),
         (CHAT, {"model": "m", "messages": [USER], "max_tokens": 10**12}, "max_tokens"),
+        (CHAT, {"model": "m", "messages": [USER], "stop": 5}, "stop"),
+        (CHAT, {"model": "m", "messages": [USER], "stop": ["a", None]}, "stop"),
         (CHAT, {"model": "m", "messages": [USER, {"content": "x"}]}, "messages[1]"),
         (CHAT, {"model": "m", "messages": [USER], "stream": "yes"}, "stream"),
         (CHAT, {"model": "m", "messages": [USER], "stream_options": 3}, "stream_options"),

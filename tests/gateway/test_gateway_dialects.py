@@ -215,7 +215,9 @@ def test_what_responses_read() -> None:
         ({"tools": "x"}, "tools"),
         ({"tools": [tool("f")], "tool_choice": {"type": "mcp"}}, "tool_choice"),
         ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
-        ({"max_output_tokens": "x"}, "max_completion_tokens"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"max_output_tokens": "x"}, "max_output_tokens"),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"instructions": 4}, "instructions"),
     ],
 )
@@ -324,6 +326,8 @@ def test_what_messages_read_and_a_whole_message() -> None:
         {"system": [{"type": "image"}]},
         {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},
         {"tools": [{"name": "f", "input_schema": {}}], "tool_choice": {"type": "x"}},
+        {"tool_choice": {"type": "any"}},
+        {"stop_sequences": [5]},
         {"mcp_servers": [{}]},
     ],
 )

@@ -14,7 +14,7 @@ from tokenmill.cli.client import Client, segment
 from tokenmill.cli.output import add_rows, status_text, stderr, table
 from tokenmill.cli.verbs.status import station_progress, station_time
 from tokenmill.console.text import duration, energy, percent, points
-from tokenmill.domain.errors import GateRejectedError, RunFailedError
+from tokenmill.domain.errors import GateRejectedError, RunFailedError, TokenmillError
 
 POLL_S = 0.5
 SAY_EVERY_S = 15.0
@@ -100,16 +100,17 @@ def verdict_text(verdict: dict[str, Any]) -> Text:
     return Text.from_markup("\n".join(lines))
 
 
-def raise_for_end(run: dict[str, Any]) -> None:
-    """Turn a run's bad end into the error with its exit code."""
+def bad_end(run: dict[str, Any]) -> TokenmillError | None:
+    """A run's bad end as the error with its exit code."""
     if run["status"] == "rejected":
-        raise GateRejectedError(
+        return GateRejectedError(
             f"the gate rejected {run['id']}: {run['reason'] or 'the candidate is not better'}",
             expected="a candidate that is better than what it is compared with",
             fix=f"More data or another recipe; what serves is unchanged. tokenmill why {run['id']}",
         )
     if run["status"] in ("failed", "cancelled"):
-        raise RunFailedError(
+        return RunFailedError(
             f"{run['id']} {run['status']}{': ' + run['reason'] if run['reason'] else ''}",
             fix=f"tokenmill logs {run['id']}; after the repair, finished stations are reused.",
         )
+    return None

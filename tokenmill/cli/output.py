@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from textwrap import shorten
 from typing import Any
 
@@ -92,6 +92,19 @@ def report_error(error: TokenmillError, *, as_json: bool) -> None:
     for name, text in (("where", problem.where), ("expected", problem.expected), ("fix", problem.fix)):
         if text:
             console.print(f"  [dim]{name}:[/dim] {escape(text)}")
+
+
+def end_with(
+    found: Mapping[str, Any], error: TokenmillError | None, *, as_json: bool, show: Callable[[], object]
+) -> None:
+    """Print what a verb found and, if it ended badly, why; with --json both as one document. Then exit so."""
+    if as_json:
+        print_json({**found, **(body_of(error) if error is not None else {})})
+    else:
+        show()
+    if error is not None:
+        report_error(error, as_json=False)
+        raise SystemExit(error.exit_code)
 
 
 @contextlib.contextmanager

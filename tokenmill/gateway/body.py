@@ -109,20 +109,17 @@ def asked_of(endpoint: str, document: dict[str, Any], *, wants_usage: bool = Fal
         _check_prompt(document, "input")
         if document.get("encoding_format") not in (None, "float", "base64"):
             raise bad_request("'encoding_format' must be 'float' or 'base64'.", "encoding_format")
-    count = (_whole(document, "n", 1, 128) or 1) if "n" in document else 1
+    count = (whole_of(document, "n", 1, 128) or 1) if "n" in document else 1
     if endpoint == COMPLETIONS:
         count *= _prompts(document["prompt"])
     limit = (
-        _whole(document, "max_completion_tokens", 1, TOKENS_MOST)
+        whole_of(document, "max_completion_tokens", 1, TOKENS_MOST)
         if "max_completion_tokens" in document
         else None
     )
     if limit is None and "max_tokens" in document:
-        limit = _whole(document, "max_tokens", 1, TOKENS_MOST)
-    if "temperature" in document:
-        _number(document, "temperature", 0.0, 2.0)
-    if "top_p" in document:
-        _number(document, "top_p", 0.0, 1.0)
+        limit = whole_of(document, "max_tokens", 1, TOKENS_MOST)
+    _check_sampling(document)
     return Asked(
         endpoint=endpoint,
         alias=alias,
@@ -315,6 +312,17 @@ def _prompts(value: Any) -> int:
     return 1 if isinstance(value, str) or isinstance(value[0], int) else len(value)
 
 
+def _check_sampling(document: dict[str, Any]) -> None:
+    if "temperature" in document:
+        _number(document, "temperature", 0.0, 2.0)
+    if "top_p" in document:
+        _number(document, "top_p", 0.0, 1.0)
+    stop = document.get("stop")
+    texts = stop if isinstance(stop, list) else [] if stop is None else [stop]
+    if not all(isinstance(text, str) for text in texts):
+        raise bad_request("'stop' must be a string or a list of strings.", "stop")
+
+
 def _flag(document: dict[str, Any], name: str) -> bool:
     value = document.get(name)
     if value is None or isinstance(value, bool):
@@ -322,13 +330,13 @@ def _flag(document: dict[str, Any], name: str) -> bool:
     raise bad_request(f"'{name}' must be true or false.", name)
 
 
-def _whole(document: dict[str, Any], name: str, low: int, high: int | None = None) -> int | None:
+def whole_of(document: dict[str, Any], name: str, low: int, high: int) -> int | None:
+    """A whole number of the request, ``None`` when it says none. Raises ``ApiError`` 400."""
     value = document.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high and value > high):
-        bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
-        raise bad_request(f"'{name}' must be a whole number {bounds}.", name)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise bad_request(f"'{name}' must be a whole number from {low} to {high}.", name)
     return int(value)
 
 

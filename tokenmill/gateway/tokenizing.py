@@ -144,7 +144,7 @@ async def detokenize(work: Tokenizing, document: dict[str, Any]) -> dict[str, An
         raise bad_request("Every token must be a whole number.", "tokens")
     fields = {"model": endpoint.served_model or entry.name, "tokens": tokens}
     status, found = await work.ask(endpoint, b"/detokenize", fields)
-    if status == 400:
+    if status in (400, 500):  # llama.cpp looks a token up in its vocabulary, and fails
         raise bad_request("The engine does not know these tokens.", "tokens")
     if status != 200:
         raise ApiError(502, "engine_error", f"The engine answered /detokenize with status {status}.")

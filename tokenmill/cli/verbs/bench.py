@@ -17,7 +17,7 @@ import typer
 
 from tokenmill.cli.inference import Answer, Target, chat_body, find_target, raise_refusal, take_line
 from tokenmill.cli.options import AsJson, Directory, File, locate
-from tokenmill.cli.output import examples, print_json, stderr, stdout, table
+from tokenmill.cli.output import end_with, examples, stderr, stdout, table
 from tokenmill.console.text import number
 from tokenmill.domain.errors import EngineError, TokenmillError, UsageError
 
@@ -63,14 +63,11 @@ def bench(
     asyncio.run(_measure(target, model, texts, warmup, 1, max_tokens))
     found = summary(asyncio.run(_measure(target, model, texts, requests, concurrency, max_tokens)))
     found |= {"model": model, "concurrency": concurrency, "max_tokens": max_tokens, "url": target.url}
-    if as_json:
-        print_json(found)
-    else:
-        _show(found)
+    error = None
     if not found["requests"]:
-        raise EngineError(
-            f"all {found['errors']} requests failed: {found['first_error']}", fix="tokenmill status"
-        )
+        failed = f"all {found['errors']} requests failed: {found['first_error']}"
+        error = EngineError(failed, fix="tokenmill status")
+    end_with(found, error, as_json=as_json, show=lambda: _show(found))
 
 
 async def _measure(

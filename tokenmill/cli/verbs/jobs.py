@@ -12,6 +12,7 @@ from tokenmill.cli.client import Client, connect, segment
 from tokenmill.cli.options import AsJson, Directory, File, Yes, locate
 from tokenmill.cli.output import (
     add_rows,
+    end_with,
     examples,
     print_json,
     status_text,
@@ -117,12 +118,10 @@ def submit(
             return
         with when_interrupted(f"{started['job']} goes on: tokenmill jobs show {started['job']}"):
             found = _wait(client, started["job"])
-    if as_json:
-        print_json(found)
-    else:
-        stdout().print(f"{found['id']} {status_text(found['status'])} {escape(found['reason'])}")
+    said, error = f"{found['id']} {status_text(found['status'])} {escape(found['reason'])}", None
     if found["status"] != "succeeded":
-        raise RunFailedError(f"{found['id']} {found['status']}", fix=f"tokenmill logs {found['id']}")
+        error = RunFailedError(f"{found['id']} {found['status']}", fix=f"tokenmill logs {found['id']}")
+    end_with(found, error, as_json=as_json, show=lambda: stdout().print(said))
 
 
 @app.command("show", epilog=examples("tokenmill jobs show job-000001"))

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from tokenmill.cli.client import connect
-from tokenmill.cli.follow import follow_run, raise_for_end, run_picture
+from tokenmill.cli.follow import bad_end, follow_run, run_picture
 from tokenmill.cli.options import AsJson, Directory, File, locate
-from tokenmill.cli.output import examples, print_json, stdout, when_interrupted
+from tokenmill.cli.output import end_with, examples, print_json, stdout, when_interrupted
 
 app = typer.Typer(add_completion=False)
 
@@ -41,8 +41,4 @@ def run(
             f"{name} goes on: tokenmill runs show {name}. To stop it: tokenmill runs cancel {name}"
         ):
             found = follow_run(client, name)
-    if as_json:
-        print_json(found)
-    else:
-        stdout().print(run_picture(found))
-    raise_for_end(found)
+    end_with(found, bad_end(found), as_json=as_json, show=lambda: stdout().print(run_picture(found)))

@@ -9,10 +9,11 @@ import typer
 from rich.markup import escape
 
 from tokenmill.cli.client import connect, segment
-from tokenmill.cli.follow import follow_run, raise_for_end, run_picture
+from tokenmill.cli.follow import bad_end, follow_run, run_picture
 from tokenmill.cli.options import AsJson, Directory, File, Yes, locate
 from tokenmill.cli.output import (
     add_rows,
+    end_with,
     examples,
     print_json,
     status_text,
@@ -89,12 +90,8 @@ def show(
                 found = follow_run(client, run)
         else:
             found = client.get(f"/api/runs/{segment(run)}")
-    if as_json:
-        print_json(found)
-    else:
-        stdout().print(run_picture(found))
-    if follow:
-        raise_for_end(found)
+    error = bad_end(found) if follow else None
+    end_with(found, error, as_json=as_json, show=lambda: stdout().print(run_picture(found)))
 
 
 @app.command("cancel", epilog=examples("tokenmill runs cancel run-000002 -y"))

@@ -39,7 +39,7 @@ def chat_of(document: dict[str, Any]) -> dict[str, Any]:
         chat["stop"] = document["stop_sequences"]
     if document.get("tools"):
         chat["tools"] = _tools(document["tools"])
-        _tool_choice(document.get("tool_choice"), chat)
+    _tool_choice(document.get("tool_choice"), chat)
     metadata = document.get("metadata")
     if isinstance(metadata, dict) and isinstance(metadata.get("user_id"), str):
         chat["user"] = metadata["user_id"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tokenmill.gateway.body import TOKENS_MOST, whole_of
 from tokenmill.gateway.errors import ApiError, bad_request
 
 # What chat does not know, or calls by another name.
@@ -32,11 +33,12 @@ def chat_of(document: dict[str, Any]) -> dict[str, Any]:
             raise bad_request("'instructions' must be a text.", "instructions")
         messages.insert(0, {"role": "system", "content": instructions})
     chat["messages"] = _one_system(messages)
-    if document.get("max_output_tokens") is not None:
-        chat["max_completion_tokens"] = document["max_output_tokens"]
+    limit = whole_of(document, "max_output_tokens", 1, TOKENS_MOST)
+    if limit is not None:
+        chat["max_completion_tokens"] = limit
     if document.get("tools"):
         chat["tools"] = _tools(document["tools"])
-    if document.get("tool_choice") is not None and document.get("tools"):
+    if document.get("tool_choice") is not None:
         chat["tool_choice"] = _tool_choice(document["tool_choice"])
     if document.get("top_logprobs"):
         chat["logprobs"], chat["top_logprobs"] = True, document["top_logprobs"]
