@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokenmill.domain.catalogue import SERVER_LOSS
 from tokenmill.domain.errors import DataError, NotFoundError
 from tokenmill.domain.factory import Accelerator, Fabric, Node
+from tokenmill.domain.value import replace as changed
 from tokenmill.spec.catalogue import catalogue
 from tokenmill.twin import calibrate, traffic
 from tokenmill.twin.engine_model import LinearModel, RooflineModel, shape_of
@@ -113,8 +115,14 @@ def test_power_goes_from_idle_to_maximum():
     kind = catalogue().accelerators["h200-sxm"]
     node = Node("n", "s", accelerators=tuple(Accelerator(f"g{i}", "h200-sxm", 1) for i in range(8)))
     model = PowerModel(catalogue())
-    assert model.node_w(node, 0.0) == 2500 + 8 * kind.idle_w
-    assert model.node_w(node, 1.0, 4) == 2500 + 4 * kind.max_w + 4 * kind.idle_w
+    span_w = kind.max_w - kind.idle_w
+    assert model.node_w(node, 0.0) == pytest.approx(2500 - SERVER_LOSS * 8 * span_w + 8 * kind.idle_w)
+    half = 2500 - SERVER_LOSS * 4 * span_w + 4 * kind.max_w + 4 * kind.idle_w
+    assert model.node_w(node, 1.0, 4) == pytest.approx(half)
+    assert model.node_w(node, 1.0) == 2500 + 8 * kind.max_w
+    stated = changed(node, idle_mw=2_000_000, power_mw=8_000_000)
+    assert [model.node_w(stated, part) for part in (0.0, 0.5, 1.0)] == [2000, 5000, 8000]
+    assert model.node_w(stated, 1.0, 2) == 2000 + 6000 / 4
     assert model.node_w(Node("c", "s", cpu_millis=2000), 0.5) == 5 + 10
     assert site_w({"a": 100.0, "b": 50.0}, 1200) == 180
 

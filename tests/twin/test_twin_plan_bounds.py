@@ -184,7 +184,7 @@ def test_accelerators_that_nothing_holds_draw_their_power(folder):
         (folder / "factory.yaml").write_text(text)
         drawn.append(forecast("t.yaml", "--duration", "1m")["energy_j"] / 60)
     node = catalogue().nodes["hgx-h200"]
-    idle_w = node.overhead_w + node.accelerators * catalogue().accelerators[node.accelerator].idle_w
+    idle_w = node.idle_w(catalogue().accelerators[node.accelerator])
     assert all(watts > 0.95 * 4 * idle_w for watts in drawn)
     assert drawn == sorted(drawn)
     other = catalogue().nodes["dgx-h100"]
@@ -193,7 +193,7 @@ def test_accelerators_that_nothing_holds_draw_their_power(folder):
     mixed = forecast("t.yaml", "--duration", "1m")["energy_j"] / 60
     (folder / "factory.yaml").write_text(FACTORY)
     alone = forecast("t.yaml", "--duration", "1m")["energy_j"] / 60
-    idle_w = other.overhead_w + other.accelerators * catalogue().accelerators[other.accelerator].idle_w
+    idle_w = other.idle_w(catalogue().accelerators[other.accelerator])
     assert mixed - alone == pytest.approx(2 * idle_w, rel=1e-6)  # each kind of node draws its own
 
 
@@ -214,9 +214,22 @@ def forecast_of(folder, text):
 
 
 def test_a_service_without_a_replica_says_why(folder):
-    capped = FACTORY.replace("name: here\n", "name: here\npower_cap: 6300 W\n")
+    capped = FACTORY.replace("name: here\n", "name: here\npower_cap: 4800 W\n")
     (folder / "factory.yaml").write_text(capped)
     found = forecast("t.yaml", "--duration", "1m")
     assert found["services"][0]["refused"] == found["services"][0]["offered"]
     [said] = [line for line in found["assumptions"] if "never had a replica" in line]
     assert "kW" in said
+
+
+def test_a_throughput_errs_only_where_a_slower_engine_would_make_less(folder):
+    """Twice as slow, an engine with room for thrice its traffic still answers all of it."""
+    seen = []
+    for rate in (1, 500):
+        (folder / "u.yaml").write_text(TRAFFIC.replace("second: 20", f"second: {rate}"))
+        one = forecast("u.yaml", "--duration", "1m")["services"][0]
+        slower = 1 + one["tpot_p99_ms"]["error"]
+        wanted = max(0.0, 1 - one["headroom"] / slower)
+        assert one["tokens_per_s"]["error"] == pytest.approx(wanted, abs=1e-5)
+        seen.append(one["headroom"] / slower)
+    assert seen[0] > 1 > seen[1]

@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 
 from tokenmill.domain.value import value
 
+SERVER_LOSS = 0.165
+"""What supplies and fans of a server add to each watt of its accelerators. Fitted by ``bench/accuracy.py`` to
+wall power of eight B200 (MLPerf Inference v5.1, Lenovo, Yokogawa WT500)."""
+
 
 @dataclass(frozen=True, slots=True)
 class AcceleratorType:
@@ -55,6 +59,13 @@ class NodeType:
     nics: str = ""
     dpus: str = ""
     overhead_w: int = 0
+
+    def idle_w(self, chip: AcceleratorType | None) -> float:
+        """Of a node that holds nothing: part of its overhead at full load follows the accelerators."""
+        if chip is None:
+            return self.overhead_w
+        follows_w = SERVER_LOSS * self.accelerators * (chip.max_w - chip.idle_w)
+        return max(0.0, self.overhead_w - follows_w) + self.accelerators * chip.idle_w
 
 
 @dataclass(frozen=True, slots=True)

@@ -310,7 +310,6 @@ def _typed_node(
     if isinstance(stated, docs.NodeFields) and stated.domain:
         domain = f"{site_name}/{stated.domain}"
     gpu = known.accelerators.get(node_type.accelerator)
-    idle_w, max_w = (gpu.idle_w, gpu.max_w) if gpu else (0, 0)
     return nouns.Node(
         id=node_id,
         site=site_name,
@@ -324,8 +323,8 @@ def _typed_node(
         leaf=stated.leaf or "",
         rail=stated.rail or "",
         row=stated.row or "",
-        idle_mw=(node_type.overhead_w + node_type.accelerators * idle_w) * 1000,
-        power_mw=(node_type.overhead_w + node_type.accelerators * max_w) * 1000,
+        idle_mw=round(node_type.idle_w(gpu) * 1000),
+        power_mw=(node_type.overhead_w + (node_type.accelerators * gpu.max_w if gpu else 0)) * 1000,
     )
 
 

@@ -114,9 +114,9 @@ def _engine(name: str) -> EngineType | None:
 
 def _overhead_w(factory: Factory, kind: AcceleratorType, known: Catalogue) -> float:
     """Watts of a node beside its accelerators, for each: of the factory's, else of the catalogue's."""
-    stated = [n for n in factory.nodes if n.idle_mw and n.accelerators and n.accelerators[0].kind == kind.id]
-    if stated:
-        return max(0.0, *(n.idle_mw / 1000 / len(n.accelerators) - kind.idle_w for n in stated))
+    kin = [n for n in factory.nodes if n.power_mw and n.accelerators and n.accelerators[0].kind == kind.id]
+    if kin:
+        return max(0.0, *(n.power_mw / 1000 / len(n.accelerators) - kind.max_w for n in kin))
     return max(
         (n.overhead_w / n.accelerators for n in known.nodes.values() if n.accelerator == kind.id), default=0.0
     )

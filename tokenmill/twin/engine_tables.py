@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from tokenmill.domain.catalogue import SERVER_LOSS
 from tokenmill.domain.errors import DataError
 from tokenmill.spec.catalogue import catalogue
 from tokenmill.twin.capacity import need_fit
 from tokenmill.twin.configuration import Configuration
 from tokenmill.twin.iteration import Efficiency, Work, parts, touched_experts, work_of
-from tokenmill.twin.power_model import COMPUTE_SHARE, MEMORY_SHARE, RUNNING_SHARE, SERVER_LOSS
+from tokenmill.twin.power_model import COMPUTE_SHARE, MEMORY_SHARE, RUNNING_SHARE
 from tokenmill.twin.profiles import ELSEWHERE, OTHER_MODEL, ROWS_OF, Profile, kind_of, names_with, of_kind
 from tokenmill.twin.step_table import EngineRules, StepTable
 

@@ -169,7 +169,8 @@ def _service(asked: Question, day: FactoryDay, alias: int, seconds: float) -> Se
     running = sum(minute.running for minute in minutes)
     calm = sum(minute.waiting for minute in minutes) <= STEADY_QUEUE * max(1, running)
     ideal, headroom = _headroom(asked, day, alias)
-    short = max(0.0, 1 - headroom * (1 - (rests.tpot or 0.0))) if rests.tpot is not None else None
+    # As much slower as the error says: 88 to 95 % of unseen rows, by kind of row, were at most that.
+    short = max(0.0, 1 - headroom / (1 + rests.tpot)) if rests.tpot is not None else None
 
     def tokens(count: int) -> Estimate:
         return Estimate(round(count / seconds, 6), short, rests.text)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tokenmill.domain.catalogue import SERVER_LOSS
 from tokenmill.domain.factory import Node
 from tokenmill.spec.catalogue import Catalogue
 
@@ -23,9 +24,8 @@ RUNNING_SHARE, MEMORY_SHARE, COMPUTE_SHARE = 0.54, 0.20, 1.04
 that at the full rate of its memory and of its matrix units (data sheet, the precision in use). Fitted by
 ``bench/accuracy.py`` to GPU power of 639 vLLM deployments on H100 and B200 (ML.ENERGY, 2026-02)."""
 
-SERVER_BASE_W, SERVER_LOSS = 1400.0, 0.165
-"""Of a server with eight B200: watts beside its accelerators, and what supplies and fans add to each watt of
-those. Fitted by ``bench/accuracy.py`` to wall power (MLPerf Inference v5.1, Lenovo, Yokogawa WT500)."""
+SERVER_BASE_W = 1400.0
+"""Of a server with eight B200: watts beside its accelerators and ``SERVER_LOSS``, from the same fit."""
 
 
 def busy_share(memory: float, compute: float) -> float:
@@ -69,10 +69,12 @@ class PowerModel:
             (t.overhead_w for t in self.known.nodes.values() if t.accelerator == node.accelerators[0].kind),
             default=0,
         )
-        return overhead + math.fsum(
+        drawn_w = math.fsum(
             self.accelerator_w(one.kind, utilisation if number < busy else 0.0)
             for number, one in enumerate(node.accelerators)
         )
+        most_w = math.fsum(self.accelerator_w(one.kind, 1.0) for one in node.accelerators)
+        return max(0.0, overhead - SERVER_LOSS * (most_w - drawn_w)) + drawn_w
 
 
 def site_w(node_watts: Mapping[str, float], pue_milli: int) -> float:
