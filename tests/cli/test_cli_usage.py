@@ -12,6 +12,8 @@ from console_bed import Bed
 
 def test_usage_as_table_and_files(factory: Any, bed: Bed) -> None:
     assert "nothing has been used yet" in factory("usage").stdout
+    assert "used by tenant nope, if there is one" in factory("usage", "--tenant", "nope").stdout
+    assert "used by anybody in this window" in factory("usage", "--since", "1h").stdout
     bed.settle("acme", "support", "smol", 3)
     assert "acme" in factory("usage", "--by", "tenant", "--since", "1h").stdout
     assert factory.json("usage")[0]["requests"] == 3

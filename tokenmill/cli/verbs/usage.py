@@ -70,7 +70,9 @@ def usage(
     elif csv or parquet or focus:
         stdout().print(f"wrote {count} rows to {csv or parquet or focus}")
     else:
-        _show(rows, by)
+        whose = f"tenant {tenant}, if there is one," if tenant else "anybody"
+        window = " in this window" if since or until else ""
+        _show(rows, by, f"nothing was used by {whose}{window}" if tenant or window else "")
 
 
 def _moment(option: str, text: str, now_us: int) -> int:
@@ -85,7 +87,7 @@ def _moment(option: str, text: str, now_us: int) -> int:
         ) from None
 
 
-def _show(rows: list[dict[str, Any]], by: str) -> None:
+def _show(rows: list[dict[str, Any]], by: str, empty: str) -> None:
     groups = [name for name in GROUPS if name in by.split(",")]
     made = table(
         *(name.capitalize() for name in groups),
@@ -105,4 +107,4 @@ def _show(rows: list[dict[str, Any]], by: str) -> None:
         )
         for row in rows
     ]
-    stdout().print(add_rows(made, cells, "nothing has been used yet"))
+    stdout().print(add_rows(made, cells, empty or "nothing has been used yet"))
