@@ -17,7 +17,17 @@ from tokenmill.spec.factory_file import template
 
 def error_of(answer: Any) -> dict[str, Any]:
     found: dict[str, Any] = answer.json()["error"]
-    assert set(found) == {"kind", "message", "expected", "fix", "where", "reasons", "exit_code", "problems"}
+    assert set(found) == {
+        "kind",
+        "message",
+        "expected",
+        "fix",
+        "where",
+        "reasons",
+        "exit_code",
+        "problems",
+        "problem_count",
+    }
     return found
 
 

@@ -109,6 +109,69 @@ def test_short_work_fills_what_is_kept_for_a_large_gang(mill: Mill) -> None:
     assert started(mill) == ["big"]
 
 
+def test_short_work_passes_long_work_of_the_same_shape(mill: Mill) -> None:
+    racks(mill, 1, 1)
+    mill.apply(factory())
+    day = replace(SPEC, runtime_us=24 * HOUR)
+    for name, spec in (("runs", day), ("day", day), ("hour", replace(SPEC, runtime_us=HOUR))):
+        mill.tell(ev.JobSubmitted, name, spec)
+        mill.now += 1_000_000
+    assert "1 jobs like it of tenant a are before it" in why(mill.state, "hour", mill.now).reasons
+    mill.now += 3 * HOUR  # three runs of one, an eighth of a run of the other
+    mill.tell(ev.JobExited, "runs", 1, 0)
+    assert started(mill) == ["hour"]
+    assert "0 jobs like it of tenant a are before it" in why(mill.state, "day", mill.now).reasons
+
+
+def test_nodes_are_kept_for_who_waited_longest_though_short_work_is_first(mill: Mill) -> None:
+    racks(mill, 1, 4)
+    mill.apply(factory())
+    mill.tell(ev.JobSubmitted, "one", replace(SPEC, runtime_us=5 * HOUR))
+    mill.tell(ev.JobSubmitted, "rest", replace(SPEC, workers=3, runtime_us=2 * HOUR))
+    mill.tell(ev.JobSubmitted, "gang", replace(SPEC, workers=4, runtime_us=24 * HOUR))
+    mill.now += 1_000_000
+    mill.tell(ev.JobSubmitted, "quick", replace(SPEC, workers=2, runtime_us=900_000_000))
+    mill.now += HOUR
+    mill.tell(ev.JobSubmitted, "asks", replace(SPEC, workers=4))
+    assert list(mill.state.reservations) == ["gang"], "the turn is of quick"
+    mill.tell(ev.JobExited, "rest", 1, 0)
+    assert started(mill) == ["quick"], "it ends before one does"
+    mill.tell(ev.JobSubmitted, "slow", replace(SPEC, runtime_us=6 * HOUR))
+    assert started(mill) == []
+    mill.tell(ev.JobExited, "quick", 1, 0)
+    mill.tell(ev.JobExited, "one", 1, 0)
+    assert started(mill) == ["gang"]
+
+
+def test_nodes_are_kept_for_the_next_where_the_longest_wait_can_not_be_ended(mill: Mill) -> None:
+    racks(mill, 1, 4)
+    mill.apply(factory(chat(replicas=1, resources=TRAY)))
+    mill.bring()
+    mill.up_all()
+    mill.tell(ev.JobSubmitted, "runs", replace(SPEC, workers=2, runtime_us=HOUR))
+    mill.tell(ev.JobSubmitted, "never", replace(SPEC, workers=4))
+    mill.now += 1_000_000
+    mill.tell(ev.JobSubmitted, "gang", replace(SPEC, workers=3))
+    mill.now += 700_000_000
+    mill.tell(ev.JobSubmitted, "endless", replace(SPEC, timeout_us=0))
+    assert list(mill.state.reservations) == ["gang"], "the replica states no end"
+
+
+def test_whom_nodes_are_kept_for_is_not_behind_one_that_waits_again(mill: Mill) -> None:
+    racks(mill, 1, 4)
+    mill.apply(factory())
+    mill.tell(ev.JobSubmitted, "first", replace(SPEC, workers=4))
+    mill.now += 1_000_000
+    mill.tell(ev.JobSubmitted, "gang", replace(SPEC, workers=4))
+    mill.now += 700_000_000
+    mill.tell(ev.JobSubmitted, "one", SPEC)
+    assert list(mill.state.reservations) == ["gang"]
+    mill.tell(ev.JobSubmitted, "urgent", replace(SPEC, workers=4, priority=5))
+    mill.tell(ev.JobExited, "first", 1, 143)
+    mill.tell(ev.JobExited, "urgent", 1, 0)
+    assert mill.state.jobs["gang"].status is JobStatus.STARTING, "nothing else may use what is kept for it"
+
+
 def test_rebalance_at_full_budget_stays_within_it(mill: Mill) -> None:
     mill.join(gpus=2, cpu=64_000)
     one = chat(name="prefill", replicas=1, max_replicas=2, resources=GPU)

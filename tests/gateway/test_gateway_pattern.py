@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from test_gateway_framing import Wire
 
 from tokenmill.control.requests import TokenUsage
+from tokenmill.gateway.body import CHAT
 from tokenmill.gateway.errors import ApiError
 from tokenmill.gateway.message import HttpRequest, RequestHead
 from tokenmill.gateway.pattern import LONGEST, Pattern
@@ -44,6 +45,7 @@ class Sink:
         self.settled = self.settling = False
         self.hide_usage = True
         self.hide_running = True
+        self.endpoint = CHAT
         self.context_tokens = 0
         self.response_id = ""
         self.usage = TokenUsage()

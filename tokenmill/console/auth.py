@@ -153,7 +153,9 @@ def _refusal(status: int, message: str, fix: str) -> Response:
     kind = "refused" if status == 403 else "unauthorized"
     body = {"kind": kind, "message": message, "expected": "", "fix": fix, "where": "", "reasons": []}
     headers = {"www-authenticate": 'Bearer realm="tokenmill"'} if status == 401 else {}
-    return JSONResponse({"error": {**body, "exit_code": 6, "problems": []}}, status, headers)
+    return JSONResponse(
+        {"error": {**body, "exit_code": 6, "problems": [], "problem_count": 0}}, status, headers
+    )
 
 
 _STARTING = JSONResponse(

@@ -22,12 +22,12 @@ from tokenmill.control.index import (
     job_timer,
     lease_timer,
     priority_of,
-    queue_key,
     ramp_timer,
     replica_timer,
     room_of,
     schedulable,
     taken,
+    with_waiting,
 )
 from tokenmill.control.state import State
 from tokenmill.domain.effects import Effect
@@ -225,17 +225,9 @@ class Draft:
         was = was_status is PENDING and old is not None and old.retry_us == 0
         now = status is PENDING and job.retry_us == 0
         if was != now:
-            key = queue_key(job, self.index.tenants)
-            waiting = self.queues.get(key, ())
-            item = (job.submitted_us, job.id)
-            at = bisect_left(waiting, item)
+            self.queues = with_waiting(self.queues, job, self.index.tenants, waits=now)
             if now:
-                self.queues = self.queues.set(key, (*waiting[:at], item, *waiting[at:]))
                 self.fresh_jobs.append(job.id)
-            elif len(waiting) == 1:
-                self.queues = self.queues.delete(key)
-            else:
-                self.queues = self.queues.set(key, waiting[:at] + waiting[at + 1 :])
         held, holds = was_status in HOLDING, status in HOLDING
         if held != holds:
             rank = priority_of(job.spec, self.index.tenants)

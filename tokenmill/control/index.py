@@ -7,6 +7,7 @@ checks.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
@@ -28,11 +29,13 @@ from tokenmill.domain.work import (
 from tokenmill.policy.fleet import Block, Fleet, Room, fleet_of, with_free
 from tokenmill.policy.fragment import Kind, kind_of
 from tokenmill.policy.power import History, Ramp, ramps_of
-from tokenmill.policy.share import NOTHING, Holding, bounded
+from tokenmill.policy.share import LONGEST_US, NOTHING, Holding, bounded, length_of
 
 Timer = tuple[int, str, str]  # (at_us, "job" | "lease" | "replica" | "ramp", id)
 Waiting = tuple[int, str]  # (submitted_us, job)
 QueueKey = tuple[int, str, Resources, int]  # (priority, tenant, resources, workers)
+Lanes = Map[int, tuple[Waiting, ...]]
+"""Who waits in one queue, by ``share.length_of`` the stated run: what does not fit is of one length only."""
 
 
 @value
@@ -55,7 +58,7 @@ class Index:
     leases_of: Map[str, tuple[str, ...]] = Map()  # by owner
     replicas_of: Map[str, tuple[str, ...]] = Map()  # by deployment
     unplaced: Map[str, int] = Map()  # deployment -> replicas that wait for room
-    queues: Map[QueueKey, tuple[Waiting, ...]] = Map()
+    queues: Map[QueueKey, Lanes] = Map()
     timers: tuple[Timer, ...] = ()
     open_runs: tuple[str, ...] = ()
 
@@ -121,6 +124,11 @@ def queue_key(job: Job, tenants: Map[str, Tenant]) -> QueueKey:
     """The queue a job waits in."""
     spec = job.spec
     return priority_of(spec, tenants), spec.tenant, spec.resources, spec.workers
+
+
+def stated_us(spec: JobSpec) -> int:
+    """How long a job says that it runs."""
+    return spec.runtime_us or spec.timeout_us or LONGEST_US
 
 
 def priority_of(spec: JobSpec, tenants: Mapping[str, Tenant]) -> int:
@@ -246,19 +254,36 @@ def _asked(jobs: Iterable[Job]) -> Counter[Kind]:
     return Counter(kind_of(job.spec.resources) for job in jobs if job.spec.resources.accelerators)
 
 
-def _queues(
-    jobs: Iterable[Job], tenants: Map[str, Tenant]
-) -> tuple[Map[QueueKey, tuple[Waiting, ...]], Map[int, int]]:
+def _queues(jobs: Iterable[Job], tenants: Map[str, Tenant]) -> tuple[Map[QueueKey, Lanes], Map[int, int]]:
     """Who waits, and how many of each priority hold something."""
-    queues: dict[QueueKey, list[Waiting]] = {}
+    queues: dict[QueueKey, dict[int, list[Waiting]]] = {}
     ranks: dict[int, int] = {}
     for job in jobs:
         if holding(job):
             rank = priority_of(job.spec, tenants)
             ranks[rank] = ranks.get(rank, 0) + 1
         if queued(job):
-            queues.setdefault(queue_key(job, tenants), []).append((job.submitted_us, job.id))
-    return Map({key: tuple(sorted(waiting)) for key, waiting in queues.items()}), Map(ranks)
+            lanes = queues.setdefault(queue_key(job, tenants), {})
+            lanes.setdefault(length_of(stated_us(job.spec)), []).append((job.submitted_us, job.id))
+    ordered = {
+        key: Map({length: tuple(sorted(waiting)) for length, waiting in lanes.items()})
+        for key, lanes in queues.items()
+    }
+    return Map(ordered), Map(ranks)
+
+
+def with_waiting(
+    queues: Map[QueueKey, Lanes], job: Job, tenants: Map[str, Tenant], *, waits: bool
+) -> Map[QueueKey, Lanes]:
+    """The queues once a job waits in its lane, or no more."""
+    key, length = queue_key(job, tenants), length_of(stated_us(job.spec))
+    lanes: Lanes = queues.get(key, Map())
+    waiting = lanes.get(length, ())
+    item = (job.submitted_us, job.id)
+    at = bisect_left(waiting, item)
+    waiting = (*waiting[:at], item, *waiting[at:]) if waits else waiting[:at] + waiting[at + 1 :]
+    lanes = lanes.set(length, waiting) if waiting else lanes.delete(length)
+    return queues.set(key, lanes) if lanes else queues.delete(key)
 
 
 def schedulable(factory: Factory) -> dict[str, int]:

@@ -1,17 +1,19 @@
 """One pass over what waits: who starts where, who is told to go for whom, and what is kept for whom.
 
-Jobs wait in one queue per priority, tenant and demand, so one miss is all of a queue. ``policy.share`` picks
-whose turn it is and whether it may, ``policy.place`` where. A head that does not fit is passed over, so
-that smaller ones fill the gaps; when it may and it helps, ``policy.preempt`` names who goes for it; and
-when it has waited for ``PATIENCE_US``, ``policy.backfill`` keeps nodes for it that only work with an
-earlier end may still use.
+Jobs wait in one queue per priority, tenant and demand, in lanes by length: one miss is all of a queue, or of
+its longer lanes where nodes are kept for somebody. ``policy.share`` picks whose turn it is and whether it
+may, ``policy.place`` where. A head that does not fit is passed over, so that smaller ones fill the gaps;
+when it may and it helps, ``policy.preempt`` names who goes for it; and for who has waited longest,
+``PATIENCE_US`` at least, ``policy.backfill`` keeps nodes that only work with an earlier end may still use.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tokenmill.control import jobs, replicas
 from tokenmill.control.draft import Draft
-from tokenmill.control.index import QueueKey, priority_of, queue_key
+from tokenmill.control.index import QueueKey, Waiting, priority_of, queue_key, stated_us
 from tokenmill.control.leases import grant_all
 from tokenmill.control.placing import find, is_too_steep
 from tokenmill.control.reservations import (
@@ -34,11 +36,12 @@ from tokenmill.policy.memo import Memo
 from tokenmill.policy.place import Demand, holds
 from tokenmill.policy.preempt import Victim, evict, job_cost_us, replica_cost_us
 from tokenmill.policy.share import (
-    LONGEST_US,
     PATIENCE_US,
     Head,
     Shares,
     borrowed,
+    in_turn,
+    length_of,
     pick,
     refusal,
     within_guarantee,
@@ -47,23 +50,29 @@ from tokenmill.policy.share import (
 SCAN_MOST = 256
 """Queues that may be passed over in one pass; the rest wait for the next one."""
 
-LOOK_BEHIND = 64
-"""How far into a queue is looked for short work."""
+ANY_LENGTH = 1 << 30
 
 EVICTIONS_MOST = 4
 """Searches for victims in one pass: each looks at all that runs."""
 
+KEEPS_MOST = 4
+"""Jobs for which it is searched where they will fit first, of one tenant at one priority."""
+
 
 def schedule(draft: Draft, now_us: int) -> None:
     """Start what fits, in the order of ``policy.share``."""
+    memo = Memo(draft.fleet)
     if draft.reservations:
         drop_stale(draft)
-    heads = _hopeful(draft, now_us)
+        _start_owners(draft, now_us, memo)
+    heads, was_freed = _hopeful(draft, now_us), draft.freed
     draft.freed, draft.freed_nodes = False, set()
     draft.fresh_jobs.clear()
+    if not was_freed:  # what comes now takes nothing from who is late; what is freed is no use left idle
+        _keep(draft, now_us)
     is_bounded = draft.index.bounded
-    memo = Memo(draft.fleet)
     misses = searches = 0
+    below: dict[QueueKey, int] = {}  # lanes of that length and longer were tried in vain
     while heads and misses < SCAN_MOST:
         if len(heads) == 1:
             key, head = next(iter(heads.items()))
@@ -72,19 +81,34 @@ def schedule(draft: Draft, now_us: int) -> None:
             key = queue_key(draft.jobs[head.id], draft.index.tenants)
         job, demand = draft.jobs[head.id], demand_of(draft, key)
         barred = is_bounded and _refusal(draft, job, shares(draft))
-        if not barred and (
-            _start(draft, job, demand, now_us, memo) or _start_short(draft, key, demand, now_us, memo)
-        ):
-            waiting = draft.queues.get(key)
-            if waiting:
-                heads[key] = _head(draft, key)
-            else:
-                del heads[key]
+        if not barred and _start(draft, job, demand, now_us, memo):
+            _follow(draft, heads, key, below.get(key, ANY_LENGTH), now_us)
             continue
-        del heads[key]
         misses += 1
+        below[key] = length_of(head.run_us) if draft.reservations else 0
+        _follow(draft, heads, key, below[key], now_us)
         if not barred and searches < EVICTIONS_MOST and head.id not in draft.reservations:
-            searches += _wait(draft, job, key, demand, now_us)
+            searches += _make_room(draft, job, key, demand, now_us)
+    if was_freed:
+        _keep(draft, now_us)
+
+
+def _start_owners(draft: Draft, now_us: int, memo: Memo) -> None:
+    """Start whom nodes are kept for: nobody else takes them, so nobody's turn comes before."""
+    for owner in sorted(draft.reservations):
+        job = draft.jobs.get(owner)
+        if job is not None and not (draft.index.bounded and _refusal(draft, job, shares(draft))):
+            demand = demand_of(draft, queue_key(job, draft.index.tenants))
+            _start(draft, job, demand, now_us, memo)
+
+
+def _follow(draft: Draft, heads: dict[QueueKey, Head], key: QueueKey, below: int, now_us: int) -> None:
+    """Let the next one in turn be a queue's head, of its lanes ``below`` a length; without one it is done."""
+    lanes = {length: waiting for length, waiting in draft.queues.get(key, {}).items() if length < below}
+    if lanes:
+        heads[key] = _head(draft, key, lanes, now_us)
+    else:
+        del heads[key]
 
 
 def shares(draft: Draft) -> Shares:
@@ -108,30 +132,31 @@ def _hopeful(draft: Draft, now_us: int) -> dict[QueueKey, Head]:
     fresh, freed = draft.fresh_jobs, draft.freed_nodes
     late_us = now_us - PATIENCE_US
     if (draft.freed and freed is None) or len(draft.queues) > SCAN_MOST:
-        return _all_heads(draft)
-    if draft.reservations:  # short work may go where its queue's head may not
-        tenants = draft.index.tenants
-        short = {queue_key(draft.jobs[name], tenants) for name in fresh}
-        fresh = [*fresh, *(draft.queues[key][0][1] for key in draft.queues if key in short)]
+        return _all_heads(draft, now_us)
     rooms = [draft.rooms[node] for node in sorted(freed) if node in draft.rooms] if freed else []
     heads: dict[QueueKey, Head] = {}
-    for key, waiting in draft.queues.items():
-        submitted_us, job = waiting[0]
-        if submitted_us < late_us:
-            return _all_heads(draft)
-        if job in fresh or (rooms and _holds_any(draft, key, rooms)):
-            heads[key] = _head(draft, key)
+    for key, lanes in draft.queues.items():
+        first = [waiting[0] for waiting in lanes.values()]
+        if min(first)[0] < late_us:
+            return _all_heads(draft, now_us)
+        if any(job in fresh for _, job in first) or (rooms and _holds_any(draft, key, rooms)):
+            heads[key] = _head(draft, key, lanes, now_us)
     return heads
 
 
-def _all_heads(draft: Draft) -> dict[QueueKey, Head]:
-    return {key: _head(draft, key) for key in draft.queues}
+def _all_heads(draft: Draft, now_us: int) -> dict[QueueKey, Head]:
+    return {key: _head(draft, key, lanes, now_us) for key, lanes in draft.queues.items()}
 
 
-def _head(draft: Draft, key: QueueKey) -> Head:
-    submitted_us, name = draft.queues[key][0]
-    spec = draft.jobs[name].spec
-    return Head(key[0], key[1], submitted_us, name, spec.runtime_us or spec.timeout_us or LONGEST_US)
+def _head(draft: Draft, key: QueueKey, lanes: Mapping[int, tuple[Waiting, ...]], now_us: int) -> Head:
+    """Whose turn it is of the first ones of these lanes: ``share.pick`` would say the same."""
+    heads = [_first(draft, key, waiting) for waiting in lanes.values()]
+    return heads[0] if len(heads) == 1 else min(heads, key=lambda head: in_turn(head, now_us))
+
+
+def _first(draft: Draft, key: QueueKey, waiting: tuple[Waiting, ...]) -> Head:
+    submitted_us, name = waiting[0]
+    return Head(key[0], key[1], submitted_us, name, stated_us(draft.jobs[name].spec))
 
 
 def _holds_any(draft: Draft, key: QueueKey, rooms: list[Room]) -> bool:
@@ -176,36 +201,22 @@ def _start(draft: Draft, job: Job, demand: Demand, now_us: int, memo: Memo) -> b
     return True
 
 
-def _start_short(draft: Draft, key: QueueKey, demand: Demand, now_us: int, memo: Memo) -> bool:
-    """Start the first job behind a queue's head that says that it ends before what is kept is needed."""
-    ends = [kept.at_us for kept in draft.reservations.values() if kept.kind == "backfill"]
-    if not ends:
-        return False
-    for _, name in draft.queues[key][1:LOOK_BEHIND]:
-        job = draft.jobs[name]
-        if end_us(job.spec, now_us) <= max(ends) and name not in draft.reservations:
-            return _start(draft, job, demand, now_us, memo)
-    return False
-
-
 # What does not fit.
 
 
-def _wait(draft: Draft, job: Job, key: QueueKey, demand: Demand, now_us: int) -> int:
-    """Make room by preemption, or keep nodes for who waited long. Says whether all that runs was searched."""
+def _make_room(draft: Draft, job: Job, key: QueueKey, demand: Demand, now_us: int) -> bool:
+    """Make room by preemption, where that may be. Says whether all that runs was searched."""
     if len(draft.reservations) >= RESERVATIONS_MOST:
-        return 0
+        return False
     asked = demand.resources.accelerators * demand.workers
     view = shares(draft)
     reclaims = bool(asked) and within_guarantee(job.spec.tenant, asked, view)
     outranks = bool(draft.ranks) and key[0] > min(draft.ranks)
-    if reclaims or outranks:
-        victims = _victims(draft, key[0], job.spec.tenant if reclaims else "", now_us)
-        if preempt(draft, job.id, demand, victims, now_us):
-            return 1
-    if now_us - job.submitted_us > PATIENCE_US:
-        return _keep(draft, job, key, demand, now_us)
-    return int(reclaims or outranks)
+    if not reclaims and not outranks:
+        return False
+    victims = _victims(draft, key[0], job.spec.tenant if reclaims else "", now_us)
+    preempt(draft, job.id, demand, victims, now_us)
+    return True
 
 
 def preempt(draft: Draft, owner: str, demand: Demand, victims: list[Victim], now_us: int) -> bool:
@@ -277,16 +288,43 @@ def preempt_for_replica(draft: Draft, replica: Replica, demand: Demand, now_us: 
     return preempt(draft, replica.id, demand, _victims(draft, spec.priority, "", now_us), now_us)
 
 
-def _keep(draft: Draft, job: Job, key: QueueKey, demand: Demand, now_us: int) -> int:
-    """Reserve where the gang will fit first. One job at a time has such a reservation, the first in rank."""
-    others = [owner for owner, kept in sorted(draft.reservations.items()) if kept.kind == "backfill"]
-    if any(priority_of(draft.jobs[owner].spec, draft.index.tenants) >= key[0] for owner in others):
-        return 0
-    found = foresee(open_fleet(draft, job.id, FAR_US), demand, endings(draft))
-    if found is not None and not is_too_steep(draft, found[1], demand):
-        at_us, placement = found
-        for owner in others:
-            drop(draft, owner)
-        nodes = tuple(sorted(dict.fromkeys(placement.nodes)))
-        reserve(draft, Reservation(job.id, nodes, at_us, "backfill", now_us))
-    return 1
+def _keep(draft: Draft, now_us: int) -> None:
+    """Keep nodes, where it will fit first, for who waited longest of the tenant whose turn it is.
+
+    For the first in turn it would be no promise: a long job stays behind short ones that come after it. One
+    job at a time has nodes kept, and gives them up for one of a higher priority.
+    """
+    kept = [owner for owner, found in sorted(draft.reservations.items()) if found.kind == "backfill"]
+    ranks = [priority_of(draft.jobs[owner].spec, draft.index.tenants) for owner in kept]
+    late = _late(draft, max(ranks, default=None), now_us)
+    tries = 0
+    while late and tries < KEEPS_MOST and len(draft.reservations) < RESERVATIONS_MOST:
+        turn = pick(late, shares(draft), now_us)
+        own = [head for head in late if (head.priority, head.tenant) == (turn.priority, turn.tenant)]
+        head = min(own, key=lambda head: (head.submitted_us, head.id))
+        late.remove(head)
+        job = draft.jobs[head.id]
+        if draft.index.bounded and _refusal(draft, job, shares(draft)):
+            continue
+        tries += 1
+        demand = demand_of(draft, queue_key(job, draft.index.tenants))
+        found = foresee(open_fleet(draft, head.id, FAR_US), demand, endings(draft))
+        if found is not None and not is_too_steep(draft, found[1], demand):
+            for owner in kept:
+                drop(draft, owner)
+            nodes = tuple(sorted(dict.fromkeys(found[1].nodes)))
+            reserve(draft, Reservation(head.id, nodes, found[0], "backfill", now_us))
+            return
+
+
+def _late(draft: Draft, above: int | None, now_us: int) -> list[Head]:
+    """The first of each lane ``above`` a priority that is out of patience and has nothing kept."""
+    late_us = now_us - PATIENCE_US
+    return [
+        _first(draft, key, waiting)
+        for key, lanes in draft.queues.items()
+        for waiting in lanes.values()
+        if (above is None or key[0] > above)
+        and waiting[0][0] < late_us
+        and waiting[0][1] not in draft.reservations
+    ]

@@ -8,15 +8,26 @@ from __future__ import annotations
 
 from heapq import nsmallest
 
+from immutables import Map
+
 from tokenmill.control.draft import Draft
-from tokenmill.control.index import queue_key
+from tokenmill.control.index import Lanes, queue_key, stated_us
 from tokenmill.control.placing import power_reason
 from tokenmill.control.state import State
 from tokenmill.domain.work import Job, Reservation
 from tokenmill.policy.fleet import Block
 from tokenmill.policy.lacks import explain
 from tokenmill.policy.place import Demand, capacity_of
-from tokenmill.policy.share import NOTHING, Shares, dominant_ppm, refusal, standing_ppm, within_guarantee
+from tokenmill.policy.share import (
+    NOTHING,
+    Head,
+    Shares,
+    dominant_ppm,
+    in_turn,
+    refusal,
+    standing_ppm,
+    within_guarantee,
+)
 
 NODES_MOST = 64
 """On a floor with more nodes the candidates are blocks."""
@@ -32,8 +43,9 @@ def turn(state: State, job: Job, now_us: int) -> tuple[list[str], list[str]]:
     tenant = job.spec.tenant
     view = Shares(index.held, state.usage, index.total, index.tenants)
     share = dominant_ppm(index.held.get(tenant, NOTHING), index.total) / 10_000
-    queue = index.queues.get(queue_key(job, index.tenants), ())
-    before = sum(1 for waiting in queue if waiting < (job.submitted_us, job.id))
+    lanes: Lanes = index.queues.get(queue_key(job, index.tenants), Map())
+    alike = [one for waiting in lanes.values() for one in waiting]
+    before = sum(_rank(state.jobs[name], now_us) < _rank(job, now_us) for _, name in alike)
     reasons = [
         f"{before} jobs like it of tenant {tenant} are before it",
         f"tenant {tenant} holds {share:.1f} % of the floor in its dominant resource",
@@ -50,6 +62,10 @@ def turn(state: State, job: Job, now_us: int) -> tuple[list[str], list[str]]:
     elif asked and within_guarantee(tenant, asked, view):
         reasons.append(f"with it, {tenant} is within its guarantee: borrowers give way when that helps")
     return reasons, changes
+
+
+def _rank(job: Job, now_us: int) -> tuple[int, int, str]:
+    return in_turn(Head(0, job.spec.tenant, job.submitted_us, job.id, stated_us(job.spec)), now_us)
 
 
 def kept(state: State, owner: str, now_us: int) -> tuple[list[str], list[str]]:

@@ -120,17 +120,27 @@ def doublings(head: Head, now_us: int) -> int:
     return (max(0, now_us - head.submitted_us) // run_us).bit_length()
 
 
+def in_turn(head: Head, now_us: int) -> tuple[int, int, str]:
+    """Where a job stands among those of its tenant: the smallest is first."""
+    return -doublings(head, now_us), head.submitted_us, head.id
+
+
+def length_of(run_us: int) -> int:
+    """The class of lengths of a run: each is twice as long as the one before, as ``doublings`` counts."""
+    return (min(max(run_us, PATIENCE_US), LONGEST_US) // PATIENCE_US).bit_length()
+
+
 def pick(heads: Iterable[Head], view: Shares, now_us: int) -> Head:
     """The job whose turn it is. Needs a head."""
     standing: dict[str, int] = {}
     late_us = now_us - PATIENCE_US
 
-    def rank(head: Head) -> tuple[int, bool, int, int, int, str]:
+    def rank(head: Head) -> tuple[int, bool, int, tuple[int, int, str]]:
         share = standing.get(head.tenant)
         if share is None:
             share = standing[head.tenant] = standing_ppm(head.tenant, view, now_us)
         is_early = head.submitted_us >= late_us
-        return -head.priority, is_early, share, -doublings(head, now_us), head.submitted_us, head.id
+        return -head.priority, is_early, share, in_turn(head, now_us)
 
     return min(heads, key=rank)
 

@@ -207,8 +207,9 @@ class Checkers:
 
     @staticmethod
     def held_by(state: State) -> list[str]:
-        """What power keeps the first of each queue waiting for."""
-        heads = [state.jobs[waiting[0][1]] for waiting in state.index.queues.values()]
+        """What power keeps the first of each lane waiting for."""
+        lanes = [waiting for queue in state.index.queues.values() for waiting in queue.values()]
+        heads = [state.jobs[waiting[0][1]] for waiting in lanes]
         draft = Draft(state)
         return [power_reason(draft, job.id, jobs.demand_of(draft, job.spec)) for job in heads]
 
