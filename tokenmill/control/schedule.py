@@ -61,16 +61,15 @@ KEEPS_MOST = 4
 
 def schedule(draft: Draft, now_us: int) -> None:
     """Start what fits, in the order of ``policy.share``."""
-    memo = Memo(draft.fleet)
     if draft.reservations:
         drop_stale(draft)
-        _start_owners(draft, now_us, memo)
     heads, was_freed = _hopeful(draft, now_us), draft.freed
     draft.freed, draft.freed_nodes = False, set()
     draft.fresh_jobs.clear()
     if not was_freed:  # what comes now takes nothing from who is late; what is freed is no use left idle
         _keep(draft, now_us)
     is_bounded = draft.index.bounded
+    memo = Memo(draft.fleet)
     misses = searches = 0
     below: dict[QueueKey, int] = {}  # lanes of that length and longer were tried in vain
     while heads and misses < SCAN_MOST:
@@ -89,12 +88,13 @@ def schedule(draft: Draft, now_us: int) -> None:
         _follow(draft, heads, key, below[key], now_us)
         if not barred and searches < EVICTIONS_MOST and head.id not in draft.reservations:
             searches += _make_room(draft, job, key, demand, now_us)
+    _start_owners(draft, now_us, memo)
     if was_freed:
         _keep(draft, now_us)
 
 
 def _start_owners(draft: Draft, now_us: int, memo: Memo) -> None:
-    """Start whom nodes are kept for: nobody else takes them, so nobody's turn comes before."""
+    """Start whom nodes are kept for, wherever it stands in its queue: nobody else may use them."""
     for owner in sorted(draft.reservations):
         job = draft.jobs.get(owner)
         if job is not None and not (draft.index.bounded and _refusal(draft, job, shares(draft))):
