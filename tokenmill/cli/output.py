@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tokenmill.cli.tables import new_table
+from tokenmill.cli.tables import table as table
 from tokenmill.console.problems import body_of
 from tokenmill.console.text import mark
 from tokenmill.domain.errors import RefusedError, SpecError, TokenmillError
@@ -46,11 +46,6 @@ def _console(terminal: bool, *, stderr: bool) -> Console:
 def print_json(value: Any) -> None:
     """The one thing on stdout of a verb called with ``--json``."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def table(*columns: str, title: str = "") -> Table:
-    """An empty table. A column whose name starts with ``>`` is aligned to the right."""
-    return new_table(columns, title)
 
 
 def add_rows(made: Table, rows: Iterable[Iterable[object]], empty: str) -> Table:

@@ -53,7 +53,7 @@ class WholeTable(Table):
         return wide
 
 
-def new_table(columns: Sequence[str], title: str = "") -> WholeTable:
+def table(*columns: str, title: str = "") -> WholeTable:
     """An empty table. A column whose name starts with ``>`` is aligned to the right, as numbers are."""
     made = WholeTable(
         box=box.SIMPLE_HEAD,

@@ -35,7 +35,7 @@ Timer = tuple[int, str, str]  # (at_us, "job" | "lease" | "replica" | "ramp", id
 Waiting = tuple[int, str]  # (submitted_us, job)
 QueueKey = tuple[int, str, Resources, int]  # (priority, tenant, resources, workers)
 Lanes = Map[int, tuple[Waiting, ...]]
-"""Who waits in one queue, by ``share.length_of`` the stated run: what does not fit is of one length only."""
+"""Who waits in one queue, in order, by ``share.length_of`` what each says that it runs."""
 
 
 @value

@@ -12,6 +12,7 @@ from typing import Any
 
 from tokenmill.control.state import State
 from tokenmill.domain.calendar import format_moment
+from tokenmill.domain.catalogue import OwnTypes
 from tokenmill.domain.codec import digest_of
 from tokenmill.domain.factory import Factory, Line, ModelQuota, Price
 from tokenmill.domain.units import format_duration, format_money, format_power, format_size
@@ -29,7 +30,7 @@ NOUNS: tuple[tuple[str, str], ...] = (
     ("job", "jobs"),
     ("peer", "peers"),
 )
-TYPES = ("accelerators", "nodes", "racks", "nics", "dpus", "switches", "models")
+TYPES = tuple(field.name for field in fields(OwnTypes) if field.name != "sources")
 """Of the catalogue's own types, after the nouns."""
 
 WHAT_FOLLOWS = {

@@ -51,12 +51,13 @@ SCAN_MOST = 256
 """Queues that may be passed over in one pass; the rest wait for the next one."""
 
 ANY_LENGTH = 1 << 30
+"""More than any ``length_of``: no lane of the queue was tried in vain."""
 
 EVICTIONS_MOST = 4
 """Searches for victims in one pass: each looks at all that runs."""
 
 KEEPS_MOST = 4
-"""Jobs for which it is searched where they will fit first, of one tenant at one priority."""
+"""Late jobs for which one pass searches where they will fit first."""
 
 
 def schedule(draft: Draft, now_us: int) -> None:

@@ -11,6 +11,14 @@ SERVER_LOSS = 0.165
 wall power of eight B200 (MLPerf Inference v5.1, Lenovo, Yokogawa WT500)."""
 
 
+def beside_w(full_w: float, unused_w: float, count: int = 1) -> float:
+    """Watts of a server beside its accelerators, when each of ``count`` draws ``unused_w`` less than it may.
+
+    ``full_w`` is that at full load.
+    """
+    return max(0.0, full_w - SERVER_LOSS * count * unused_w)
+
+
 @dataclass(frozen=True, slots=True)
 class AcceleratorType:
     """Dense peak rates in TFLOP/s, 0 where the part has no such mode; nothing computes with ``sparse_*``.
@@ -64,8 +72,8 @@ class NodeType:
         """Of a node that holds nothing: part of its overhead at full load follows the accelerators."""
         if chip is None:
             return self.overhead_w
-        follows_w = SERVER_LOSS * self.accelerators * (chip.max_w - chip.idle_w)
-        return max(0.0, self.overhead_w - follows_w) + self.accelerators * chip.idle_w
+        beside = beside_w(self.overhead_w, chip.max_w - chip.idle_w, self.accelerators)
+        return beside + self.accelerators * chip.idle_w
 
 
 @dataclass(frozen=True, slots=True)

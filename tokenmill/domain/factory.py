@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Any
 
-from tokenmill.domain.catalogue import OwnTypes
+from tokenmill.domain.catalogue import NO_TYPES, OwnTypes
 from tokenmill.domain.trigger import Trigger
 from tokenmill.domain.value import replace, value
 
@@ -330,4 +330,4 @@ class Factory:
     jobs: tuple[JobTemplate, ...] = ()
     peers: tuple[Peer, ...] = ()
     quotas: tuple[ModelQuota, ...] = ()
-    types: OwnTypes = OwnTypes()  # what it adds to the catalogue
+    types: OwnTypes = NO_TYPES  # what it adds to the catalogue

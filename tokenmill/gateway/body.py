@@ -191,7 +191,7 @@ def engine_body(asked: Asked, served_model: str, engine: str = "") -> bytes:
             changes["timings_per_token"] = True
     elif "stream_options" in document:
         changes["stream_options"] = None
-    if engine in LLAMA_CPP and document.get("tools") and asked.endpoint == CHAT:
+    if _tells_of_tools(asked, engine):
         changes |= embedded_changes(document)
     if asked.endpoint == CHAT and "developer" in [m["role"] for m in document["messages"]]:
         changes["messages"] = [
@@ -205,8 +205,11 @@ def engine_body(asked: Asked, served_model: str, engine: str = "") -> bytes:
 
 def is_forced(asked: Asked, engine: str) -> bool:
     """Whether ``engine_body`` asks this engine for a call by its form: the answer has to be turned."""
-    asks = engine in LLAMA_CPP and asked.endpoint == CHAT and bool(asked.document.get("tools"))
-    return asks and must_call(asked.document)
+    return _tells_of_tools(asked, engine) and must_call(asked.document)
+
+
+def _tells_of_tools(asked: Asked, engine: str) -> bool:
+    return engine in LLAMA_CPP and asked.endpoint == CHAT and bool(asked.document.get("tools"))
 
 
 def engine_head(

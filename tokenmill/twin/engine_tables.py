@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenmill.domain.catalogue import SERVER_LOSS
+from tokenmill.domain.catalogue import SERVER_LOSS, beside_w
 from tokenmill.domain.errors import DataError
 from tokenmill.spec.catalogue import catalogue
 from tokenmill.twin.capacity import need_fit
@@ -146,8 +146,7 @@ def _slopes(
 def _idle_w(asked: Configuration) -> float:
     """Of accelerators and their share of the node. The catalogue's overhead is that at full load."""
     count, kind = asked.layout.accelerators, asked.accelerator
-    follows = SERVER_LOSS * count * (kind.max_w - kind.idle_w)
-    return max(0.0, asked.overhead_w - follows) + count * kind.idle_w
+    return beside_w(asked.overhead_w, kind.max_w - kind.idle_w, count) + count * kind.idle_w
 
 
 def _dynamic_w(asked: Configuration, clock: float) -> float:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tokenmill.domain.catalogue import SERVER_LOSS
+from tokenmill.domain.catalogue import SERVER_LOSS, beside_w
 from tokenmill.domain.factory import Node
 from tokenmill.spec.catalogue import Catalogue
 
@@ -74,7 +74,7 @@ class PowerModel:
             for number, one in enumerate(node.accelerators)
         )
         most_w = math.fsum(self.accelerator_w(one.kind, 1.0) for one in node.accelerators)
-        return max(0.0, overhead - SERVER_LOSS * (most_w - drawn_w)) + drawn_w
+        return beside_w(overhead, most_w - drawn_w) + drawn_w
 
 
 def site_w(node_watts: Mapping[str, float], pue_milli: int) -> float:
