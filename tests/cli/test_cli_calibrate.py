@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from tokenmill.cli.app import app
 from tokenmill.cli.verbs import calibrate
 from tokenmill.domain.errors import DataError, UsageError
+from tokenmill.spec.factory_file import load_types
 from tokenmill.twin.bench_rows import read_serving
 from tokenmill.twin.fit import foretell
 from tokenmill.twin.profiles import from_json, profile
@@ -154,3 +155,72 @@ def test_a_fresh_fit_of_few_rows_states_no_error(tmp_path):
     words = [word for option in asked.items() for word in option]
     found = CliRunner().invoke(app, ["plan", "--size", *words])
     assert "states no error" in found.stdout, found.output
+
+
+OURS = """
+kind: catalogue
+name: ours
+accelerators:
+  our-x1: {name: X1, architecture: ours, vendor: Ours, source: a test, memory: 96 GB, memory_rate: 3 TB/s,
+           bf16: 800 TFLOP/s, fp8: 1600 TFLOP/s, link: 400 GB/s, idle_power: 90 W, max_power: 700 W,
+           hour_price: 1 USD/h}
+nodes:
+  x1-server: {source: a test, accelerator: our-x1, accelerators: 8, cpu: 128 cores, memory: 2048 GB,
+              nvlink: node, overhead_power: 2500 W}
+racks:
+  x1-x4: {source: a test, node: x1-server, nodes: 4, max_power: 50 kW}
+models:
+  our-9b: {source: a test, layers: 36, hidden: 4096, heads: 32, kv_heads: 8, head_dim: 128,
+           intermediate: 14336, vocabulary: 128256}
+"""
+
+
+def test_rows_of_own_types_are_fitted_and_what_they_say_is_what_a_size_rests_on(tmp_path):
+    """A twice slower chip than foretold: the fit of its rows says so, and sizing by that profile does."""
+    ours, rows, out = (tmp_path / name for name in ("ours.yaml", "mine.csv", "mine.json"))
+    ours.write_text(OURS)
+    text = table(rows).read_text().replace("h100_sxm", "our-x1").replace("Llama-3.1-8B", "we/Our-9B-Instruct")
+    rows.write_text(text)
+    unknown = run(rows)
+    assert unknown.exit_code == DataError.exit_code
+    assert "mine.csv:2: model_path is 'we/Our-9B-Instruct'" in unknown.output.replace("\n", "")
+    assert "-f FILE" in unknown.output
+    own = load_types([ours], {})
+    foretold = foretell(read_serving(rows, own).rows, profile())
+    slower = [
+        HEADER.strip(),
+        *(
+            f"vllm,0.19.0,we/Our-9B-Instruct,our-x1,fp8,agg,{one.row.inputs},{one.row.outputs},"
+            f"{one.row.batch},{one.row.layout.tensor},{one.ttft_s * 2000},{one.tpot_s * 2000}"
+            for one in foretold
+        ),
+    ]
+    rows.write_text("\n".join(slower) + "\n")
+    found = run(rows, "-f", ours, "--out", out, "--json")
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["unknown"] == {}
+
+    def sized(*more):
+        words = "--model our-9b --precision fp8 --inputs 1024 --outputs 256 --engine vllm --rack x1-x4 --json"
+        asked = [*words.split(), "--target", "1M tok/s", "--slo", "ttft_p99<5s,tpot_p99<100ms"]
+        size = CliRunner().invoke(app, ["plan", "--size", "-f", str(ours), *asked, *map(str, more)])
+        assert size.exit_code == 0, size.output
+        return min(json.loads(size.stdout)["answers"], key=lambda one: one["racks"])
+
+    guessed, known = sized(), sized("--profile", out)
+    assert (guessed["measured"], known["measured"]) == (False, True)
+    assert known["racks"] > 1.3 * guessed["racks"]
+    assert known["error"] < guessed["error"]
+
+
+def test_a_misspelt_own_type_is_named_with_what_was_meant(tmp_path):
+    ours, rows = tmp_path / "ours.yaml", tmp_path / "mine.csv"
+    ours.write_text(OURS)
+    rows.write_text(table(rows).read_text().replace("h100_sxm", "our-x2"))
+    refused = run(rows, "-f", ours).output.replace("\n", "")
+    assert "mine.csv:2: system is 'our-x2'" in refused
+    assert "our-x1" in refused.partition("Did you mean")[2]
+    ours.write_text(OURS.replace("96 GB", "96 bushels"))
+    assert "ours.yaml:5:80: catalogue ours: accelerators.our-x1.memory" in run(
+        rows, "-f", ours
+    ).output.replace("\n", "")

@@ -19,14 +19,15 @@ BEYOND = ((), (profiles.ELSEWHERE,), (profiles.OTHER_MODEL,))
 
 
 def made_rows(profile, noise=0.0):
-    draw = np.random.default_rng(5)
+    known, draw = catalogue(), np.random.default_rng(5)
+    chip = known.accelerators["h100-sxm"]
     rows = []
     for model, tensor in (("llama-3.1-8b", 1), ("llama-3.1-8b", 2), ("qwen3-32b", 2), ("gpt-oss-120b", 4)):
         for inputs, outputs in ((1024, 256), (2048, 512), (4096, 256), (512, 1024)):
             for batch in (1.0, 8.0, 32.0, 128.0):
                 layout = Layout(tensor=tensor, expert_tensor=tensor)
                 case = (layout, inputs, outputs, batch, False, 1.0, 1.0)
-                rows.append(ServingRow(1, model, "h100-sxm", "vllm", "0.19.0", "fp8", *case))
+                rows.append(ServingRow(1, known.models[model], chip, "vllm", "0.19.0", "fp8", *case))
     table = fit.Rows(rows)
     found = table.steady(fit.knobs_of(table, profile))
     return [
@@ -65,7 +66,9 @@ def test_a_fit_foretells_rows_that_it_has_not_seen():
 
 def test_a_shipped_profile_is_brought_up_to_date_by_few_rows():
     start = profiles.profile()
-    slow = [replace(row, tpot_s=row.tpot_s * 1.3) for row in made_rows(start) if row.model == "llama-3.1-8b"]
+    slow = [
+        replace(row, tpot_s=row.tpot_s * 1.3) for row in made_rows(start) if row.model.id == "llama-3.1-8b"
+    ]
     found, _ = fit.fit_profile(slow, "mine", start)
     table = fit.Rows(slow)
     ratio = table.steady(fit.knobs_of(table, found)).tpot_s / table.measured_tpot
@@ -81,7 +84,10 @@ def test_a_shipped_profile_is_brought_up_to_date_by_few_rows():
 
 def test_an_accelerator_without_rows_has_the_error_of_those_left_out_as_a_whole():
     rows = made_rows(profiles.profile(), noise=0.03)
-    faster = [replace(r, accelerator="h200-sxm", tpot_s=r.tpot_s / 2, ttft_s=r.ttft_s / 2) for r in rows]
+    faster = [
+        replace(r, accelerator=catalogue().accelerators["h200-sxm"], tpot_s=r.tpot_s / 2, ttft_s=r.ttft_s / 2)
+        for r in rows
+    ]
     found, _ = fit.fit_profile([*rows, *faster], "made")
     elsewhere, other_model = (profiles.ELSEWHERE,), (profiles.OTHER_MODEL,)
     assert found.beyond("vllm", "h200-sxm", catalogue().models["qwen3-32b"]) == ()
@@ -93,7 +99,7 @@ def test_an_accelerator_without_rows_has_the_error_of_those_left_out_as_a_whole(
     assert seen < 0.1
     assert 0.3 < unseen < 1  # twice as fast as the only other: nobody could foretell that
     assert found.stated("dense_tpot", elsewhere + other_model).of == profiles.ELSEWHERE  # the wider one
-    alone, _ = fit.fit_profile([row for row in rows if row.model == "llama-3.1-8b"], "made")
+    alone, _ = fit.fit_profile([row for row in rows if row.model.id == "llama-3.1-8b"], "made")
     assert alone.stated("dense_tpot", elsewhere).at(0.5) is None
     assert fit.fit_profile(rows[:8], "mine", found)[0].stated("dense_tpot", elsewhere).at(0.5) == unseen
 
@@ -101,7 +107,10 @@ def test_an_accelerator_without_rows_has_the_error_of_those_left_out_as_a_whole(
 def test_what_one_kind_of_model_shows_is_told_of_the_other_too():
     """Mixtures of experts alone tell that an accelerator is slow: dense models are foretold slower."""
     rows = made_rows(profiles.profile(), noise=0.03)
-    slow = [replace(r, accelerator="h200-sxm", tpot_s=r.tpot_s * 3, ttft_s=r.ttft_s * 3) for r in rows]
+    slow = [
+        replace(r, accelerator=catalogue().accelerators["h200-sxm"], tpot_s=r.tpot_s * 3, ttft_s=r.ttft_s * 3)
+        for r in rows
+    ]
     told, _ = fit.fit_profile(rows + [row for row in slow if not row.dense], "made")
     untold, _ = fit.fit_profile(rows, "made")
     asked = [row for row in slow if row.dense]
@@ -158,8 +167,11 @@ def test_layouts_are_read_as_they_were_meant():
     assert layout_of(1, 1, 8, 1, 8) == Layout(data=8, expert=8)
     assert layout_of(4, 1, 1, 4, 1) == Layout(tensor=4, expert_tensor=4)
     assert layout_of(8, 1, 1, 8, 8).accelerators == 8
-    assert bench_rows.model_id("nvidia/Llama-3.1-8B-Instruct-FP8") == "llama-3.1-8b"
-    assert bench_rows.model_id("someone/unheard-of") is None
+    known = (*catalogue().models, "Our_70B", "our_70b-chat")
+    assert bench_rows.model_id("Our_70B", known) == "Our_70B"
+    assert bench_rows.model_id("we/our-70b-chat-FP8", known) == "our_70b-chat"
+    assert bench_rows.model_id("nvidia/Llama-3.1-8B-Instruct-FP8", known) == "llama-3.1-8b"
+    assert bench_rows.model_id("someone/unheard-of", known) is None
 
 
 def test_a_layout_that_does_not_fit_says_what_would():

@@ -12,10 +12,11 @@ import io
 import math
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tokenmill.domain.catalogue import NO_TYPES, AcceleratorType, Catalogue, ModelType, OwnTypes
 from tokenmill.domain.errors import DataError
 from tokenmill.domain.units import did_you_mean
 from tokenmill.spec.catalogue import catalogue
@@ -62,8 +63,8 @@ class ServingRow:
     """``batch`` sequences per attention copy; ``decode_only``: another engine prefills."""
 
     line: int
-    model: str
-    accelerator: str
+    model: ModelType
+    accelerator: AcceleratorType
     engine: str
     version: str
     precision: str
@@ -83,7 +84,7 @@ class ServingRow:
     @property
     def sweep(self) -> str:
         """All but the concurrency: rows of one sweep are never split between fit and check."""
-        where = (self.model, self.accelerator, self.engine, self.version, self.precision)
+        where = (self.model.id, self.accelerator.id, self.engine, self.version, self.precision)
         return "|".join((*where, str(self.layout), f"{self.inputs}x{self.outputs}", str(self.decode_only)))
 
     @property
@@ -93,7 +94,7 @@ class ServingRow:
 
     @property
     def dense(self) -> bool:
-        return catalogue().models[self.model].experts == 0
+        return self.model.experts == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,20 +119,24 @@ class UnknownNameError(DataError):
     """A model or accelerator that the catalogue lacks."""
 
     def __init__(self, where: str, name: str, known: Mapping[str, object]) -> None:
-        fix = did_you_mean(name, known) or "Name one of them, or leave such rows out: --skip-unknown."
+        fix = did_you_mean(name, known) or "Name one, add it to the catalogue (-f FILE), or --skip-unknown."
         super().__init__(
             f"{where} is {name!r}, which the catalogue lacks", expected=", ".join(sorted(known)), fix=fix
         )
         self.name = name
 
 
-def read_serving(path: Path, *, skip_unknown: bool = False) -> Serving:
-    """Rows of a table, plain or gzipped. Raises ``DataError`` with file, line and field for a value that
-    cannot be; with ``skip_unknown`` rows of unknown models and accelerators are counted and left out."""
+def read_serving(path: Path, own: OwnTypes = NO_TYPES, *, skip_unknown: bool = False) -> Serving:
+    """Rows of a table, plain or gzipped, of shipped and ``own`` types.
+
+    Raises ``DataError`` with file, line and field for a value that cannot be; with ``skip_unknown``
+    rows of unknown models and accelerators are counted and left out.
+    """
     rows, unstated, unknown = [], 0, Counter[str]()
+    known = catalogue(own)
     for line, plain in _lines(path):
         try:
-            row = _row(path, line, plain)
+            row = _row(path, line, plain, known)
         except UnknownNameError as error:
             if not skip_unknown:
                 raise
@@ -186,11 +191,16 @@ def _text(path: Path) -> str:
         ) from None
 
 
-def model_id(path: str) -> str | None:
-    """The catalogue's name of a published model: its longest id that the name holds."""
-    plain = path.lower().split("/")[-1].replace("_", "-")
-    known = sorted(catalogue().models, key=len, reverse=True)
-    return next((name for name in known if name in plain), None)
+def model_id(path: str, known: Collection[str]) -> str | None:
+    """The catalogue's name of a published model: its own id, else the longest that the name holds."""
+    if path in known:
+        return path
+    plain = _plain(path.split("/")[-1])
+    return next((name for name in sorted(known, key=len, reverse=True) if _plain(name) in plain), None)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-")
 
 
 def layout_of(tensor: int, stages: int, data: int, expert_tensor: int, expert: int) -> Layout:
@@ -209,7 +219,7 @@ def layout_of(tensor: int, stages: int, data: int, expert_tensor: int, expert: i
     return Layout(max(1, tensor), stages, max(1, data), max(1, expert), max(1, expert_tensor))
 
 
-def _row(path: Path, line: int, plain: Mapping[str, str]) -> ServingRow | None:
+def _row(path: Path, line: int, plain: Mapping[str, str], known: Catalogue) -> ServingRow | None:
     def number(column: str, default: float | None = None) -> float:
         text = (plain.get(column) or "").strip()
         if not text and default is not None:
@@ -229,13 +239,13 @@ def _row(path: Path, line: int, plain: Mapping[str, str]) -> ServingRow | None:
     part = "decode_" if decode_only else ""
     if not plain.get(part + "batch_size"):
         return None
-    model = model_id(plain["model_path"])
-    accelerator = ACCELERATORS.get(plain["system"], plain["system"])
-    types = catalogue().accelerators
-    if model is None or accelerator not in types:
-        column = "model_path" if model is None else "system"
-        known: Mapping[str, object] = catalogue().models if model is None else {**ACCELERATORS, **types}
-        raise UnknownNameError(f"{path}:{line}: {column}", plain[column], known)
+    model = model_id(plain["model_path"], known.models)
+    if model is None:
+        raise UnknownNameError(f"{path}:{line}: model_path", plain["model_path"], known.models)
+    accelerator = known.accelerators.get(ACCELERATORS.get(plain["system"], plain["system"]))
+    if accelerator is None:
+        every = {**ACCELERATORS, **known.accelerators}
+        raise UnknownNameError(f"{path}:{line}: system", plain["system"], every)
     if not plain["backend"].strip():
         raise DataError(f"{path}:{line}: backend is empty", expected="the engine: vllm, sglang or trtllm")
     names = ("tp_size", "pp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")
@@ -247,7 +257,7 @@ def _row(path: Path, line: int, plain: Mapping[str, str]) -> ServingRow | None:
         batch = batch * stated_copies / layout.data
     return ServingRow(
         line=line,
-        model=model,
+        model=known.models[model],
         accelerator=accelerator,
         engine=plain["backend"],
         version=(plain.get("backend_version") or "").strip(),

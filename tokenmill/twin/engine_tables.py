@@ -46,7 +46,7 @@ def basis(asked: Configuration, known: Profile) -> Basis:
     if beyond:
         text += f"; none of {' or '.join(what[one] for one in beyond)}"
     kinds = catalogue().accelerators.values()
-    if not any(
+    if ELSEWHERE in beyond and not any(
         of_kind(f"accelerator:{one.id}", kind) in known.offsets for one in kinds if one.vendor == chip.vendor
     ):
         text += f", nor of any other of {chip.vendor}"

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from tokenmill.domain.errors import DataError
-from tokenmill.spec.catalogue import catalogue
 from tokenmill.twin.bench_rows import ServingRow
 from tokenmill.twin.capacity import fit_of
 from tokenmill.twin.iteration import Efficiency, Work, work_of
@@ -28,7 +27,7 @@ from tokenmill.twin.profiles import (
     PROTOCOL,
     SHARES,
     Profile,
-    names_of,
+    names_with,
     of_kind,
     total_of,
 )
@@ -87,9 +86,9 @@ class Rows:
         self.rows = rows
         works, capacity = [], []
         for row in rows:
-            model, kind = catalogue().models[row.model], catalogue().accelerators[row.accelerator]
-            works.append(work_of(model, kind, row.layout, row.precision))
-            capacity.append(fit_of(model, kind, row.layout, row.precision).cache_tokens)
+            deployed = (row.model, row.accelerator, row.layout, row.precision)
+            works.append(work_of(*deployed))
+            capacity.append(fit_of(*deployed).cache_tokens)
         self.work = Work(*(np.array([float(getattr(w, f.name)) for w in works]) for f in fields(Work)))
         self.inputs = np.array([float(r.inputs) for r in rows])
         self.outputs = np.array([float(r.outputs) for r in rows])
@@ -101,7 +100,7 @@ class Rows:
         self.mixed = np.array([0.0 if r.decode_only else 1.0 for r in rows])
         self.measured_ttft = np.array([r.ttft_s for r in rows])
         self.measured_tpot = np.array([r.tpot_s for r in rows])
-        self.names = [names_of(r.engine, r.version, r.accelerator, r.precision, r.model) for r in rows]
+        self.names = [names_with(r.engine, r.version, r.accelerator, r.precision, r.model) for r in rows]
 
     def steady(self, knobs: dict[str, Any]) -> Steady:
         """Latencies of all rows at once."""
@@ -211,7 +210,7 @@ def fit_profile(
                         "or lengths", fix="Bring a fitted profile up to date with them instead.")  # fmt: skip
     splits: dict[str, Callable[[ServingRow], int | str]] = {"": lambda row: row.fold}
     if start is None:
-        splits |= {ELSEWHERE: lambda row: row.accelerator, OTHER_MODEL: lambda row: row.model}
+        splits |= {ELSEWHERE: lambda row: row.accelerator.id, OTHER_MODEL: lambda row: row.model.id}
     groups = {of: sorted({group_of(row) for row in measured}) for of, group_of in splits.items()}
     whole = 1 + sum(map(len, groups.values()))
     made = _fitted(measured, source, start)

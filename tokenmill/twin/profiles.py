@@ -115,12 +115,6 @@ def within(errors: Sequence[float], share: float) -> float:
     return errors[min(len(errors) - 1, int(share * len(errors)))]
 
 
-def names_of(engine: str, version: str, accelerator: str, precision: str, model: str) -> tuple[str, ...]:
-    """As ``names_with``, of a measured row: it names shipped types."""
-    known = catalogue()
-    return names_with(engine, version, known.accelerators[accelerator], precision, known.models[model])
-
-
 def names_with(
     engine: str, version: str, chip: AcceleratorType, precision: str, model: ModelType
 ) -> tuple[str, ...]:
@@ -147,7 +141,10 @@ def of_kind(name: str, kind: str) -> str:
 
 
 def _group(engine: str, accelerator: str) -> str:
-    return f"group:{engine}|{accelerator.split('-')[0]}"
+    """A chip is called by the first word of its id; a type of another chip is a group of its own."""
+    chip = accelerator.split("-")[0]
+    shipped = {name.split("-")[0] for name in catalogue().accelerators}
+    return f"group:{engine}|{chip if chip in shipped else accelerator}"
 
 
 def to_json(profile: Profile) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,7 +17,9 @@ from rich.table import Table
 from tokenmill.cli.options import AsJson, need_file_place
 from tokenmill.cli.output import add_rows, examples, print_json, stdout, table
 from tokenmill.cli.progress import bar
+from tokenmill.domain.catalogue import NO_TYPES
 from tokenmill.domain.errors import UsageError
+from tokenmill.spec.factory_file import load_types
 from tokenmill.spec.files import write_atomically
 from tokenmill.twin.accuracy import Score, doubts, scores
 from tokenmill.twin.bench_rows import Serving, ServingRow, read_serving
@@ -36,6 +39,7 @@ TABLE = "systems/silicon_sample.csv"
 @app.command(
     epilog=examples(
         "tokenmill calibrate mine.csv --out mine.json",
+        "tokenmill calibrate mine.csv -f ours.yaml --out mine.json",
         "tokenmill calibrate published.csv.gz --fresh --skip-unknown --out ours.json --json",
     )
 )
@@ -44,6 +48,12 @@ def calibrate(
         list[Path] | None,
         typer.Argument(
             help=f"CSV of measured deployments, plain or .gz. Default: {PACKAGE}'s, if installed."
+        ),
+    ] = None,
+    file: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--file", "-f", help="File with types of your own (kind: catalogue).", show_default=False
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the profile here, for plan --profile.")] = None,
@@ -64,7 +74,8 @@ def calibrate(
     """
     paths, lenient = (rows, skip_unknown) if rows else ([_published()], True)
     need_file_place("--out", out, "mine.json")
-    read = _joined([read_serving(path, skip_unknown=lenient) for path in paths])
+    own = load_types(file, os.environ) if file else NO_TYPES
+    read = _joined([read_serving(path, own, skip_unknown=lenient) for path in paths])
     made, foretold = _fit(read.rows, ", ".join(path.name for path in paths), fresh=fresh)
     if out is not None:
         write_atomically(out, to_json(made).encode())
