@@ -54,6 +54,7 @@ VERBS: dict[str, Verb] = {
     "bench": Verb("Measure TTFT, TPOT and tokens per second through the gateway.", MAKE),
     "plan": Verb("Show what a factory file would change, rehearsed on the twin.", CHANGE),
     "calibrate": Verb("Fit the twin to measured serving rows, and say what it misses.", CHANGE),
+    "catalogue": Verb("List accelerators, nodes, racks, switches and models that are known.", CHANGE),
     "fabric": Verb("Plan leaves, spines and cables, and what each failure leaves of them.", CHANGE),
     "apply": Verb("Apply a factory file or a saved plan.", CHANGE),
     "cordon": Verb("Take a node out of use, or into use again.", CHANGE),

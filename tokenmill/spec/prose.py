@@ -30,6 +30,14 @@ documents are added.
 once, and a file has at most 1 MiB, 50,000 values (aliases expanded) and 32 levels.
 """
 
+CATALOGUE = """\
+## Catalogue
+
+Types that `racks`, `nodes` and `accelerator` may name, switches and adapters of fabrics, and models and
+engines that the twin knows. The last column says where a row is to be checked; idle power is assumed.
+`tokenmill catalogue` lists them, with those of a file of your own (`-f`), and shows every value of one.
+"""
+
 ROWS = """\
 ## Rows of a catalogue
 

@@ -15,6 +15,7 @@ from typing import Any, get_origin, get_type_hints
 from tokenmill.domain.stations import STATION_KINDS
 from tokenmill.spec import prose
 from tokenmill.spec.catalogue import catalogue
+from tokenmill.spec.catalogue.listing import LISTED
 from tokenmill.spec.catalogue.load import NOUNS
 from tokenmill.spec.catalogue.rows import fields_of, required_of
 from tokenmill.spec.factory_file import template
@@ -170,42 +171,11 @@ def _word(hint: Any) -> str:
 
 def _catalogue_section() -> str:
     known = catalogue()
-    parts = [
-        (
-            "## Catalogue\n\nTypes that `racks`, `nodes` and `accelerator` may name. "
-            "The last column says where a row is to be\nchecked; idle power is assumed.\n"
-        )
-    ]
-    racks = [(f"`{r.id}`", f"{r.nodes} x `{r.node}`", r.source) for r in known.racks.values()]
-    nodes = [
-        (f"`{n.id}`", f"{n.cpu} cores, {n.memory_gb} GB", f"{n.accelerators} x `{n.accelerator}`", n.source)
-        if n.accelerators
-        else (f"`{n.id}`", f"{n.cpu} cores, {n.memory_gb} GB", "", n.source)
-        for n in known.nodes.values()
-    ]
-    gpus = [
-        (f"`{a.id}`", a.name, f"{a.memory_gb} GB", f"{a.idle_w} to {a.max_w} W", a.source)
-        for a in known.accelerators.values()
-    ]
-    parts.append(_table(("rack", "holds", "check against"), racks) + "\n")
-    parts.append(_table(("node", "size", "accelerators", "check against"), nodes) + "\n")
-    parts.append(_table(("accelerator", "name", "memory", "power", "check against"), gpus) + "\n")
-    ports = [
-        (f"`{s.id}`", s.name, f"{s.ports} x {s.gbit_s} Gbit/s", s.fabric, s.source)
-        for s in known.switches.values()
-    ]
-    adapters = [
-        (f"`{a.id}`", f"{a.gbit_s} Gbit/s", a.fabric, a.source)
-        for a in (*known.nics.values(), *known.dpus.values())
-    ]
-    models = [
-        (f"`{m.id}`", f"{m.parameters / 1e9:.2f} G", f"{m.active_parameters / 1e9:.2f} G", m.source)
-        for m in known.models.values()
-    ]
-    parts.append(_table(("switch", "name", "ports", "fabric", "check against"), ports) + "\n")
-    parts.append(_table(("NIC or DPU", "rate", "fabric", "check against"), adapters) + "\n")
-    parts.append("Models that the twin knows by architecture:\n")
-    parts.append(_table(("model", "parameters", "of them for one token", "check against"), models) + "\n")
+    parts = [prose.CATALOGUE]
+    for noun, (columns, cells) in LISTED.items():
+        rows = [(f"`{one.id}`", *cells(one), one.source) for one in getattr(known, noun).values()]
+        heads = (noun, *(column.removeprefix(">") for column in columns), "check against")
+        parts.append(_table(heads, rows) + "\n")
     return "\n".join(parts)
 
 

@@ -61,6 +61,15 @@ class RowProblem:
     fix: str = ""
 
 
+def written(attribute: str, value: Any) -> str:
+    """A value as a row writes it: ``memory_gb_s`` 3350 is ``3.35 TB/s``."""
+    if attribute not in WRITTEN:
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    units = UNITS[FIELDS[WRITTEN[attribute]][1]]
+    unit = max((name for name in units if value >= units[name]), key=units.__getitem__, default=min(units))
+    return f"{round(value / units[unit], 9):,.9g} {unit}".replace(",", "")
+
+
 def fields_of(kind: type) -> dict[str, str]:
     """The fields that a row may have, as they are written, to what is expected there."""
     found = {}
