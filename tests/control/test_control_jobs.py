@@ -33,7 +33,8 @@ def test_gang_starts_whole_and_charges_once(floor: Mill) -> None:
     floor.tell(ev.JobSubmitted, "next", SPEC)
     assert floor.of(StartJob) == []
     floor.tell(ev.JobExited, "big", 1, 0, None, "", WorkUsage(accelerator_us=8))
-    assert [charge.usage.accelerator_us for charge in floor.of(ChargeWork)] == [8]
+    (charge,) = floor.of(ChargeWork)
+    assert (charge.usage.accelerator_us, charge.held) == (8, (("h200", 8),))
     assert [effect.job for effect in floor.of(StartJob)] == ["next"]
     floor.tell(ev.JobExited, "big", 1, 0)
     assert floor.asked == ()

@@ -9,7 +9,15 @@ from tokenmill.domain.effects import ChargeWork
 from tokenmill.domain.factory import Price
 from tokenmill.domain.ledger import Outcome, Settlement
 from tokenmill.domain.work import WorkUsage
-from tokenmill.policy.price import FREE, book_of, price_id, price_of, settlement_postings, work_postings
+from tokenmill.policy.price import (
+    FREE,
+    book_of,
+    price_ahead,
+    price_id,
+    price_of,
+    settlement_postings,
+    work_postings,
+)
 
 PRICE = Price("chat", 150_000, 75_000, 600_000, 2_000_000_000, 300_000)
 DONE = Settlement("q1", 5, "a", "p", "k", "chat", "rel", "r1", "chat.completions", Outcome.OK, 200)
@@ -81,3 +89,30 @@ def test_reasoning_has_a_price_of_its_own_where_one_is_written() -> None:
     assert amounts(done)["micros:USD"] == 30
     dear = replace(PRICE, reasoning_micros_per_mtok=6_000_000)
     assert amounts(done, dear)["micros:USD"] == (30 * 600_000 + 20 * 6_000_000) // 1_000_000
+
+
+def test_an_hour_costs_what_its_type_does_and_every_other_type_the_rest() -> None:
+    """Two H200 and one A100 for an hour each; then a type that has no price of its own; then none known."""
+    book = [
+        Price(
+            "*", accelerator_hour_micros=1_000_000, type_hour_micros=(("a100", 500_000), ("h200", 2_000_000))
+        ),
+        Price("*", accelerator_hour_micros=9_000_000, from_us=10),
+    ]
+    used = WorkUsage(accelerator_us=3 * 3_600_000_000)
+
+    def money(held: tuple[tuple[str, int], ...], at_us: int = 9) -> int:
+        charge = ChargeWork("l-1", "a", "p", "train", "chat", used, held)
+        return {one.unit: one.amount for one in work_postings(charge, book, at_us)}["micros:USD"]
+
+    assert money((("a100", 1), ("h200", 2))) == 4_500_000
+    assert money((("h200", 3),)) == 6_000_000
+    assert money((("b200", 3),)) == money(()) == 3_000_000
+    assert money((("h200", 3),), at_us=10) == 27_000_000
+
+
+def test_a_plan_counts_with_the_price_of_all_that_begins_last() -> None:
+    assert price_ahead([]) is None
+    old, new, other = Price("*", 1), Price("*", 2, from_us=5), Price("chat", 3, from_us=9)
+    assert price_ahead([other, old, new]) == new
+    assert price_ahead([other, Price("code")]) == other

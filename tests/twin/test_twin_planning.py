@@ -101,6 +101,19 @@ def test_a_forecast_has_numbers_with_errors_losses_and_a_digest(folder):
     assert found["digest"].startswith("sha256:")
 
 
+def test_an_hour_costs_what_the_type_does_from_the_last_date_on(folder):
+    """Nothing but the price differs, and 16 H200 are there all the time."""
+    once = json.loads(call("--traffic", "noon.yaml", "--json").stdout)
+    typed = "{h200-sxm: 5 USD, a100-sxm-80gb: 1 USD, '*': 3 USD}"
+    later = f"---\n{{kind: price, model: '*', from: 2026-01-01, kwh: 0.1 USD, accelerator_hour: {typed}}}\n"
+    (folder / "factory.yaml").write_text(FACTORY + later)
+    found = json.loads(call("--traffic", "noon.yaml", "--json").stdout)
+    assert found["accelerator_micros_per_mtok"] == pytest.approx(
+        2.5 * once["accelerator_micros_per_mtok"], abs=3
+    )
+    assert found["energy_micros_per_mtok"] == once["energy_micros_per_mtok"]
+
+
 def test_the_report_loads_nothing_and_names_every_plot(folder):
     assert call("--traffic", "noon.yaml", "--report", "out.html").exit_code == 0
     page = Path("out.html").read_text()

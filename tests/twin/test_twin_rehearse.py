@@ -212,6 +212,18 @@ def test_same_seed_same_digest_under_any_hash_seed(tmp_path):
     assert rehearse(EMPTY, factory, seed=4).digest != rehearse(EMPTY, factory, seed=3).digest
 
 
+def test_accelerators_cost_what_their_type_does():
+    """The same factory costs twice as much an hour where only its type's price is twice the other."""
+    plain = rehearse(EMPTY, factory_of(RACKS)).cost_micros_per_mtok.value
+    hours = "{h200-sxm: 4 USD, '*': 9 USD}"
+    typed = rehearse(
+        EMPTY, factory_of(RACKS.replace("accelerator_hour: 2 USD", f"accelerator_hour: {hours}"))
+    )
+    rest = rehearse(EMPTY, factory_of(RACKS.replace("accelerator_hour: 2 USD", "accelerator_hour: 0 USD")))
+    energy = rest.cost_micros_per_mtok.value
+    assert typed.cost_micros_per_mtok.value - energy == pytest.approx(2 * (plain - energy), rel=1e-6)
+
+
 def test_reports_agree():
     forecast = rehearse(EMPTY, factory_of(RACKS))
     plain = report.to_json(forecast)

@@ -8,7 +8,8 @@ there is no room.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 from tokenmill.control.draft import Draft
 from tokenmill.control.job_bounds import LONGEST_US
@@ -19,7 +20,7 @@ from tokenmill.domain.effects import ChargeWork
 from tokenmill.domain.errors import ConflictError, NotFoundError, RefusedError
 from tokenmill.domain.events import LeaseReleased, LeaseRequested
 from tokenmill.domain.factory import Resources, Tenant
-from tokenmill.domain.work import Lease, WorkUsage
+from tokenmill.domain.work import Lease, NodeState, WorkUsage
 from tokenmill.policy.lacks import explain
 from tokenmill.policy.place import Demand, Placement
 
@@ -45,7 +46,19 @@ def end_all(draft: Draft, owner: str, kind: str, model: str, usage: WorkUsage, n
     ended = draft.release(owner, now_us)
     if ended:
         first = ended[0]
-        draft.effects.append(ChargeWork(first.id, first.tenant, first.project, kind, model, usage))
+        held = types_held(ended, draft.nodes)
+        draft.effects.append(ChargeWork(first.id, first.tenant, first.project, kind, model, usage, held))
+
+
+def types_held(leases: Iterable[Lease], nodes: Mapping[str, NodeState]) -> tuple[tuple[str, int], ...]:
+    """How many accelerators of which type, by name; one that its node has no longer is of the type ``""``."""
+    held: Counter[str] = Counter()
+    for lease in leases:
+        if lease.accelerators:
+            known = nodes.get(lease.node)
+            kinds = {one.id: one.kind for one in known.node.accelerators} if known is not None else {}
+            held.update(kinds.get(name, "") for name in lease.accelerators)
+    return tuple(sorted(held.items()))
 
 
 def demand_of(event: LeaseRequested, tenants: Mapping[str, Tenant]) -> Demand:

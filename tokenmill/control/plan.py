@@ -146,6 +146,7 @@ def _amounts(price: Price) -> dict[str, str]:
         "output": price.output_micros_per_mtok,
         "reasoning": price.reasoning_micros_per_mtok,
         "accelerator_hour": price.accelerator_hour_micros,
+        **{f"accelerator_hour of {kind}": micros for kind, micros in price.type_hour_micros},
         "kwh": price.kwh_micros,
     }
     return {name: format_money(micros, price.currency) for name, micros in amounts.items() if micros}

@@ -91,6 +91,7 @@ class ChargeWork:
     kind: str  # serve, train, evaluate, command, lease
     model: str
     usage: WorkUsage
+    held: tuple[tuple[str, int], ...] = ()  # accelerators by type; they share the time of ``usage``
 
 
 @value

@@ -157,11 +157,21 @@ class Price:
     input_micros_per_mtok: int = 0
     cached_micros_per_mtok: int = 0
     output_micros_per_mtok: int = 0
-    accelerator_hour_micros: int = 0
+    accelerator_hour_micros: int = 0  # of types that have none of their own
     kwh_micros: int = 0
     currency: str = "USD"
     from_us: int = 0
     reasoning_micros_per_mtok: int | None = None  # None is as output
+    type_hour_micros: tuple[tuple[str, int], ...] = ()  # of an accelerator's type, by name
+
+    def hour_micros(self, kind: str) -> int:
+        """Of one accelerator of this type, for an hour."""
+        return dict(self.type_hour_micros).get(kind, self.accelerator_hour_micros)
+
+    @property
+    def hours_cost(self) -> bool:
+        """Whether any accelerator's time costs anything."""
+        return any((self.accelerator_hour_micros, *(micros for _, micros in self.type_hour_micros)))
 
 
 @value

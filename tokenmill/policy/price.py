@@ -35,6 +35,20 @@ def price_of(prices: Iterable[Price], *names: str, at_us: int = 0) -> Price:
     return FREE
 
 
+def price_ahead(prices: Sequence[Price]) -> Price | None:
+    """What a plan counts with: the last to begin of the prices of ``*``, else of the first name."""
+    if not prices:
+        return None
+    every = any(price.model == "*" for price in prices)
+    name = "*" if every else prices[0].model
+    return price_of(prices, name, at_us=max(price.from_us for price in prices))
+
+
+def hour_micros(price: Price, held: Iterable[tuple[str, int]]) -> int:
+    """What an hour of these accelerators, type and number, costs at ``price``."""
+    return sum(count * price.hour_micros(kind) for kind, count in held)
+
+
 def book_of(prices: Sequence[Price], *names: str) -> tuple[Price, ...]:
     """Every price that ``names`` have over time, by ``from_us``: each is valid until the next one begins."""
     starts = {0, *(price.from_us for price in prices if price.model in (*names, "*"))}
@@ -117,15 +131,20 @@ def settlement_postings(settlement: Settlement, price: Price) -> tuple[Posting, 
 
 
 def work_postings(charge: ChargeWork, prices: Sequence[Price], at_us: int) -> tuple[Posting, ...]:
-    """Postings of what one lease used. Work of the factory itself (no tenant) costs no money."""
+    """Postings of what one lease used. Work of the factory itself (no tenant) costs no money.
+
+    Accelerators of several types are charged for equal parts of the time.
+    """
     usage = charge.usage
     price = price_of(prices, charge.model, at_us=at_us)
-    exact = usage.accelerator_us * price.accelerator_hour_micros + usage.energy_mj * price.kwh_micros
+    held = charge.held or (("", 1),)
+    count = sum(number for _, number in held)
+    exact = usage.accelerator_us * hour_micros(price, held) + usage.energy_mj * price.kwh_micros * count
     amounts = (
         ("accelerator_us", usage.accelerator_us),
         ("cpu_us", usage.cpu_us),
         ("energy_mj", usage.energy_mj),
-        (f"micros:{price.currency}", _half_up(exact, PER_HOUR) if charge.tenant else 0),
+        (f"micros:{price.currency}", _half_up(exact, PER_HOUR * count) if charge.tenant else 0),
     )
     debit = f"tenant/{charge.tenant}/{charge.project}" if charge.tenant else f"factory/{charge.model}"
     return tuple(

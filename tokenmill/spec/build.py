@@ -80,7 +80,7 @@ def currencies(document: docs.PriceDocument) -> tuple[str, ...]:
     """Every currency that a price names, in the order of its fields."""
     amounts = (
         *(document.input, document.cached, document.output, document.reasoning),
-        *(document.accelerator_hour, document.kwh),
+        *(*document.accelerator_hour.values(), document.kwh),
     )
     named = [amount[1] for amount in amounts if amount is not None and amount[1]]
     return tuple(dict.fromkeys([*named, *([document.currency] if document.currency else [])]))
@@ -92,11 +92,14 @@ def price(document: docs.PriceDocument) -> nouns.Price:
         input_micros_per_mtok=document.input[0],
         cached_micros_per_mtok=(document.cached or document.input)[0],
         output_micros_per_mtok=document.output[0],
-        accelerator_hour_micros=document.accelerator_hour[0],
+        accelerator_hour_micros=document.accelerator_hour.get("*", (0, ""))[0],
         kwh_micros=document.kwh[0],
         currency=next(iter(currencies(document)), "USD"),
         from_us=document.valid_from,
         reasoning_micros_per_mtok=document.reasoning[0] if document.reasoning else None,
+        type_hour_micros=tuple(
+            sorted((kind, money[0]) for kind, money in document.accelerator_hour.items() if kind != "*")
+        ),
     )
 
 

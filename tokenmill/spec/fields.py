@@ -173,6 +173,8 @@ def _index(value: object) -> int:
 
 
 def _money(value: object) -> tuple[int, str]:
+    if isinstance(value, tuple):  # read before, as the price of every type
+        return value
     try:
         micros, currency = units.parse_money(value)
     except UsageError as error:
@@ -205,3 +207,9 @@ Index = Annotated[
 Pue = Annotated[int, BeforeValidator(_pue), WithJsonSchema({"type": "number", "minimum": 1, "maximum": 5})]
 Ramp = Annotated[tuple[int, int], BeforeValidator(_ramp), WithJsonSchema(_RAMP_SCHEMA)]
 Money = Annotated[tuple[int, str], BeforeValidator(_money), WithJsonSchema(_MONEY_SCHEMA)]
+TypePrices = Annotated[
+    dict[str, Money],
+    BeforeValidator(lambda value: value if isinstance(value, dict) else {"*": _money(value)}),
+    WithJsonSchema({"anyOf": [_MONEY_SCHEMA, {"type": "object", "additionalProperties": _MONEY_SCHEMA}]}),
+]
+"""One amount for every type, ``*``, or an amount for each type by its name."""

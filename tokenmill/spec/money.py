@@ -16,6 +16,7 @@ from tokenmill.spec.fields import (
     PerDay,
     PerMinute,
     PriceTarget,
+    TypePrices,
     choice,
 )
 from tokenmill.spec.strict import Strict
@@ -61,7 +62,10 @@ class PriceDocument(Strict):
         alias="from",
         description="Holds for requests admitted from then on, until a later price of the model begins.",
     )
-    accelerator_hour: Money = Field(default=(0, ""), description="Per hour of one accelerator.")
+    accelerator_hour: TypePrices = Field(
+        default={"*": (0, "")},
+        description='Per hour of an accelerator, or by type: `{h200-sxm: 2 USD, "*": 1 USD}`, `*`: rest.',
+    )
     kwh: Money = Field(default=(0, ""), description="Per kilowatt-hour.")
     currency: Currency | None = Field(
         default=None, description="Currency of amounts that name none; else USD."

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tokenmill.domain.units import did_you_mean
 from tokenmill.spec import build
 from tokenmill.spec import documents as docs
-from tokenmill.spec.index import Index
+from tokenmill.spec.index import Index, in_catalogue
 from tokenmill.spec.source import FieldPath, Found
 from tokenmill.spec.validate import Entry
 
@@ -25,6 +25,16 @@ def price(document: docs.PriceDocument, entry: Entry, index: Index) -> list[Foun
         expected = f'a deployment, a model or "*": {", ".join(sorted(targets)[:20]) or "none is there"}'
         message = f"there is no deployment or model {document.model!r}"
         found.append(entry.found(("model",), message, expected, did_you_mean(document.model, targets)))
+    hours = document.accelerator_hour
+    for kind in hours:
+        if kind != "*":
+            path: FieldPath = ("accelerator_hour", kind)
+            found += in_catalogue(entry, path, "accelerator", kind, index.types.accelerators)
+    if "*" not in hours:
+        message = "has no price of accelerators of all other types"
+        found.append(
+            entry.found(("accelerator_hour",), message, "an amount for *", 'Add "*": 0 USD, or more.')
+        )
     for other in index.of("price").values():
         if other is entry:
             break

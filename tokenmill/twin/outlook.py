@@ -7,6 +7,7 @@ not seen; what was not calibrated says so. OEE is availability x performance x q
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,6 +15,7 @@ from tokenmill.control.why import why
 from tokenmill.domain.codec import digest_of
 from tokenmill.domain.factory import Price
 from tokenmill.domain.units import format_duration
+from tokenmill.policy.price import hour_micros, price_ahead
 from tokenmill.twin import floor_arrays as fa
 from tokenmill.twin.day_series import Minute
 from tokenmill.twin.engine_tables import basis
@@ -130,7 +132,7 @@ def outlook(asked: Question, day: FactoryDay, seed: int, seconds: float) -> Outl
     services = tuple(_service(asked, day, alias, seconds) for alias in range(len(asked.services)))
     made = sum(one.output_tokens for one in services)
     price = _price(asked.factory.prices)
-    held = sum(len(node.accelerators) for node in asked.factory.nodes)
+    held = Counter(one.kind for node in asked.factory.nodes for one in node.accelerators).items()
     worth = price is not None and made > 0
     return Outlook(
         factory=asked.factory.name,
@@ -150,7 +152,7 @@ def outlook(asked: Question, day: FactoryDay, seed: int, seconds: float) -> Outl
         energy_micros_per_mtok=round(day.joules / 3.6e6 * price.kwh_micros / made * 1e6)
         if price and worth
         else None,
-        accelerator_micros_per_mtok=round(held * seconds / 3600 * price.accelerator_hour_micros / made * 1e6)
+        accelerator_micros_per_mtok=round(seconds / 3600 * hour_micros(price, held) / made * 1e6)
         if price and worth
         else None,
         currency=price.currency if price else "",
@@ -284,9 +286,8 @@ def _never_up(asked: Question, day: FactoryDay) -> list[str]:
 
 
 def _price(prices: tuple[Price, ...]) -> Price | None:
-    """The price for all models, else the first; None unless it has energy and accelerators."""
-    known = [price for price in prices if price.kwh_micros and price.accelerator_hour_micros]
-    return next((price for price in known if price.model == "*"), known[0] if known else None)
+    """The price that is counted with; None unless it has energy and accelerators."""
+    return price_ahead([price for price in prices if price.kwh_micros and price.hours_cost])
 
 
 def _sum(parts: list[Estimate]) -> Estimate:

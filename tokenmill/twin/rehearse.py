@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tokenmill.control.deployments import same_engine
+from tokenmill.control.leases import types_held
 from tokenmill.control.nodes import all_joined
 from tokenmill.control.releases import fits, remote
 from tokenmill.control.state import State
@@ -20,6 +21,7 @@ from tokenmill.domain.errors import DataError
 from tokenmill.domain.factory import Deployment, Factory, Node
 from tokenmill.domain.table import AliasEntry
 from tokenmill.domain.work import JobStatus, Replica, ReplicaStatus
+from tokenmill.policy.price import hour_micros, price_ahead
 from tokenmill.spec.catalogue import catalogue
 from tokenmill.twin.calibrate import Calibration, cpu_embedded
 from tokenmill.twin.capacity import need_fit
@@ -332,14 +334,12 @@ def _watts(state: State, loads: dict[str, AliasLoad], duration_s: float) -> floa
 
 
 def _cost(state: State, factory: Factory, watts: float, tokens_per_s: float) -> Estimate | None:
-    """Energy and accelerator time per million output tokens, at the "*" price, else the first."""
-    if not factory.prices or tokens_per_s <= 0:
+    """Energy and accelerator time per million output tokens, at the price that is counted with."""
+    price = price_ahead(factory.prices)
+    if price is None or tokens_per_s <= 0 or not (price.kwh_micros or price.hours_cost):
         return None
-    price = next((p for p in factory.prices if p.model == "*"), factory.prices[0])
-    if not price.kwh_micros and not price.accelerator_hour_micros:
-        return None
-    accelerators = sum(len(lease.accelerators) for lease in state.leases.values())
-    hourly = watts / 1000 * price.kwh_micros + accelerators * price.accelerator_hour_micros
+    held = types_held(state.leases.values(), state.nodes)
+    hourly = watts / 1000 * price.kwh_micros + hour_micros(price, held)
     return Estimate(round(hourly / 3600 / tokens_per_s * 1e6, 3))
 
 
