@@ -114,6 +114,20 @@ def test_an_unknown_setting_is_refused(shell: Any, monkeypatch: pytest.MonkeyPat
     assert "TOKENMILL_PORT" in shell("status", code=2).stderr
 
 
+def test_ctrl_c_before_there_is_a_verb_ends_at_once() -> None:
+    code = (
+        "import os, signal, sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'typer': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "from tokenmill.cli import main\n"
+        "main(['--version'])\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"", b"")
+
+
 def test_ctrl_c_says_what_goes_on(
     shell: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -146,8 +145,3 @@ def tokenmill(
     ] = False,
 ) -> None:
     """Options before the verb."""
-
-
-def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line and exit with its code."""
-    app(args)
