@@ -25,6 +25,7 @@ from tokenmill.gateway.body import (
     prefix_blocks,
     read_body,
 )
+from tokenmill.gateway.embedded import WITHHELD
 from tokenmill.gateway.errors import ApiError, from_engine, refusal
 
 USER = {"role": "user", "content": "hello"}
@@ -52,6 +53,19 @@ def alias(kind: str = "chat") -> AliasEntry:
             CHAT,
             {"model": "m", "messages": [{"role": "user", "content": [{"type": "text"}]}]},
             "messages[0].content[0].text",
+        ),
+        *(
+            (
+                CHAT,
+                {"model": "m", "messages": [{"role": "user", "content": [part]}]},
+                f"messages[0].content[0].{name}",
+            )
+            for name in ("image_url", "audio_url", "video_url")
+            for part in (
+                {name: "http://169.254.169.254/"},
+                {name: {"url": "file:///etc/passwd"}, "type": "text", "text": "hi"},
+                {"type": name},
+            )
         ),
         (CHAT, {"model": "m", "messages": [USER], "max_tokens": 10**12}, "max_tokens"),
         (CHAT, {"model": "m", "messages": [USER], "stop": 5}, "stop"),
@@ -165,7 +179,15 @@ def test_what_an_engine_reads_over_is_refused() -> None:
         with pytest.raises(ApiError) as refused:
             check_engine(asked, replace(alias(), endpoints=(own,)))
         assert (refused.value.code, refused.value.param) == ("unsupported_parameter", name)
-    usual = {**completion, "echo": False, "suffix": None, "best_of": 1}
+    for value in (0, False, [], [{"id": 0, "scale": 0.0}], "x"):  # slot 0 and no adapter are values too
+        for document in (completion, talk):
+            for name in WITHHELD:
+                asked = read({**document, name: value}, COMPLETIONS if "prompt" in document else CHAT)
+                check_engine(asked, replace(alias(), endpoints=(counted,)))
+                with pytest.raises(ApiError) as refused:
+                    check_engine(asked, replace(alias(), endpoints=(own,)))
+                assert (refused.value.code, refused.value.param) == ("unsupported_parameter", name)
+    usual = {**completion, "echo": False, "suffix": None, "best_of": 1, "id_slot": None, "top_k": 5}
     check_engine(read(usual, COMPLETIONS), replace(alias(), endpoints=(own,)))
 
 
@@ -173,6 +195,11 @@ def test_what_an_engine_reads_over_is_refused() -> None:
     ("more", "param"),
     [
         ({"logprobs": True, "top_logprobs": 40_000}, "top_logprobs"),
+        ({"repeat_last_n": 2**31 - 1}, "repeat_last_n"),
+        ({"dry_penalty_last_n": 2**31 - 1, "dry_multiplier": 1}, "dry_penalty_last_n"),
+        ({"reasoning_format": "bogus"}, "reasoning_format"),
+        ({"reasoning_format": ""}, "reasoning_format"),
+        ({"reasoning_format": ["none"]}, "reasoning_format"),
         ({"response_format": "json"}, "response_format"),
         ({"response_format": {"type": "yaml"}}, "response_format"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),

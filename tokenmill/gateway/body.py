@@ -36,6 +36,9 @@ TOKENS_MOST = 2**31 - 1  # what engines count in
 CHARS_PER_TOKEN = 4
 """Rule of thumb for English text in byte-pair vocabularies; for reservations and marked estimates."""
 
+FETCHED = ("image_url", "audio_url", "video_url")
+"""Fields of a content part in which an engine takes an address."""
+
 NESTED = 200
 """A body with no more brackets than this is not nested too deep for orjson to write, which is at 254."""
 
@@ -284,19 +287,24 @@ def _check_messages(document: dict[str, Any]) -> None:
 
 
 def _check_parts(parts: list[Any], where: str) -> None:
-    """Images come in the request: an engine that fetched addresses would do so from inside the factory."""
+    """Images and sounds come in the request: an engine that fetched addresses would do so from inside the
+    factory. The field tells, not the type: engines read a part without one by its field.
+    """
     for number, part in enumerate(parts):
         if not isinstance(part, dict):
             raise bad_request("Every content part must be an object.", f"{where}[{number}]")
         if part.get("type") == "text" and not isinstance(part.get("text"), str):
             raise bad_request("A part of type 'text' must have a 'text'.", f"{where}[{number}].text")
-        if part.get("type") != "image_url":
-            continue
-        image = part.get("image_url")
-        url = image.get("url") if isinstance(image, dict) else image
-        if not isinstance(url, str) or not url.startswith("data:"):
-            message = "An image must be a data URL, such as data:image/png;base64,...; nothing is fetched."
-            raise bad_request(message, f"{where}[{number}].image_url")
+        for name in FETCHED:
+            if name in part or part.get("type") == name:
+                _check_address(part.get(name), f"{where}[{number}].{name}")
+
+
+def _check_address(said: Any, where: str) -> None:
+    url = said.get("url") if isinstance(said, dict) else said
+    if not isinstance(url, str) or not url.startswith("data:"):
+        message = f"'{where}' must be a data URL, such as data:image/png;base64,...; nothing is fetched."
+        raise bad_request(message, where)
 
 
 def _check_prompt(document: dict[str, Any], name: str) -> None:

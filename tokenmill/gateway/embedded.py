@@ -1,6 +1,7 @@
 """What llama.cpp, the embedded engine, is not asked: what it would not count, fail at, or read over.
 
-Nothing is sent or changed here. Fields that only it knows pass, but for those that go round a limit.
+Nothing is sent or changed here. Fields that only it knows pass, but for those that go round a limit or
+reach into what all who share an engine share: its slots, adapters and cache.
 """
 
 from __future__ import annotations
@@ -36,6 +37,24 @@ INSTEAD = {
 }
 """Its own names for what is counted and bounded by another, and OpenAI's old ones."""
 
+WITHHELD = (
+    *("id_slot", "lora", "n_cache_reuse"),
+    *("verbose", "sse_ping_interval"),
+    *("chat_format", "chat_parser", "generation_prompt", "parse_tool_calls", "preserved_tokens"),
+    *("grammar_lazy", "grammar_triggers", "reasoning_control", "reasoning_budget_tokens"),
+    *("reasoning_budget_start_tag", "reasoning_budget_end_tag", "reasoning_budget_end_tags"),
+    "reasoning_budget_message",
+)
+"""Whatever their value: whose slot and adapter are used, reuse of what others' texts left in the cache, its
+settings and prompt in the answer, pings by which a silent engine is known, and what its chat templates tell
+it about themselves."""
+
+LOOK_BACK = ("repeat_last_n", "dry_penalty_last_n")
+LOOK_BACK_MOST = 1 << 20
+"""Tokens. It sets aside some bytes for each, whether there are so many or not."""
+
+REASONING_FORMATS = ("none", "auto", "deepseek", "deepseek-legacy")
+
 
 def check_embedded(alias: str, endpoint: str, document: dict[str, Any]) -> None:
     """Raise ``ApiError`` 400 that names the field. The document is checked for what all engines need."""
@@ -44,12 +63,29 @@ def check_embedded(alias: str, endpoint: str, document: dict[str, Any]) -> None:
         if said not in (None, False, "", []) and not (name == "best_of" and said == 1):
             hint = f"use '{INSTEAD[name]}'" if name in INSTEAD else "leave it out"
             raise _unsupported(f"The engine of `{alias}` has no '{name}'; {hint}.", name)
-    for name in ("logprobs", "top_logprobs"):
-        said = document.get(name)
-        if isinstance(said, int | float) and not 0 <= said <= LOGPROBS_MOST:
-            raise bad_request(f"'{name}' must be from 0 to {LOGPROBS_MOST}.", name)
+    if not document.keys().isdisjoint(WITHHELD):
+        _check_withheld(alias, document)
+    _check_bounds(document, ("logprobs", "top_logprobs"), LOGPROBS_MOST)
+    _check_bounds(document, LOOK_BACK, LOOK_BACK_MOST)
+    if document.get("reasoning_format") not in (None, *REASONING_FORMATS):
+        text = f"'reasoning_format' must be {', '.join(REASONING_FORMATS)}."
+        raise bad_request(text, "reasoning_format")
     if endpoint == "chat.completions":
         _check_chat(alias, document)
+
+
+def _check_withheld(alias: str, document: dict[str, Any]) -> None:
+    for name in WITHHELD:
+        if document.get(name) is not None:
+            text = f"'{name}' of the engine of `{alias}` is not a tenant's to set; leave it out."
+            raise _unsupported(text, name)
+
+
+def _check_bounds(document: dict[str, Any], names: tuple[str, ...], most: int) -> None:
+    for name in names:
+        said = document.get(name)
+        if isinstance(said, int | float) and not 0 <= said <= most:
+            raise bad_request(f"'{name}' must be from 0 to {most}.", name)
 
 
 def _check_chat(alias: str, document: dict[str, Any]) -> None:
