@@ -148,8 +148,28 @@ def test_the_form_is_one_call_of_a_function_allowed_with_its_arguments() -> None
     assert not fits("required", "clocks", {})
     assert fits(NAMED, "clock", {})
     assert not fits(NAMED, "weather", rome)
-    assert fits(allowed("required", CLOCK), "clock", {"any": 1})
+    assert fits(allowed("required", CLOCK), "clock", {})
+    assert not fits("required", "clock", {"any": 1})
     assert not fits(allowed("required", CLOCK), "weather", rome)
+
+
+def test_several_calls_are_a_list_where_they_are_asked_for() -> None:
+    call = {"name": "clock", "arguments": {}}
+
+    def fits(said: Any, choice: Any = "required", parallel: bool | None = True) -> bool:
+        body = sent(tools=[WEATHER, CLOCK], tool_choice=choice, parallel_tool_calls=parallel)
+        schema = body["response_format"]["json_schema"]["schema"]
+        return jsonschema.Draft202012Validator(schema).is_valid(said)
+
+    assert fits([call, {"name": "weather", "arguments": {"at": {"city": "Rome"}}}])
+    assert not fits([call, {"name": "weather", "arguments": {"at": {"city": 1}}}])
+    assert not fits([])
+    assert not fits([call] * 17)
+    for parallel in (None, False):
+        assert fits(call, parallel=parallel)
+        assert not fits([call], parallel=parallel)
+    assert fits(call, NAMED)
+    assert fits([call], allowed("required", CLOCK))
 
 
 def events(pieces: list[str], finish: str) -> bytes:
@@ -161,20 +181,29 @@ def events(pieces: list[str], finish: str) -> bytes:
     return b"".join([*said, chunk({}, finish), b"data: [DONE]\n\n"])
 
 
-def joined(stream: bytes) -> tuple[str, str, str | None]:
-    """Name, arguments and the end, as clients put them together."""
-    name, arguments, finish = "", "", None
+def put_together(stream: bytes) -> tuple[list[list[str]], str | None]:
+    """Name and arguments of each call and the end, as clients put them together."""
+    calls: list[list[str]] = []
+    finish = None
     for line in stream.split(b"\n\n"):
         if not line.startswith(b"data: {"):
             continue
         (choice,) = json.loads(line[6:])["choices"]
         assert not choice["delta"].get("content")
         for part in choice["delta"].get("tool_calls", ()):
-            assert part["index"] == 0
             assert ("id" in part) == ("name" in part["function"])
-            name += part["function"].get("name", "")
-            arguments += part["function"]["arguments"]
+            if "id" in part:
+                assert part["index"] == len(calls)
+                calls.append([part["function"]["name"], ""])
+            calls[part["index"]][1] += part["function"]["arguments"]
         finish = choice["finish_reason"] or finish
+    return calls, finish
+
+
+def joined(stream: bytes) -> tuple[str, str, str | None]:
+    calls, finish = put_together(stream)
+    assert len(calls) <= 1
+    name, arguments = calls[0] if calls else ("", "")
     return name, arguments, finish
 
 
@@ -183,6 +212,21 @@ def test_a_stream_becomes_the_call_however_it_is_cut(size: int) -> None:
     pieces = [SAID[at : at + size] for at in range(0, len(SAID), size)]
     assert joined(ForcedCall().feed(events(pieces, "stop"))) == ("weather", GIVEN, "tool_calls")
     assert joined(ForcedCall().feed(events(pieces, "length"))) == ("weather", GIVEN, "tool_calls")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_a_list_becomes_its_calls_however_it_is_cut(size: int) -> None:
+    odd = '{"at": {"city": "}, {\\"name\\": [ \\\\"}, "unit" : [ ] }'
+    calls = [["weather", GIVEN], ["weather", odd], ["clock", "{}"]]
+    said = " [" + " ,\n".join(f'{{"name": "{name}", "arguments": {given} }}' for name, given in calls) + "]"
+    pieces = [said[at : at + size] for at in range(0, len(said), size)]
+    assert put_together(ForcedCall().feed(events(pieces, "stop"))) == (calls, "tool_calls")
+    assert put_together(ForcedCall().feed(events(pieces[:-1], "length")))[1] == "length"
+    answer = {"choices": [{"message": {"role": "assistant", "content": said}, "finish_reason": "stop"}]}
+    (choice,) = json.loads(ForcedCall().whole(orjson.dumps(answer)))["choices"]
+    found = choice["message"]["tool_calls"]
+    assert [[call["function"]["name"], call["function"]["arguments"]] for call in found] == calls
+    assert len({call["id"] for call in found}) == 3
 
 
 def test_what_was_cut_off_is_no_more_than_was_said() -> None:
@@ -212,6 +256,17 @@ def test_a_schema_that_cannot_be_used_is_said_without_the_template() -> None:
     error = from_engine(400, body, 4096)
     assert error.status == 400
     assert error.message.endswith("cannot be used: JSON schema error at #/a: unrecognized type x")
+
+
+def test_a_functions_schema_that_cannot_be_used_is_named_where_the_client_wrote_it() -> None:
+    """The place is that in our schema for the answer, which the client never sees."""
+    tools = [WEATHER, {"type": "function", "function": {"name": "b", "parameters": {"$ref": "#/$defs/no"}}}]
+    schema = sent(tools=tools, tool_choice={"type": "function", "function": {"name": "b"}})
+    (place,) = schema["response_format"]["json_schema"]["schema"]["$defs"]
+    body = orjson.dumps({"error": {"message": f"x. JSON schema error at #/$defs/{place}/items: no type y"}})
+    error = from_engine(400, body, 4096)
+    assert error.param == "tools[1].function.parameters"
+    assert error.message.endswith("used: JSON schema error at tools[1].function.parameters/items: no type y")
 
 
 def test_through_the_gateway_the_engines_counts_stay(tmp_path: Path) -> None:

@@ -122,6 +122,17 @@ def test_a_call_that_is_asked_for_comes(client: openai.OpenAI) -> None:
     )
     assert responded.output[0].type == "function_call"
     assert json.loads(responded.output[0].arguments)["city"] in ("Riga", "Tallinn")
+    several = client.chat.completions.create(
+        **ask, tools=tools[1:], tool_choice="required", parallel_tool_calls=True, max_tokens=200
+    )
+    for call in several.choices[0].message.tool_calls or ():
+        assert call.function.name == LOOK["name"]
+    first = (several.choices[0].message.tool_calls or ())[0]
+    assert json.loads(first.function.arguments)["city"] in ("Riga", "Tallinn")
+    odd: Any = {"type": "function", "function": {"name": "b", "parameters": {"type": "objekt"}}}
+    with pytest.raises(openai.BadRequestError, match="objekt") as refused:
+        client.chat.completions.create(**ask, tools=[*tools, odd], tool_choice="required", max_tokens=9)
+    assert refused.value.param == "tools[2].function.parameters"
     cut = client.chat.completions.create(**ask, tools=tools, tool_choice="required", max_tokens=3)
     assert cut.choices[0].finish_reason == "length"
     assert cut.choices[0].message.tool_calls is None
@@ -138,6 +149,10 @@ def test_openai_is_told_what_the_engine_cannot_do(client: openai.OpenAI) -> None
     with pytest.raises(openai.BadRequestError) as shorter:
         client.embeddings.create(model="embed", input="rain", dimensions=10)
     assert (shorter.value.code, shorter.value.param) == ("unsupported_parameter", "dimensions")
+    for own in ({"id_slot": 0}, {"lora": [{"id": 0, "scale": 0.0}]}, {"reasoning_format": "x"}):
+        with pytest.raises(openai.BadRequestError) as shared:
+            client.chat.completions.create(model="smol", messages=SAY, max_tokens=2, extra_body=own)
+        assert shared.value.param == next(iter(own))
     sound: Any = {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}}
     with pytest.raises(openai.BadRequestError) as heard:
         client.chat.completions.create(model="smol", messages=[{"role": "user", "content": [sound]}])

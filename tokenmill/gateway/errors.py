@@ -31,6 +31,8 @@ _BLIND = re.compile(
 _SCHEMA = re.compile(r"JSON schema error at .*", re.DOTALL)
 """Behind what llama.cpp says of its templates, which is no help to who wrote the schema."""
 
+_OF_TOOL = re.compile(r"#/\$defs/(tools\[\d+\]\.function\.parameters)")
+"""Where the schema of a function stands in that of an answer that has to be a call (``tools``)."""
 
 _FIELD = re.compile(r"Field '(\w+)': (?:\[json\.exception\S+\] )?(.+)", re.DOTALL)
 """How llama.cpp says which field it cannot read."""
@@ -173,8 +175,10 @@ def from_engine_object(status: int, parsed: Any, context_tokens: int, field: str
         text = f"This model cannot {sense}. GET /v1/models lists the others."
         return ApiError(400, "unsupported_content", text, param="messages", reason=message)
     if (schema := _SCHEMA.search(message)) is not None:
-        text = f"A JSON schema of the request cannot be used: {schema[0]}"
-        return ApiError(400, "invalid_value", text, reason=message)
+        found = _OF_TOOL.search(schema[0])
+        told = _OF_TOOL.sub(r"\1", schema[0])
+        text = f"A JSON schema of the request cannot be used: {told}"
+        return ApiError(400, "invalid_value", text, param=found and found[1], reason=message)
     code, param = fields.get("code"), fields.get("param")
     if (named := _FIELD.match(message)) is not None:
         message, param = f"'{named[1]}': {named[2]}.", named[1]

@@ -1,7 +1,7 @@
-"""An answer that was held to the form of one call (``tools``) becomes that call, whole or as it streams.
+"""An answer that was held to the form of a call (``tools``) becomes that call, whole or as it streams.
 
-The text is ``{"name": "...", "arguments": {...}}``, with blanks as the engine likes. Its arguments go on as
-they come; braces at their end are held back, since one is that of the call. Counts stay the engine's.
+The text is ``{"name": "...", "arguments": {...}}``, or a list of such, with blanks as the engine likes.
+Arguments go on as they come; only blanks at their end are held back. Counts stay the engine's.
 """
 
 from __future__ import annotations
@@ -14,20 +14,23 @@ import orjson
 
 from tokenmill.gateway.calls import EVENTS
 
-_BEGIN = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*')
-_ENDS = " \t\r\n}"
+_BEGIN = re.compile(r'[\s\[,}]*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\S)')
+"""From the end of one call's arguments to where those of the next begin."""
 
 
 class ForcedCall:
-    """One answer's call, from its text."""
+    """One answer's calls, from its text."""
 
-    __slots__ = ("_id", "_said", "_sent", "_start")
+    __slots__ = ("_count", "_depth", "_escaped", "_open", "_quoted", "_said", "_scanned", "_sent")
 
     def __init__(self) -> None:
         self._said = ""
-        self._start = 0  # where the arguments begin; 0: not yet
-        self._sent = 0  # up to where they were passed on
-        self._id = f"call_{secrets.token_hex(12)}"
+        self._sent = 0  # up to where it was passed on
+        self._count = 0  # calls that have begun
+        self._open = False  # the last of them is in its arguments
+        self._scanned = 0  # up to where these were read,
+        self._depth = 0  # within so many brackets,
+        self._quoted = self._escaped = False  # and within a text
 
     def whole(self, body: bytes) -> bytes:
         """An answer that is no stream. One that was cut before its arguments began has no call."""
@@ -40,8 +43,7 @@ class ForcedCall:
             return body
         found = self._take(text or "")
         if found:
-            found[0]["function"]["arguments"] += self._rest()
-            message["tool_calls"] = [{k: v for k, v in found[0].items() if k != "index"}]
+            message["tool_calls"] = [{k: v for k, v in call.items() if k != "index"} for call in found]
         message["content"] = None
         choice["finish_reason"] = self._finish(choice.get("finish_reason"))
         return orjson.dumps(answer)
@@ -69,62 +71,64 @@ class ForcedCall:
         parts = self._take(text) if isinstance(text, str) else []
         if "role" in delta:
             delta["content"] = None
-        before = b""
-        finish = choice.get("finish_reason")
-        if finish is not None:
-            if rest := self._rest():
-                last = {**choice, "delta": {"tool_calls": [_more(rest)]}, "finish_reason": None}
-                before = _event_of({**_bare(chunk), "choices": [last]})
-            choice["finish_reason"] = self._finish(finish)
+        choice["finish_reason"] = self._finish(choice.get("finish_reason"))
         if parts:
             delta["tool_calls"] = parts
-        return before + _event_of(chunk)
+        return b"data: " + orjson.dumps(chunk) + b"\n\n"
 
     def _take(self, text: str) -> list[dict[str, Any]]:
-        """Parts of the call that more text gives."""
+        """Parts of the calls that more text gives, one at most of each call."""
         self._said += text
-        begins: dict[str, Any] | None = None
-        if not self._start:
-            found = _BEGIN.match(self._said)
-            if found is None or found.end() == len(self._said):
-                return []
-            self._start = self._sent = found.end()
-            function = {"name": orjson.loads(found[1]), "arguments": ""}
-            begins = {"index": 0, "id": self._id, "type": "function", "function": function}
-        end = max(self._sent, len(self._said.rstrip(_ENDS)))
-        piece, self._sent = self._said[self._sent : end], end
-        if begins is not None:
-            begins["function"]["arguments"] = piece
-            return [begins]
-        return [_more(piece)] if piece else []
+        parts: list[dict[str, Any]] = []
+        while True:
+            if not self._open:
+                found = _BEGIN.match(self._said, self._sent)
+                if found is None:
+                    return parts
+                parts.append(self._begin(orjson.loads(found[1]), found.end()))
+            end, over = self._read()
+            piece, self._sent = self._said[self._sent : end], end
+            if piece and parts:
+                parts[-1]["function"]["arguments"] += piece
+            elif piece:
+                parts.append({"index": self._count - 1, "function": {"arguments": piece}})
+            if not over:
+                return parts
+            self._open = False
 
-    def _complete(self) -> bool:
+    def _begin(self, name: str, at: int) -> dict[str, Any]:
+        self._open, self._depth = True, 0
+        self._sent = self._scanned = at
+        self._count += 1
+        call_id = f"call_{secrets.token_hex(12)}"
+        function = {"name": name, "arguments": ""}
+        return {"index": self._count - 1, "id": call_id, "type": "function", "function": function}
+
+    def _read(self) -> tuple[int, bool]:
+        """Up to where the arguments of the open call are known, and whether they are over."""
+        said = self._said
+        for at in range(self._scanned, len(said)):
+            sign = said[at]
+            if self._escaped:
+                self._escaped = False
+            elif self._quoted:
+                self._escaped, self._quoted = sign == "\\", sign != '"'
+            elif sign == '"':
+                self._quoted = True
+            elif sign in "{[":
+                self._depth += 1
+            elif sign in "}]":
+                if not self._depth:  # the end of the call itself
+                    return max(self._sent, len(said[:at].rstrip())), True
+                self._depth -= 1
+        self._scanned = len(said)
+        return max(self._sent, len(said.rstrip())), False
+
+    def _finish(self, reason: Any) -> Any:
+        if reason is None or not self._count:
+            return reason
         try:
             orjson.loads(self._said)
         except orjson.JSONDecodeError:
-            return False
-        return bool(self._start)
-
-    def _rest(self) -> str:
-        """What was held back of the arguments, less the end of the call."""
-        if not self._start:
-            return ""
-        rest = self._said[self._sent :].rstrip()
-        self._sent = len(self._said)
-        return rest[:-1].rstrip() if self._complete() else rest
-
-    def _finish(self, reason: Any) -> Any:
-        return "tool_calls" if self._complete() else reason
-
-
-def _more(arguments: str) -> dict[str, Any]:
-    return {"index": 0, "function": {"arguments": arguments}}
-
-
-def _bare(chunk: dict[str, Any]) -> dict[str, Any]:
-    """A chunk without counts, which belong to its last."""
-    return {key: value for key, value in chunk.items() if key not in ("usage", "timings")}
-
-
-def _event_of(chunk: dict[str, Any]) -> bytes:
-    return b"data: " + orjson.dumps(chunk) + b"\n\n"
+            return reason
+        return "tool_calls"

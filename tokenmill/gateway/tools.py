@@ -2,7 +2,7 @@
 
 llama.cpp takes ``required`` and a named function as a wish: the model may say anything before its call, and a
 small one never comes to it. So such a request goes to it as one for an answer of a JSON schema, which is one
-call of a function allowed, and ``forced`` makes of that answer the call that the client asked for.
+call of a function allowed, or a list of calls, and ``forced`` makes of that answer what the client asked for.
 """
 
 from __future__ import annotations
@@ -13,6 +13,12 @@ from tokenmill.domain.tool_text import CALL_FIRST
 from tokenmill.gateway.errors import bad_request
 
 CHOICES = ("none", "auto", "required")
+CALLS_MOST = 16
+"""Of one answer that is held to calls."""
+
+
+NONE = {"type": "object", "additionalProperties": False}
+"""The parameters of a function that states none, which is one without parameters to OpenAI."""
 
 
 def check_tools(document: dict[str, Any]) -> None:
@@ -50,35 +56,39 @@ def must_call(document: dict[str, Any]) -> bool:
 def embedded_changes(document: dict[str, Any]) -> dict[str, Any]:
     """What to change for llama.cpp, so that its answer is of the functions that may be called."""
     choice, tools = document.get("tool_choice"), document.get("tools") or []
-    allowed = _allowed(choice, tools)
+    names = _allowed(choice, tools)
     if not must_call(document):
+        allowed = [tool for tool in tools if name_of(tool) in names]
         return {"tools": allowed, "tool_choice": "auto"} if isinstance(choice, dict) else {}
+    one = isinstance(choice, dict) and choice["type"] == "function"
+    several = document.get("parallel_tool_calls") is True and not one
+    schema = _schema({n: tool["function"] for n, tool in enumerate(tools) if name_of(tool) in names}, several)
     return {
         "tool_choice": "auto",
-        "response_format": {
-            "type": "json_schema",
-            "json_schema": {"name": "call", "schema": _schema(allowed)},
-        },
+        "response_format": {"type": "json_schema", "json_schema": {"name": "call", "schema": schema}},
         "chat_template_kwargs": {**(document.get("chat_template_kwargs") or {}), CALL_FIRST: True},
     }
 
 
-def _schema(tools: list[dict[str, Any]]) -> dict[str, Any]:
-    """One call: a name and the arguments that belong to it, in this order."""
-    calls = {}
-    for number, tool in enumerate(tools):
-        function = tool["function"]
-        place = f"#/$defs/{number}/properties/arguments"
-        calls[str(number)] = {
-            "type": "object",
-            "properties": {
-                "name": {"const": function["name"]},
-                "arguments": _moved(function.get("parameters") or {"type": "object"}, place),
-            },
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-    return {"anyOf": [{"$ref": f"#/$defs/{name}"} for name in calls], "$defs": calls}
+def _schema(functions: dict[int, dict[str, Any]], several: bool) -> dict[str, Any]:
+    """One call: a name and the arguments that belong to it, in this order. Or a list of such."""
+    calls, parameters = [], {}
+    for number, function in functions.items():
+        field = f"tools[{number}].function.parameters"
+        place = f"#/$defs/{field}"
+        parameters[field] = _moved(function.get("parameters") or NONE, place)
+        calls.append(
+            {
+                "type": "object",
+                "properties": {"name": {"const": function["name"]}, "arguments": {"$ref": place}},
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
+            }
+        )
+    if several:
+        many = {"type": "array", "items": {"anyOf": calls}, "minItems": 1, "maxItems": CALLS_MOST}
+        return {**many, "$defs": parameters}
+    return {"anyOf": calls, "$defs": parameters}
 
 
 def _moved(schema: Any, place: str) -> Any:
@@ -94,12 +104,11 @@ def _moved(schema: Any, place: str) -> Any:
     return moved
 
 
-def _allowed(choice: Any, tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _allowed(choice: Any, tools: list[dict[str, Any]]) -> set[str]:
     if not isinstance(choice, dict):
-        return tools
+        return {name_of(tool) for tool in tools}
     listed = [choice] if choice["type"] == "function" else choice["allowed_tools"]["tools"]
-    names = {name_of(tool) for tool in listed}
-    return [tool for tool in tools if tool["function"]["name"] in names]
+    return {name_of(tool) for tool in listed}
 
 
 def name_of(tool: dict[str, Any]) -> str:
