@@ -7,6 +7,7 @@ from control_mill import GPU, SMALL, Mill, chat, factory
 
 from tokenmill.control.core import check
 from tokenmill.control.why import why
+from tokenmill.control.why_waiting import Briefly
 from tokenmill.domain import events as ev
 from tokenmill.domain.effects import ChargeWork, StartJob, StopJob
 from tokenmill.domain.errors import ConflictError, NotFoundError, RefusedError
@@ -221,3 +222,36 @@ def test_why_knows_a_job_by_its_name(floor: Mill) -> None:
         floor.tell(ev.JobSubmitted, job, replace(SPEC, name="nightly"))
         floor.wait(1)
     assert why(floor.state, "nightly", floor.now).id == "new", "the last one of that name"
+
+
+def brief(mill: Mill, *names: str) -> list[str]:
+    briefly = Briefly(mill.state, mill.now)
+    return [briefly.job(mill.state.jobs[name]) for name in names]
+
+
+def test_a_list_says_in_a_sentence_why_each_job_waits(floor: Mill) -> None:
+    """What the floor lacks, then what a tenant may not, then what failed, and nothing of what runs."""
+    gpu = replace(GPU, cpu_millis=1)
+    floor.tell(ev.JobSubmitted, "most", replace(SPEC, workers=6, resources=gpu))
+    floor.tell(ev.JobSubmitted, "gang", replace(SPEC, workers=4, resources=gpu))
+    floor.tell(ev.JobSubmitted, "wide", replace(SPEC, resources=replace(gpu, accelerators=4)))
+    assert brief(floor, "most", "gang", "wide") == [
+        "",
+        "2 accelerators free, 4 asked",
+        "2 accelerators free, 4 asked",
+    ]
+    floor.tell(ev.JobSubmitted, "fat", replace(SPEC, resources=replace(SMALL, memory_bytes=15 << 30)))
+    assert brief(floor, "fat") == [
+        "no node has room for a worker: n0 has 13 GiB of memory free, 15 GiB asked",
+    ]
+    floor.tell(ev.JobStarted, "most", 1)
+    floor.tell(ev.JobExited, "most", 1, 1)
+    assert brief(floor, "most")[0].startswith("attempt 1 of 3 failed: ")
+    tenant = Tenant("a", (Project("p"),), limit=4)
+    floor.apply(factory(tenants=(tenant,)))
+    floor.tell(ev.JobSubmitted, "barred", replace(SPEC, workers=3, resources=gpu))
+    assert brief(floor, "barred") == ["tenant a holds 8 of at most 4 accelerators, 3 asked"]
+    for node in ("n0", "n1"):
+        floor.tell(ev.NodeLost, node)
+    floor.tell(ev.JobSubmitted, "cores", replace(SPEC, resources=SMALL))
+    assert brief(floor, "cores") == ["no node is alive"]

@@ -148,7 +148,7 @@ def test_bounds_of_tenants() -> None:
     view = Shares({"a": Holding(0, 0, 60), "b": Holding(0, 0, 10)}, {}, Holding(1, 1, 200), tenants)
     assert "holds 70 of at most 100" in refusal("a", 32, 130, view)
     assert refusal("a", 30, 130, view) == ""
-    assert "6 of 10 free accelerators are reserved" in refusal("a", 8, 10, view)
+    assert "10 accelerators free, 6 of them reserved" in refusal("a", 8, 10, view)
     assert refusal("b", 8, 10, view) == ""
     assert borrowed("a", view) == 20
     assert not within_guarantee("a", 1, view)

@@ -15,6 +15,7 @@ from tokenmill.control.deployments import wanted
 from tokenmill.control.state import State
 from tokenmill.control.table import is_asleep
 from tokenmill.control.why import pace_reasons
+from tokenmill.control.why_waiting import Briefly
 from tokenmill.domain.codec import to_plain
 from tokenmill.domain.factory import Deployment
 from tokenmill.domain.work import Alias, Job, Release, Replica, ReplicaStatus
@@ -52,7 +53,7 @@ def status_view(context: ApiContext) -> dict[str, Any]:
         "deployments": deployments,
         "lines": [line_view(state, context.runtime.progress, line, now_us) for line in state.factory.lines],
         "runs": [run_row(state, run, now_us) for _, run in sorted(state.runs.items())[-RECENT_RUNS:]][::-1],
-        "jobs": job_rows(context)[:RECENT_JOBS],
+        "jobs": job_rows(context, RECENT_JOBS),
         "throughput": {
             "tokens_per_s": last.tokens_per_s if last else 0.0,
             "requests_per_s": last.requests_per_s if last else 0.0,
@@ -108,8 +109,11 @@ def deployment_views(context: ApiContext) -> list[dict[str, Any]]:
     state = context.state
     why = {alias.name: alias.reason for alias in state.table.aliases}
     answers = context.runtime.stats.get("answers", {})
+    briefly = Briefly(state, context.now_us())
     return [
-        _deployment(state, deployment, why.get(deployment.name, ""), answers.get(deployment.name, (0, 0)))
+        _deployment(
+            state, deployment, why.get(deployment.name, ""), answers.get(deployment.name, (0, 0)), briefly
+        )
         for deployment in (*state.factory.deployments, *_own(state))
     ]
 
@@ -120,7 +124,7 @@ def _own(state: State) -> list[Deployment]:
 
 
 def _deployment(
-    state: State, deployment: Deployment, reason: str, answers: tuple[int, int]
+    state: State, deployment: Deployment, reason: str, answers: tuple[int, int], briefly: Briefly
 ) -> dict[str, Any]:
     alias = state.aliases.get(deployment.name)
     replicas = [
@@ -141,7 +145,7 @@ def _deployment(
         "wanted_replicas": wanted(deployment, state.scaling.get(deployment.name)),
         "ready_replicas": ready,
         "objective": _objective(deployment, *answers),
-        "replicas": [_replica(replica) for replica in replicas],
+        "replicas": [_replica(replica, briefly) for replica in replicas],
         "asleep": alias is not None and is_asleep(state, deployment, alias),
         "reason": "" if ready else reason,
     }
@@ -162,14 +166,14 @@ def _kind(state: State, deployment: Deployment) -> str:
     return next((model.kind for model in state.factory.models if model.name == name), "chat")
 
 
-def _replica(replica: Replica) -> dict[str, Any]:
+def _replica(replica: Replica, briefly: Briefly) -> dict[str, Any]:
     return {
         "id": replica.id,
         "release": replica.release,
         "status": replica.status.value,
         "node": replica.node,
         "address": replica.address,
-        "reason": replica.reason,
+        "reason": briefly.replica(replica),
         "since_us": replica.since_us,
         "restarts": replica.restarts,
     }
@@ -211,15 +215,17 @@ def names_of(state: State) -> dict[str, str]:
     return jobs | {replica.id: replica.deployment for replica in state.replicas.values()}
 
 
-def job_rows(context: ApiContext) -> list[dict[str, Any]]:
-    """Jobs, those that have not ended first, each part newest first."""
+def job_rows(context: ApiContext, most: int | None = None) -> list[dict[str, Any]]:
+    """The first jobs, or all: those that have not ended first, each part newest first."""
     jobs = [job for _, job in sorted(context.state.jobs.items(), reverse=True)]
     jobs.sort(key=lambda job: job.status.ended)
-    return [job_view(context, job) for job in jobs]
+    briefly = Briefly(context.state, context.now_us())
+    return [job_view(context, job, briefly) for job in jobs[:most]]
 
 
-def job_view(context: ApiContext, job: Job) -> dict[str, Any]:
+def job_view(context: ApiContext, job: Job, briefly: Briefly | None = None) -> dict[str, Any]:
     now_us = context.now_us()
+    briefly = briefly or Briefly(context.state, now_us)
     live = not job.status.ended
     return {
         "id": job.id,
@@ -241,7 +247,7 @@ def job_view(context: ApiContext, job: Job) -> dict[str, Any]:
         "progress": dict(context.runtime.progress.get(job.id, {})) if live else {},
         "result": to_plain(job.result) if job.result else None,
         "usage": to_plain(job.usage),
-        "reason": job.reason,
+        "reason": briefly.job(job),
         "checkpoint": {
             "saved_us": job.saved_us,
             "interval_us": job.checkpoints.interval_us,

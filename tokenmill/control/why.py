@@ -16,7 +16,16 @@ from tokenmill.control.slow import spare_reason
 from tokenmill.control.state import State
 from tokenmill.control.table import is_asleep, reason_of
 from tokenmill.control.told import held
-from tokenmill.control.why_waiting import candidates, holders, kept, power, shape, turn
+from tokenmill.control.why_waiting import (
+    candidates,
+    demand_of,
+    demand_of_replica,
+    holders,
+    kept,
+    power,
+    shape,
+    turn,
+)
 from tokenmill.domain.codec import from_plain
 from tokenmill.domain.errors import NotFoundError
 from tokenmill.domain.factory import Deployment
@@ -100,10 +109,8 @@ def _job(state: State, job: Job, now_us: int) -> Explanation:
         rule = "A failed attempt is repeated after a back-off that doubles, at most a minute."
         reasons = [f"attempt {job.attempt} of {job.spec.max_attempts} failed: {job.reason}"]
         return Explanation(job.id, "job", "pending", rule, tuple(reasons), (), (f"{wait_s} s pass",))
-    tenant = state.index.tenants.get(job.spec.tenant)
-    demand = Demand(job.spec.resources, job.spec.workers, tenant.jurisdictions if tenant else ())
     reasons, changes = turn(state, job, now_us)
-    return _waiting(state, job.id, "job", demand, reasons, changes, now_us)
+    return _waiting(state, job.id, "job", demand_of(state, job), reasons, changes, now_us)
 
 
 def pace_reasons(state: State, job: Job, now_us: int) -> list[str]:
@@ -143,11 +150,8 @@ def _waiting(
 
 
 def _replica(state: State, replica: Replica, now_us: int) -> Explanation:
-    release = state.releases.get(replica.release)
-    if replica.status is ReplicaStatus.PENDING and replica.spec is not None:
-        line = state.index.lines.get(release.line) if release and release.line else None
-        tenant = state.index.tenants.get(line.tenant) if line else None
-        demand = Demand(replica.spec.resources, 1, tenant.jurisdictions if tenant else ())
+    demand = demand_of_replica(state, replica)
+    if replica.status is ReplicaStatus.PENDING and demand is not None:
         reasons = [f"deployment {replica.deployment} wants it"]
         return _waiting(state, replica.id, "replica", demand, reasons, [], now_us)
     rule = "A replica holds its lease from its placement until its process is gone."

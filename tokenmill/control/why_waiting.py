@@ -11,13 +11,13 @@ from heapq import nsmallest
 from immutables import Map
 
 from tokenmill.control.draft import Draft
-from tokenmill.control.index import Lanes, queue_key, stated_us
+from tokenmill.control.index import HELD_US, Lanes, queue_key, stated_us
 from tokenmill.control.placing import power_reason
 from tokenmill.control.state import State
-from tokenmill.domain.work import Job, Reservation
+from tokenmill.domain.work import Job, JobStatus, Replica, ReplicaStatus, Reservation
 from tokenmill.policy.fleet import Block
 from tokenmill.policy.lacks import explain
-from tokenmill.policy.place import Demand, capacity_of
+from tokenmill.policy.place import Demand, capacity_of, place
 from tokenmill.policy.share import (
     NOTHING,
     Head,
@@ -58,7 +58,7 @@ def turn(state: State, job: Job, now_us: int) -> tuple[list[str], list[str]]:
     barred = refusal(tenant, asked, index.fleet.free, view)
     if barred:
         reasons.append(barred)
-        changes.append(f"work of tenant {tenant} ends, or its bounds are changed in the factory file")
+        changes.append("work ends, or what tenants may have is changed in the factory file")
     elif asked and within_guarantee(tenant, asked, view):
         reasons.append(f"with it, {tenant} is within its guarantee: borrowers give way when that helps")
     return reasons, changes
@@ -144,3 +144,78 @@ def shape(state: State, demand: Demand) -> list[str]:
     if demand.workers > 1:
         return [f"all blocks together have room for {total} of its {demand.workers} workers"]
     return []
+
+
+class Briefly:
+    """Why pending jobs and replicas of one state wait, each in a sentence for a list: ``why`` has the rest.
+
+    What the floor says to a demand is found once, however many jobs ask for the same.
+    """
+
+    def __init__(self, state: State, now_us: int) -> None:
+        self.state, self.now_us = state, now_us
+        self.of_floor: dict[Demand, str] = {}
+
+    def job(self, job: Job) -> str:
+        """Of a pending job; of any other what is known of it."""
+        if job.status is not JobStatus.PENDING:
+            return job.reason
+        if job.retry_us >= HELD_US:
+            return "it is paused"
+        if job.retry_us > 0:
+            wait_s = max(0, job.retry_us - self.now_us) // 1_000_000
+            return (
+                f"attempt {job.attempt} of {job.spec.max_attempts} failed: {job.reason}; again in {wait_s} s"
+            )
+        index, tenant = self.state.index, job.spec.tenant
+        asked = job.spec.resources.accelerators * job.spec.workers
+        view = Shares(index.held, self.state.usage, index.total, index.tenants)
+        own = self.state.reservations.get(job.id)
+        found = refusal(tenant, asked, index.fleet.free, view)
+        if not found and own is not None:
+            found = f"{len(own.nodes)} node(s) are kept for it; it {_waits(own)}"
+        return "; ".join(filter(None, (job.reason, found or self._room(demand_of(self.state, job)))))
+
+    def replica(self, replica: Replica) -> str:
+        """Of a replica that has no room yet; of any other what is known of it."""
+        demand = demand_of_replica(self.state, replica)
+        if replica.status is not ReplicaStatus.PENDING or demand is None:
+            return replica.reason
+        return "; ".join(filter(None, (replica.reason, self._room(demand))))
+
+    def _room(self, demand: Demand) -> str:
+        if demand not in self.of_floor:
+            self.of_floor[demand] = _of_floor(self.state, demand)
+        return self.of_floor[demand]
+
+
+def demand_of(state: State, job: Job) -> Demand:
+    """What a job asks of the floor."""
+    tenant = state.index.tenants.get(job.spec.tenant)
+    return Demand(job.spec.resources, job.spec.workers, tenant.jurisdictions if tenant else ())
+
+
+def demand_of_replica(state: State, replica: Replica) -> Demand | None:
+    """What a replica asks of the floor; None where its deployment is not known any more."""
+    if replica.spec is None:
+        return None
+    release = state.releases.get(replica.release)
+    line = state.index.lines.get(release.line) if release and release.line else None
+    tenant = state.index.tenants.get(line.tenant) if line else None
+    return Demand(replica.spec.resources, 1, tenant.jurisdictions if tenant else ())
+
+
+def _of_floor(state: State, demand: Demand) -> str:
+    found = candidates(state, demand)
+    if not found:
+        return "no node is alive"
+    if not any(accepted for _, accepted, _ in found):
+        name, _, lacks = min(found, key=lambda one: (one[2].count(";"), one[0]))
+        return f"no node has room for a worker: {name} {lacks}"
+    draft = Draft(state)
+    if place(draft.fleet, demand) is None:
+        return shape(state, demand)[0] if demand.workers > 1 else "no node that may be taken has room"
+    kept_for = ", ".join(sorted(state.reservations)[:HOLDERS_MOST])
+    return power_reason(draft, "", demand) or (
+        f"what is free is kept for {kept_for}" if kept_for else "others are before it"
+    )

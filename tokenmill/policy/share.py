@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from tokenmill.domain.factory import Tenant
+from tokenmill.domain.units import format_accelerators
 from tokenmill.domain.value import value
 from tokenmill.domain.work import Usage
 
@@ -184,7 +185,8 @@ def refusal(tenant: str, accelerators: int, free: int, view: Shares) -> str:
         if other.reserve and other.name not in own:
             kept += max(0, other.reserve - held_under(other.name, view))
     if free - accelerators < kept:
-        return f"{kept} of {free} free accelerators are reserved for other tenants, {accelerators} asked"
+        reserved = f"{kept} of them reserved for other tenants, " if kept else ""
+        return f"{format_accelerators(free)} free, {reserved}{accelerators} asked"
     return ""
 
 

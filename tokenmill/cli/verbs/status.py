@@ -12,7 +12,7 @@ from rich.text import Text
 
 from tokenmill.cli.client import connect
 from tokenmill.cli.options import AsJson, Directory, File, locate
-from tokenmill.cli.output import add_rows, examples, print_json, status_text, stdout, table
+from tokenmill.cli.output import add_rows, examples, print_json, status_text, stdout, table, why_cell
 from tokenmill.console.text import ago, duration, number, size
 
 app = typer.Typer(add_completion=False)
@@ -161,7 +161,7 @@ def jobs(shown: dict[str, Any]) -> RenderableType:
             status_text(job["status"]),
             job["tenant"],
             ago(job["submitted_us"], shown["now_us"]),
-            escape(job["reason"]),
+            escape(why_cell(job["reason"])),
         )
         for job in live
     ]
