@@ -20,6 +20,7 @@ from process_rig import gateway, port_of
 from tokenmill.domain.factory import Quota
 from tokenmill.domain.table import TenantEntry
 from tokenmill.domain.value import replace
+from tokenmill.gateway.alone import OwnMeters
 from tokenmill.gateway.shared import SharedFile, SharedMeters
 from tokenmill.policy.admit import Meter
 
@@ -35,20 +36,20 @@ def no_writes() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_meters_that_no_disk_takes_are_kept_in_the_process(tmp_path: Path, processes: int) -> None:
+@pytest.mark.parametrize("alone", [True, False])
+def test_meters_that_no_disk_takes_are_kept_in_the_process(tmp_path: Path, alone: bool) -> None:
     def meter(day: int) -> Meter:
         return Meter(day=day)
 
-    file = SharedFile(tmp_path / "meters", 0, processes)
-    meters = SharedMeters(file, "meter ")
+    file = SharedFile(tmp_path / "meters", 0, 1 if alone else 2)
+    meters = OwnMeters(file, "meter ", lambda flush: flush()) if alone else SharedMeters(file, "meter ")
     meters.set("old", meter(1))
     with no_writes():
         meters.set("old", meter(2))
         meters.set("new", meter(3))
         file.compact([])
         assert (meters.get("old"), meters.get("new")) == (meter(2), meter(3))
-    other = SharedMeters(SharedFile(tmp_path / "meters", 1, processes), "meter ")
+    other = SharedMeters(SharedFile(tmp_path / "meters", 1, 2), "meter ")
     assert (other.get("old"), other.get("new")) == (meter(1), None)
     meters.set("old", meter(4))
     meters.set("new", meter(5))

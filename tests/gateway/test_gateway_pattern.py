@@ -103,12 +103,12 @@ def unchunk(data: bytes) -> bytes:
     return out
 
 
-def relayed(pieces: list[bytes]) -> tuple[Sink, Relay, Upstream]:
+def relayed(pieces: list[bytes], sink: Sink | None = None) -> tuple[Sink, Relay, Upstream]:
     loop = asyncio.new_event_loop()
     try:
         upstream = Upstream(Pool(loop, 1.0), Address("h", 1))
         upstream.connection_made(Wire())
-        sink = Sink()
+        sink = sink or Sink()
         relay = Relay(sink, upstream)
         upstream.begin(relay, b"", b"")
         for piece in pieces:
@@ -162,12 +162,41 @@ def test_a_cut_stream_counts_what_was_passed_on(count: int, cut: int) -> None:
     assert (relay.stream.deltas if relay.stream else 0) == passed
 
 
+class Timeline(Sink):
+    """Writes down when it was settled, too."""
+
+    def head(self, request: HttpRequest, status: int, headers: bytes, length: int | None) -> bytes:
+        return b"HEAD "
+
+    def complete(self, status: int, usage: TokenUsage) -> None:
+        super().complete(status, usage)
+        self.got.append(b"settled")
+
+
+def test_the_head_goes_with_the_first_event_and_the_end_with_the_last() -> None:
+    first, second, done = chunk(event("one")), chunk(event("two", "stop")), chunk(b"data: [DONE]\n\n")
+    end = b"0\r\n\r\n"
+    by_event, _, _ = relayed([HEAD, first, second, done + end], Timeline())
+    assert by_event.got == [b"HEAD " + first, second, b"settled", done + end]
+    late_end, _, _ = relayed([HEAD + first, second, done, end], Timeline())
+    assert late_end.got == [b"HEAD " + first, second, b"settled", done, end]
+
+
+def test_what_comes_all_at_once_is_begun_before_it_is_settled() -> None:
+    first, second, done = event("one"), event("two", "stop"), b"data: [DONE]\n\n"
+    sent = HEAD + chunk(first) + chunk(second) + chunk(done) + b"0\r\n\r\n"
+    sink, _, _ = relayed([sent], Timeline())
+    assert sink.got == [b"HEAD " + chunk(first + second), b"settled", chunk(done) + b"0\r\n\r\n"]
+    only_end, _, _ = relayed([HEAD + chunk(done) + b"0\r\n\r\n"], Timeline())
+    assert only_end.got == [b"settled", b"HEAD " + chunk(done) + b"0\r\n\r\n"]
+
+
 def test_most_of_a_stream_takes_the_short_way_as_it_came() -> None:
     chunks = [chunk(event(f" word {n}")) for n in range(50)]
     sink, relay, upstream = relayed(
         [HEAD, *chunks[:20], b"".join(chunks[20:]) + chunks[0][:40], chunks[0][40:]]
     )
-    assert all(a is b for a, b in zip(sink.got[2:21], chunks[1:20], strict=True))
+    assert all(a is b for a, b in zip(sink.got[1:20], chunks[1:20], strict=True))
     assert b"".join(chunks[20:]) in sink.got
     assert b"".join(sink.got).endswith(chunks[0])
     assert relay.stream is not None

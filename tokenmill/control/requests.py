@@ -266,10 +266,17 @@ def _candidates(
     memory: EdgeMemory, endpoints: Sequence[Endpoint], hits: Mapping[str, int], tried: tuple[str, ...]
 ) -> list[Seen]:
     seen_of = memory.endpoints.get
-    untried = [endpoint for endpoint in endpoints if endpoint.replica not in tried] if tried else endpoints
+    if tried:
+        endpoints = [endpoint for endpoint in endpoints if endpoint.replica not in tried]
+    if hits:
+        return [
+            (endpoint, seen.outstanding, seen.cooling_until_us, hits.get(endpoint.replica, 0))
+            for endpoint in endpoints
+            for seen in [seen_of(endpoint.replica) or NEW_ENDPOINT]
+        ]
     return [
-        (endpoint, seen.outstanding, seen.cooling_until_us, hits.get(endpoint.replica, 0) if hits else 0)
-        for endpoint in untried
+        (endpoint, seen.outstanding, seen.cooling_until_us, 0)
+        for endpoint in endpoints
         for seen in [seen_of(endpoint.replica) or NEW_ENDPOINT]
     ]
 
@@ -293,7 +300,11 @@ def _most(call: Call, limits: tuple[Limit, ...], tariff: Tariff) -> Use:
 
 
 def _in_money(limits: tuple[Limit, ...]) -> bool:
-    return any(limit.quota.in_money for limit in limits)
+    for limit in limits:
+        quota = limit.quota
+        if quota.micros_per_day is not None or quota.micros_per_month is not None:
+            return True
+    return False
 
 
 def _used(usage: TokenUsage, limits: tuple[Limit, ...], tariff: Tariff) -> Use:

@@ -154,7 +154,10 @@ def check_kind(asked: Asked, entry: AliasEntry) -> None:
 
 def check_engine(asked: Asked, entry: AliasEntry) -> None:
     """Raise ``ApiError`` 400 for what the model's engine would not count, or not do and not say so."""
-    if not any(endpoint.engine in LLAMA_CPP for endpoint in entry.endpoints):
+    for endpoint in entry.endpoints:
+        if endpoint.engine in LLAMA_CPP:
+            break
+    else:
         return
     if asked.answers > 1:
         several = asked.endpoint == COMPLETIONS and _prompts(asked.document["prompt"]) > 1

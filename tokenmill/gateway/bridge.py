@@ -225,11 +225,12 @@ class Bridge:
         connection = self._connection
         if connection is None:
             return
+        head = b""
         if not self._begun:
             self._begun = True
             self._chunked = self._http.chunked_ok
-            connection.write(connection.head(self._http, self._status, self._head + self._headers, None))
-        connection.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+            head = connection.head(self._http, self._status, self._head + self._headers, None)
+        connection.write(head + (b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data))
 
     def _end_entry(self, *, well: bool) -> None:
         if self._entry is not None:

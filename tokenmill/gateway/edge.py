@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from tokenmill.control.edge import set_back
 from tokenmill.control.requests import EdgeMemory, refresh
 from tokenmill.federation.secrets import Secrets
+from tokenmill.gateway.alone import OwnEndpoints, OwnMeters
 from tokenmill.gateway.caller import PROOF_FILE, Caller, Proof, caller_of
 from tokenmill.gateway.capturing import Captures
 from tokenmill.gateway.client import ClientConnection, Responder
@@ -28,7 +29,7 @@ from tokenmill.gateway.origins import SharingConnection
 from tokenmill.gateway.outcomes import OutcomeCounts
 from tokenmill.gateway.pool import Pool
 from tokenmill.gateway.shadow_file import Shadows
-from tokenmill.gateway.shared import OwnEndpoints, SharedEndpoints, SharedFile, SharedMeters
+from tokenmill.gateway.shared import SharedEndpoints, SharedFile, SharedMeters
 from tokenmill.gateway.spool import Spool
 from tokenmill.gateway.table import Serving, TableFile
 from tokenmill.gateway.upstream import address_of
@@ -81,8 +82,12 @@ class Gateway:
         self.tables = TableFile(options.table)
         self.spool = spool
         self.shared = SharedFile(options.meters, options.index, options.processes)
-        together = SharedEndpoints(self.shared, "replica ") if options.processes > 1 else OwnEndpoints()
-        self.memory = EdgeMemory(SharedMeters(self.shared, "meter "), together)
+        meters = OwnMeters(self.shared, "meter ", loop.call_soon)
+        self.memory = EdgeMemory(meters, OwnEndpoints())
+        self._close_meters = meters.close
+        if options.processes > 1:
+            together = SharedEndpoints(self.shared, "replica ")
+            self.memory = EdgeMemory(SharedMeters(self.shared, "meter "), together)
         self.metrics = Metrics()
         self.pool = Pool(loop, options.connect_s)
         self.secrets = Secrets()
@@ -219,6 +224,11 @@ class Gateway:
     def _ahead_us(self) -> int:
         """The clock before the loop's time, which nobody sets."""
         return self.clock() - int(self.loop.time() * 1e6)
+
+    def close_memory(self) -> None:
+        """What is remembered is in the file; decide nothing after this."""
+        self._close_meters()
+        self.shared.close()
 
     def oldest_pending_s(self) -> float:
         """How long the oldest open request has waited for its first byte."""

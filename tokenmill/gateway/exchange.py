@@ -69,6 +69,7 @@ class Exchange:
         self._sent_s = 0.0
         self._paused = False
         self._ttft_s = 0.0  # of a stream that has begun
+        self._limits = b""  # header lines of a stream that has not
 
     @property
     def started(self) -> bool:
@@ -251,13 +252,23 @@ class Exchange:
         upstream.begin(self._relay, head, body)
         if self._paused:
             upstream.pause()
+        if self.asked.stream:
+            self._limits = self._limit_headers()  # while the engine works, not before its first token
 
     # -- what the relay tells
     def answer_headers(self) -> bytes:
         gateway = self.gateway
         spent_ms = int((gateway.loop.time() - self.http.arrived_s) * 1000)
-        limits = ratelimit_headers(self._index(), gateway.memory, self.key, gateway.clock(), self.model)
-        return b"x-request-id: %b\r\nopenai-processing-ms: %d\r\n%b" % (self.id.encode(), spent_ms, limits)
+        limits = b"" if self.settled else self._limits
+        return b"x-request-id: %b\r\nopenai-processing-ms: %d\r\n%b" % (
+            self.id.encode(),
+            spent_ms,
+            limits or self._limit_headers(),
+        )
+
+    def _limit_headers(self) -> bytes:
+        gateway = self.gateway
+        return ratelimit_headers(self._index(), gateway.memory, self.key, gateway.clock(), self.model)
 
     def first_byte(self) -> None:
         gateway = self.gateway

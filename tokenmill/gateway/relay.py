@@ -83,6 +83,7 @@ class Relay:
         self._length: int | None = None
         self._parts: list[bytes] = []
         self._front = b""  # of a large answer that is passed on while it comes
+        self._unsent = b""  # the head, or the last events, until what follows them at once
         self._size = 0
 
     # -- from the engine
@@ -183,14 +184,16 @@ class Relay:
             self.owner.connection.abort()
             self.owner.ended()
             return
-        self.owner.connection.write(self._framed(error.event))
+        self._unsent += self._framed(error.event)
         self.owner.http.keep_alive = False
         self.end()
 
     def end(self) -> None:
         """The answer is complete."""
         if self.owner.http.chunked_ok and self._length is None:
-            self.owner.connection.write(b"0\r\n\r\n")
+            self._unsent += b"0\r\n\r\n"
+        if self._unsent:
+            self._write(b"")
         self.owner.connection.finish(self.owner.http.keep_alive)
         self.owner.ended()
 
@@ -202,12 +205,18 @@ class Relay:
             self.drop()
             owner.reject(_stream_error(stream, owner.context_tokens, INPUT[owner.endpoint]))
             return
-        if out:
+        if out and not self.started:
             self._begin_stream()
+            if stream.done and (last := out.rfind(b"\n\n", 0, -2) + 2) > 1:
+                # All of it came at once: only the end has to wait until it is settled.
+                self._write(self._framed(out[:last]))
+                out = out[last:]
         if stream.done and not owner.settled:
             owner.complete(self._status, stream.counted())
-        if out:
-            owner.connection.write(self._framed(out))
+        if out and stream.done and self.upstream is not None and self.upstream.ended:
+            self._unsent += self._framed(out)  # ``on_end`` comes next
+        elif out:
+            self._write(self._framed(out))
         if stream.error is not None:
             self.drop()
             owner.lost("it sent an error inside its stream")
@@ -223,7 +232,12 @@ class Relay:
         owner.first_byte()
         headers = owner.answer_headers()
         headers += b"content-type: %b\r\ncache-control: no-cache\r\n" % content_type
-        owner.connection.write(owner.connection.head(owner.http, self._status, headers, self._length))
+        self._unsent = owner.connection.head(owner.http, self._status, headers, self._length)
+
+    def _write(self, data: bytes) -> None:
+        if self._unsent:
+            data, self._unsent = self._unsent + data, b""
+        self.owner.connection.write(data)
 
     def _framed(self, data: bytes) -> bytes:
         if self.owner.http.chunked_ok and self._length is None:
@@ -244,7 +258,7 @@ class Relay:
             self._front = b"".join(self._parts)[:EDGE_BYTES]
             self._begin(self._type)
         while len(self._parts) > 1:
-            self.owner.connection.write(self._framed(self._parts.pop(0)))
+            self._write(self._framed(self._parts.pop(0)))
 
     def _finish_whole(self) -> None:
         body = b"".join(self._parts)
@@ -261,7 +275,7 @@ class Relay:
         usage = find_usage(body) or find_usage(self._front) or estimate_output(body)
         if self.started:
             owner.complete(self._status, usage)
-            owner.connection.write(self._framed(body))
+            self._unsent += self._framed(body)
             self.end()
             return
         owner.complete(self._status, usage)

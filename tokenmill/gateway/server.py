@@ -83,18 +83,17 @@ class Server:
 
     def _take_over(self, gateway: Gateway) -> None:
         """Settle what an earlier life left open, and give back what it had reserved."""
-        now_us = clock()
+        now_us, options = clock(), self.options
+        gone = range(options.processes, PROCESSES_MOST) if options.index == 0 else ()
+        gateway.shared.clear_open((options.index, *gone))
         left = gateway.spool.start(now_us)
         if left:
             log.warning("settled %d requests as interrupted, which an earlier gateway left open", len(left))
         gateway.poll_table()
         gateway.clock_set_back()  # it may have been while no gateway ran
-        options = self.options
         with gateway.shared:
             for opened in left:
                 gateway.memory = give_back(gateway.serving.index, gateway.memory, opened, now_us)
-        gone = range(options.processes, PROCESSES_MOST) if options.index == 0 else ()
-        gateway.shared.clear_open((options.index, *gone))
 
     async def serve(self) -> None:
         """Start, wait for SIGTERM or SIGINT, stop. A second signal ends the drain at once."""
@@ -137,7 +136,7 @@ class Server:
         if gateway.spool.waiting:
             log.error("%d settlements could not be written: %s", gateway.spool.waiting, gateway.spool.problem)
         write_state(gateway, self.options.state)
-        gateway.shared.close()
+        gateway.close_memory()
         log.info("stopped")
 
     async def _hang_up(self, gateway: Gateway) -> None:

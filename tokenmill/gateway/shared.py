@@ -5,6 +5,7 @@ several processes share a port, what each has open on each replica. A lock on th
 all processes follow one another, so that no quota is passed by one request; the kernel frees it when its
 holder dies. Each process counts what it has open in a column of its own, which its next life clears. The map
 is read only: a page that the disk takes no more, full or gone read-only, is an error to write, not death.
+A process that shares with none goes by its own memory, and writes after each turn of its loop (``alone``).
 
 The file knows names by digest only. It decides nothing and outlives every process; the ledger, not this, is
 what is billed by.
@@ -144,16 +145,17 @@ class SharedFile:
         self._write(base + 2, _SLOT.pack(*numbers))
         self._write(own, _WORD.pack(max(0, words[own] + opened - before)))
 
-    def put_alone(self, base: int, numbers: tuple[int, ...], opened: int) -> bytes:
-        """The same for a process that shares with none. Returns the bytes that ``place`` now has."""
-        data = _FIRST.pack(*numbers, opened)
-        self._write(base + 2, data)
-        return data
+    def put_alone(self, base: int, numbers: tuple[int, ...], opened: int) -> None:
+        """The same for a process that shares with none."""
+        self._write(base + 2, _FIRST.pack(*numbers, opened))
+
+    def read_alone(self, base: int) -> tuple[int, ...]:
+        """What ``put_alone`` wrote: the numbers, and what is open."""
+        return _FIRST.unpack_from(self.map, 8 * (base + 2))
 
     def place(self, base: int) -> slice:
         """Where the bytes of a slot are that its values are read from."""
-        start = 8 * base + 16
-        return slice(start, start + (_FIRST.size if self.alone else 8 * (_WORDS - 2)))
+        return slice(8 * base + 16, 8 * (base + _WORDS))
 
     def _catch_up(self) -> None:
         """Learn the slots that other processes, or an earlier life, made."""
@@ -263,11 +265,8 @@ class _Shared(Generic[V]):
             if slot is None or slot.base < 0 or self._generation != file.words[_GENERATION]:
                 slot = self._found(name, file.slot)
                 assert slot is not None, "what is not there is made"
-            if file.alone:
-                slot.said = file.put_alone(slot.base, numbers, opened)
-            else:
-                file.put(slot.base, numbers, opened)
-                slot.said = file.map[slot.place]
+            file.put(slot.base, numbers, opened)
+            slot.said = file.map[slot.place]
         except OSError:  # no disk takes it: this process goes on with what it knows, and tries again
             if slot is None:
                 slot = self._slots[name] = _Slot(-1, slice(0, 0))
@@ -303,18 +302,6 @@ class SharedEndpoints(_Shared[EndpointMemory]):
     @staticmethod
     def _read(opened: int, numbers: list[int]) -> EndpointMemory:
         return EndpointMemory(opened, *numbers[:2])
-
-
-class OwnEndpoints(dict[str, EndpointMemory]):
-    """``control.edge.Kept`` of replicas for a process that shares its port with none."""
-
-    def set(self, name: str, value: EndpointMemory) -> OwnEndpoints:
-        self[name] = value
-        return self
-
-    def delete(self, name: str) -> OwnEndpoints:
-        self.pop(name, None)
-        return self
 
 
 def _digest(name: str) -> bytes:

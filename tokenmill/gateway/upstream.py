@@ -97,7 +97,7 @@ class Upstream(asyncio.Protocol):
         self._length = -1  # of the body, where it is stated
         self._said: list[tuple[bytes, bytes]] = []  # the answer's headers, but for that
         self._closing = False
-        self._ended = False
+        self.ended = False  # all of the current answer has come
         self._extra = False  # more came after the answer's end
         self._pieces: list[bytes] = []  # of the body, in the bytes that are being parsed
         self._familiar: Familiar[list[tuple[bytes, bytes]]] = Familiar()
@@ -146,7 +146,7 @@ class Upstream(asyncio.Protocol):
             return
         if self._headers is not None and self._head_bytes > HEAD_BYTES:
             self._lose(f"its headers are longer than {HEAD_BYTES} bytes")
-        elif self._ended:
+        elif self.ended:
             self._finish()
         else:
             # A size line that ends here was told by ``on_chunk_header``, so this is the end of a chunk.
@@ -193,7 +193,7 @@ class Upstream(asyncio.Protocol):
         if receiver is None:
             return
         if exc is None and self._headers is None and not self._sized:
-            self._ended = True  # a body without length or chunks ends with the connection
+            self.ended = True  # a body without length or chunks ends with the connection
             self._finish()
             return
         self._lose("it closed the connection" if exc is None else f"the connection broke: {exc}")
@@ -206,12 +206,12 @@ class Upstream(asyncio.Protocol):
 
     # -- httptools
     def on_message_begin(self) -> None:
-        if self._ended:
+        if self.ended:
             self._extra = self._closing = True
             return
         self._headers = []
         self._sized = False
-        self._ended = False
+        self.ended = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._headers is not None and not self._extra:  # else it is a trailer, which is dropped
@@ -250,7 +250,7 @@ class Upstream(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         if not self._extra and self._parser.get_status_code() >= 200:
-            self._ended = True
+            self.ended = True
             # Unsized bodies are complete for llhttp only at the end of the connection.
             if not self._parser.should_keep_alive():
                 self._closing = True
@@ -270,7 +270,7 @@ class Upstream(asyncio.Protocol):
         self.shortcut = None
         self._kept = b""
         self._between = self._aligned = False
-        self._answered = self._ended = False
+        self._answered = self.ended = False
         self._headers = []
         self._head_bytes = 0
         self._pieces = []
