@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from openai.types.responses import ResponseIncludable, response_create_params
 
 from tokenmill.gateway.bridge import Dialect
 from tokenmill.gateway.dialects.messages import Messages
 from tokenmill.gateway.dialects.rerank import Rerank, Score, cosine
 from tokenmill.gateway.dialects.responses import Responses
-from tokenmill.gateway.errors import ApiError
+from tokenmill.gateway.dialects.responses_fields import INCLUDABLE, LOGPROBS
+from tokenmill.gateway.dialects.responses_input import TAKEN
+from tokenmill.gateway.errors import ApiError, bad_request, context_overflow
 
 USAGE = {
     "prompt_tokens": 11,
@@ -219,12 +222,115 @@ def test_what_responses_read() -> None:
         ({"max_output_tokens": "x"}, "max_output_tokens"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"instructions": 4}, "instructions"),
+        ({"include": "x"}, "include"),
+        ({"include": [LOGPROBS, "message.thoughts"]}, "include[1]"),
+        ({"truncation": "auto"}, "truncation"),
+        ({"n": 2}, "n"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "messages"),
+        ({"moderation": {"model": "x"}}, "moderation"),
+        ({"context_management": [{"type": "compaction"}]}, "context_management"),
+        ({"service_tier": "gold"}, "service_tier"),
+        ({"prompt_cache_options": {"prewarm": True}}, "prompt_cache_options.prewarm"),
+        ({"reasoning": "high"}, "reasoning"),
+        ({"reasoning": {"effort": 3}}, "reasoning.effort"),
+        ({"reasoning": {"mode": "pro"}}, "reasoning.mode"),
+        ({"metadata": {"a": 1}}, "metadata.a"),
+        ({"metadata": {str(n): "x" for n in range(17)}}, "metadata"),
+        ({"metadata": "x"}, "metadata"),
+        ({"top_logprobs": 21}, "top_logprobs"),
+        ({"max_tool_calls": 0}, "max_tool_calls"),
+        ({"store": "yes"}, "store"),
+        ({"safety_identifier": 5}, "safety_identifier"),
+        ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema"),
+        ({"tools": [tool("f", defer_loading=True)]}, "tools[0].defer_loading"),
+        ({"tools": [tool("f")], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.tools"),
+        (
+            {"input": [{"type": "function_call_output", "call_id": "c", "output": "1"}]},
+            "input[0].call_id",
+        ),
+        (
+            {"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": {}}]},
+            "input[0].arguments",
+        ),
     ],
 )
 def test_what_responses_refuse(change: dict[str, Any], param: str) -> None:
     with pytest.raises(ApiError) as caught:
         Responses().read(json.dumps({**ASKED[Responses], **change}).encode())
     assert (caught.value.status, caught.value.param) == (400, param)
+
+
+def test_no_field_of_openais_client_is_left_out_without_a_word() -> None:
+    """What this release of the client can send is translated, checked, refused, or means the same in chat."""
+    known = set(response_create_params.ResponseCreateParamsBase.__annotations__)
+    same = {"model", "stream", "temperature", "top_p", "user", "parallel_tool_calls"}
+    assert known - TAKEN == same - {"stream"}
+    assert set(get_args(ResponseIncludable)) == set(INCLUDABLE)
+
+
+def test_a_response_that_needs_nothing_more_is_taken() -> None:
+    """Fields that ask for nothing that could be missed, and null for all that is left to the server."""
+    nulls = dict.fromkeys(TAKEN - {"input"})
+    some = {
+        "include": ["reasoning.encrypted_content", "message.input_image.image_url"],
+        "truncation": "disabled",
+        "background": False,
+        "service_tier": "auto",
+        "reasoning": {"summary": "auto", "effort": None},
+        "prompt_cache_retention": "24h",
+        "metadata": {},
+        "n": 1,
+        "tools": [tool("f", allowed_callers=["direct"], strict=None)],
+        "tool_choice": {
+            "type": "allowed_tools",
+            "mode": "auto",
+            "tools": [{"type": "function", "name": "f"}],
+        },
+    }
+    for more in (nulls, some):
+        asked = Responses().read(json.dumps({**nulls, **more, "model": "m", "input": "hi"}).encode())
+        assert asked.document["messages"] == [{"role": "user", "content": "hi"}]
+        assert "logprobs" not in asked.document
+    assert asked.document["tools"] == [
+        {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    ]
+    assert asked.document["tool_choice"]["allowed_tools"]["tools"] == [
+        {"type": "function", "function": {"name": "f"}}
+    ]
+
+
+def test_an_error_names_the_field_as_responses_call_it() -> None:
+    for error, param, words in (
+        (context_overflow(8, 9, "messages"), "input", "length of the input."),
+        (bad_request("'tools[0].function.name' is bad", "tools[0].function.name"), "tools[0].name", "name'"),
+        (bad_request("no", None), None, "no"),
+        (bad_request("'model' is bad", "model"), "model", "'model' is bad"),
+    ):
+        found = json.loads(Responses().error(400, error.body))["error"]
+        assert (found["param"], found["type"]) == (param, "invalid_request_error")
+        assert words in found["message"]
+        assert "messages" not in found["message"]
+
+
+def test_a_response_has_the_log_probabilities_that_were_asked_for() -> None:
+    said = {"token": "hi", "logprob": -0.5, "bytes": [104, 105]}
+    given = {"content": [{**said, "id": 7, "top_logprobs": [{**said, "id": 7}]}]}
+    wanted = [{**said, "top_logprobs": [said]}]
+    for more in ({"include": [LOGPROBS]}, {"top_logprobs": 1}):
+        dialect = Responses()
+        body = {**ASKED[Responses], **more}
+        asked = dialect.read(json.dumps(body).encode()).document
+        assert (asked["logprobs"], asked["top_logprobs"]) == (True, more.get("top_logprobs", 0))
+        choice = {"message": {"content": "hi"}, "logprobs": given, "finish_reason": "stop"}
+        whole = json.loads(dialect.whole(json.dumps({"choices": [choice], "usage": USAGE}).encode()))
+        assert whole["output"][0]["content"][0]["logprobs"] == wanted
+        part = {"choices": [{"index": 0, "delta": {"content": "hi"}, "logprobs": given}]}
+        chunks = b"data: " + json.dumps(part).encode() + b"\n\n" + stream({"content": "!"})
+        seen = {e["type"]: e for e in reversed(told(Responses(), chunks, 9, {**body, "stream": True}))}
+        assert seen["response.output_text.delta"]["logprobs"] == wanted
+        assert seen["response.output_text.done"]["logprobs"] == wanted
+        item = seen["response.completed"]["response"]["output"][0]
+        assert item["content"][0]["logprobs"] == wanted
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 7, 64, 100_000])

@@ -214,9 +214,18 @@ def test_openai_async_embeddings_completions_and_errors(mill: LiveFactory) -> No
 
 
 def test_openai_responses(client: openai.OpenAI) -> None:
-    answer = client.responses.create(model="smol", input="Say hello.", max_output_tokens=8)
-    assert answer.output_text
+    answer = client.responses.create(
+        model="smol", input="Say hello.", max_output_tokens=8, top_logprobs=2, temperature=0
+    )
+    said = answer.output[0].content[0].logprobs
+    assert "".join(token.token for token in said) == answer.output_text != ""
+    assert [len(token.top_logprobs) for token in said] == [2] * len(said)
     assert answer.usage is not None
+    counted = client.responses.input_tokens.count(model="smol", input="Say hello.")
+    assert counted.input_tokens == answer.usage.input_tokens
+    with pytest.raises(openai.BadRequestError, match="reduce the length of the input") as long:
+        client.responses.create(model="smol", input="word " * 3000)
+    assert (long.value.code, long.value.param) == ("context_length_exceeded", "input")
     assert answer.status in ("completed", "incomplete")
     with client.responses.stream(model="smol", input="Say hello.", max_output_tokens=200) as stream:
         kinds = [event.type for event in stream]

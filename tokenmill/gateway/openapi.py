@@ -209,6 +209,23 @@ def document() -> bytes:
     )
 
 
+POSTS = (
+    ("/v1/chat/completions", "ChatRequest", "Answer a conversation."),
+    ("/v1/completions", "CompletionRequest", "Complete a text."),
+    ("/v1/embeddings", "EmbeddingRequest", "Embed texts."),
+    ("/v1/responses", "ResponseRequest", "Answer, as a Response. Nothing is stored."),
+    ("/v1/responses/input_tokens", "ResponseRequest", "Count what a response would be asked."),
+    ("/v1/messages", "MessagesRequest", "Answer, as Anthropic's API."),
+    ("/v1/messages/count_tokens", "MessagesRequest", "Count what a message would send."),
+    ("/v1/rerank", "RerankRequest", "Order documents by similarity to a query."),
+    ("/v2/rerank", "RerankRequest", "The same, where Cohere's client asks."),
+    ("/v1/score", "ScoreRequest", "Similarity of texts."),
+    ("/tokenize", "TokenizeRequest", "Tokens of a text or conversation."),
+    ("/detokenize", "DetokenizeRequest", "The text of tokens."),
+)
+"""What models are asked: path, schema and what it does."""
+
+
 def _paths() -> dict[str, Any]:
     paths: dict[str, Any] = {
         "/v1/models": {"get": _operation("List the models of this key's tenant.", _list("Model"))},
@@ -243,19 +260,7 @@ def _paths() -> dict[str, Any]:
         "/v1/feedback": {"post": _operation("Rate an answer.", fields("id rating"), "FeedbackRequest")},
         **_fine_tuning(),
     }
-    for path, body, about in (
-        ("/v1/chat/completions", "ChatRequest", "Answer a conversation."),
-        ("/v1/completions", "CompletionRequest", "Complete a text."),
-        ("/v1/embeddings", "EmbeddingRequest", "Embed texts."),
-        ("/v1/responses", "ResponseRequest", "Answer, as a Response. Nothing is stored."),
-        ("/v1/messages", "MessagesRequest", "Answer, as Anthropic's API."),
-        ("/v1/messages/count_tokens", "MessagesRequest", "Count what a message would send."),
-        ("/v1/rerank", "RerankRequest", "Order documents by similarity to a query."),
-        ("/v2/rerank", "RerankRequest", "The same, where Cohere's client asks."),
-        ("/v1/score", "ScoreRequest", "Similarity of texts."),
-        ("/tokenize", "TokenizeRequest", "Tokens of a text or conversation."),
-        ("/detokenize", "DetokenizeRequest", "The text of tokens."),
-    ):
+    for path, body, about in POSTS:
         error = "AnthropicError" if "messages" in path else "Error"
         paths[path] = {"post": _operation(about, fields(), body, error=error)}
     for path, about in (

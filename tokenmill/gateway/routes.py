@@ -40,7 +40,7 @@ from tokenmill.gateway.options import is_loopback
 from tokenmill.gateway.origins import preflight
 from tokenmill.gateway.outlet import Plain, Surface
 from tokenmill.gateway.table import model_object
-from tokenmill.gateway.tokenizing import Answer, Tokenizing, count_tokens, detokenize, tokenize
+from tokenmill.gateway.tokenizing import Answer, Tokenizing, count_tokens, detokenize, input_tokens, tokenize
 
 SURFACES = {
     "/chat/completions": Plain(CHAT),
@@ -58,6 +58,7 @@ TOKENIZERS: dict[str, Answer] = {
     "/tokenize": tokenize,
     "/detokenize": detokenize,
     "/messages/count_tokens": count_tokens,
+    "/responses/input_tokens": input_tokens,
 }
 ENDPOINTS = frozenset((*SURFACES, *DIALECTS, *TOKENIZERS))
 ANTHROPIC = "/messages"
@@ -79,11 +80,11 @@ def dispatch(gateway: Gateway, connection: ClientConnection, request: HttpReques
     if make is not None:
         dialect = make()
         return _model_request(gateway, connection, request, dialect, dialect)
-    if short.startswith("/responses/"):
-        _error(connection, request, not_stored(short[11:]), gateway.request_id())
-        return None
     if short in TOKENIZERS:
         return _tokenizing(gateway, connection, request, short)
+    if short.startswith("/responses/") and short != "/responses/compact":
+        _error(connection, request, not_stored(short[11:].partition("/")[0]), gateway.request_id())
+        return None
     if short[1:].partition("/")[0] in TENANT_TREES:
         return _tenant_request(gateway, connection, request)
     if request.method == "DELETE" and short.startswith("/models/"):

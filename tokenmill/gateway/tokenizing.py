@@ -1,4 +1,4 @@
-"""``/tokenize``, ``/detokenize`` and Anthropic's ``count_tokens``: asked of a replica that serves the model.
+"""``/tokenize``, ``/detokenize``, Anthropic's and OpenAI's counts of an input: asked of a model's replica.
 
 Nothing is generated, so nothing is settled; how many run at once is bounded. The shapes of the first two are
 vLLM's. The engine's own tokenizer and chat template answer, llama.cpp's or vLLM's.
@@ -17,6 +17,7 @@ from tokenmill.gateway.body import parse_object
 from tokenmill.gateway.client import ClientConnection
 from tokenmill.gateway.dialects.messages import translated_error
 from tokenmill.gateway.dialects.messages_input import messages_of, tools_of
+from tokenmill.gateway.dialects.responses_input import chat_of
 from tokenmill.gateway.edge import Gateway
 from tokenmill.gateway.errors import ApiError, bad_request, unavailable, unknown_model
 from tokenmill.gateway.fetch import fetch
@@ -156,6 +157,14 @@ async def count_tokens(work: Tokenizing, document: dict[str, Any]) -> dict[str, 
     entry, endpoint = work.model(document)
     tokens = await _tokens_of_chat(work, entry, endpoint, messages_of(document), tools_of(document))
     return {"input_tokens": len(tokens)}
+
+
+async def input_tokens(work: Tokenizing, document: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI's count of what ``/v1/responses`` would send."""
+    chat = chat_of(document)
+    entry, endpoint = work.model(document)
+    tokens = await _tokens_of_chat(work, entry, endpoint, chat["messages"], chat.get("tools") or [])
+    return {"object": "response.input_tokens", "input_tokens": len(tokens)}
 
 
 async def _tokens_of_chat(

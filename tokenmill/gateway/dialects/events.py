@@ -62,6 +62,21 @@ def reasoning_of(message: dict[str, Any]) -> str:
     return text_of(message.get("reasoning_content")) or text_of(message.get("reasoning"))
 
 
+def logprobs_of(choice: dict[str, Any]) -> list[dict[str, Any]]:
+    """The tokens of a choice or delta with their log probabilities, as far as the engine says them."""
+    found = choice.get("logprobs")
+    tokens = found.get("content") if isinstance(found, dict) else None
+    return [_token(token) for token in tokens if isinstance(token, dict)] if isinstance(tokens, list) else []
+
+
+def _token(said: dict[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = {name: said[name] for name in ("token", "logprob", "bytes") if name in said}
+    top = said.get("top_logprobs")
+    if isinstance(top, list):
+        plain["top_logprobs"] = [_token(other) for other in top if isinstance(other, dict)]
+    return plain
+
+
 def tool_calls_of(message: dict[str, Any]) -> list[dict[str, Any]]:
     """The tool calls in a message or delta; each has an integer ``index``."""
     calls = message.get("tool_calls")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -18,6 +19,7 @@ from tokenmill.gateway.dialects.events import (
     ChunkParser,
     event,
     first_choice,
+    logprobs_of,
     reasoning_of,
     text_of,
     tool_calls_of,
@@ -53,6 +55,7 @@ class Item:
         self.index = index
         self.id = f"{_PREFIX[kind]}_{secrets.token_hex(16)}"
         self.text = ""
+        self.logprobs: list[dict[str, Any]] = []
         self.call_id = ""
         self.name = ""
         self.status = "in_progress"
@@ -67,12 +70,11 @@ class Item:
             return {**plain, "summary": [], "content": content}
         return {**plain, "role": "assistant", "content": content}
 
-    def part(self, text: str | None = None) -> dict[str, Any]:
+    def part(self) -> dict[str, Any]:
         """The one content part of a message or of reasoning."""
-        shown = self.text if text is None else text
         if self.kind == REASONING:
-            return {"type": "reasoning_text", "text": shown}
-        return {"type": "output_text", "text": shown, "annotations": [], "logprobs": []}
+            return {"type": "reasoning_text", "text": self.text}
+        return {"type": "output_text", "text": self.text, "annotations": [], "logprobs": self.logprobs}
 
 
 class Responses:
@@ -116,7 +118,8 @@ class Responses:
         self._finish = text_of(choice.get("finish_reason"))
         for kind, text in ((REASONING, reasoning_of(message)), (MESSAGE, text_of(message.get("content")))):
             if text:
-                self._item(kind).text = text
+                item = self._item(kind)
+                item.text, item.logprobs = text, logprobs_of(choice) if kind == MESSAGE else []
         for call in tool_calls_of(message):
             self._grow_call(self._item(CALL), call)
         if not self._items:
@@ -128,7 +131,13 @@ class Responses:
         return orjson.dumps(self._response(status, details))
 
     def error(self, status: int, body: bytes) -> bytes:
-        return body
+        """The error, of the field as this API calls it."""
+        found = orjson.loads(body)
+        error, param = found["error"], text_of(found["error"].get("param"))
+        named = "input" if param.startswith("messages") else param.replace(".function.", ".")
+        if named != param:
+            error |= {"param": named, "message": error["message"].replace(param, named)}
+        return orjson.dumps(found)
 
     # -- a stream
     def feed(self, events: bytes) -> bytes:
@@ -158,7 +167,7 @@ class Responses:
         delta = choice.get("delta")
         if isinstance(delta, dict):
             self._grow(REASONING, reasoning_of(delta))
-            self._grow(MESSAGE, text_of(delta.get("content")))
+            self._grow(MESSAGE, text_of(delta.get("content")), logprobs_of(choice))
             for call in tool_calls_of(delta):
                 self._take_call(call)
         self._finish = text_of(choice.get("finish_reason")) or self._finish
@@ -170,7 +179,7 @@ class Responses:
             self._say("response.created", response=shown)
             self._say("response.in_progress", response=shown)
 
-    def _grow(self, kind: str, text: str) -> None:
+    def _grow(self, kind: str, text: str, logprobs: Sequence[dict[str, Any]] = ()) -> None:
         if not text:
             return
         item = self._current
@@ -178,10 +187,11 @@ class Responses:
             self._close(item)
             item = self._current = self._item(kind)
             self._say("response.output_item.added", output_index=item.index, item=item.shown())
-            self._say("response.content_part.added", **self._place(item), part=item.part(""))
+            self._say("response.content_part.added", **self._place(item), part=item.part())
         item.text += text
+        item.logprobs.extend(logprobs)
         what = "output_text" if kind == MESSAGE else "reasoning_text"
-        more: dict[str, Any] = {"logprobs": []} if kind == MESSAGE else {}
+        more: dict[str, Any] = {"logprobs": list(logprobs)} if kind == MESSAGE else {}
         self._say(f"response.{what}.delta", **self._place(item), delta=text, **more)
 
     def _take_call(self, call: dict[str, Any]) -> None:
@@ -220,7 +230,7 @@ class Responses:
             self._say("response.function_call_arguments.done", **place, name=item.name, arguments=item.text)
         else:
             what = "output_text" if item.kind == MESSAGE else "reasoning_text"
-            more: dict[str, Any] = {"logprobs": []} if item.kind == MESSAGE else {}
+            more: dict[str, Any] = {"logprobs": item.logprobs} if item.kind == MESSAGE else {}
             self._say(f"response.{what}.done", **self._place(item), text=item.text, **more)
             self._say("response.content_part.done", **self._place(item), part=item.part())
         self._say("response.output_item.done", output_index=item.index, item=item.shown())
@@ -236,7 +246,7 @@ class Responses:
         """An answer without a word is still a message."""
         item = self._current = self._item(MESSAGE)
         self._say("response.output_item.added", output_index=item.index, item=item.shown())
-        self._say("response.content_part.added", **self._place(item), part=item.part(""))
+        self._say("response.content_part.added", **self._place(item), part=item.part())
 
     def _fail(self, error: Any) -> None:
         found = error if isinstance(error, dict) else {}

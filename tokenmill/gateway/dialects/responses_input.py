@@ -1,7 +1,7 @@
 """A Responses request as a chat request.
 
-What the engine cannot do is a 400 that names the field: stored state, built-in tools, background work. Fields
-that are not known here pass to the engine.
+What cannot be done is a 400 that names the field (``responses_fields``). Fields that are not known here pass
+to the engine.
 """
 
 from __future__ import annotations
@@ -9,28 +9,28 @@ from __future__ import annotations
 from typing import Any
 
 from tokenmill.gateway.body import TOKENS_MOST, whole_of
-from tokenmill.gateway.errors import ApiError, bad_request
+from tokenmill.gateway.dialects.responses_fields import ABSENT, check_fields, unsupported, wants_logprobs
+from tokenmill.gateway.errors import bad_request
 
 # What chat does not know, or calls by another name.
 TAKEN = frozenset(
     (
         *("input", "instructions", "max_output_tokens", "tools", "tool_choice", "text", "reasoning"),
-        *("store", "metadata", "include", "truncation", "background", "previous_response_id", "conversation"),
-        *("prompt", "service_tier", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"),
-        *("max_tool_calls", "stream_options", "top_logprobs", "context_management", "n"),
+        *("store", "metadata", "include", "truncation", "service_tier", "safety_identifier", "n"),
+        *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "max_tool_calls"),
+        *("stream_options", "top_logprobs", *ABSENT),
     )
 )
+FUNCTION = frozenset(("name", "description", "parameters", "strict"))
 
 
 def chat_of(document: dict[str, Any]) -> dict[str, Any]:
     """The chat document. Raises ``ApiError`` 400."""
-    _refuse_state(document)
+    check_fields(document)
     chat = {key: value for key, value in document.items() if key not in TAKEN}
     messages = _messages(document.get("input"))
     instructions = document.get("instructions")
     if instructions is not None:
-        if not isinstance(instructions, str):
-            raise bad_request("'instructions' must be a text.", "instructions")
         messages.insert(0, {"role": "system", "content": instructions})
     chat["messages"] = _one_system(messages)
     limit = whole_of(document, "max_output_tokens", 1, TOKENS_MOST)
@@ -40,25 +40,12 @@ def chat_of(document: dict[str, Any]) -> dict[str, Any]:
         chat["tools"] = _tools(document["tools"])
     if document.get("tool_choice") is not None:
         chat["tool_choice"] = _tool_choice(document["tool_choice"])
-    if document.get("top_logprobs"):
-        chat["logprobs"], chat["top_logprobs"] = True, document["top_logprobs"]
+    if wants_logprobs(document):
+        chat["logprobs"], chat["top_logprobs"] = True, document.get("top_logprobs") or 0
     _text(document, chat)
-    effort = document["reasoning"].get("effort") if isinstance(document.get("reasoning"), dict) else None
-    if effort is not None:
+    if (effort := (document.get("reasoning") or {}).get("effort")) is not None:
         chat["reasoning_effort"] = effort
     return chat
-
-
-def _refuse_state(document: dict[str, Any]) -> None:
-    for name in ("previous_response_id", "conversation", "prompt"):
-        if document.get(name) is not None:
-            raise unsupported(name, "Responses are not stored here; send the whole conversation in 'input'.")
-    if document.get("background"):
-        raise unsupported("background", "Use /v1/batches for work that nobody waits for.")
-
-
-def unsupported(param: str, hint: str) -> ApiError:
-    return bad_request(f"'{param}' is not supported. {hint}", param, "unsupported_parameter")
 
 
 def _messages(value: Any) -> list[dict[str, Any]]:
@@ -74,7 +61,17 @@ def _messages(value: Any) -> list[dict[str, Any]]:
         _add_item(messages, item, where)
     if not messages:
         raise bad_request("'input' has no message.", "input")
+    _check_called(value)
     return messages
+
+
+def _check_called(items: list[dict[str, Any]]) -> None:
+    """An output without its call is one that no template can place."""
+    called = {item["call_id"] for item in items if item.get("type") == "function_call"}
+    for number, item in enumerate(items):
+        if item.get("type") == "function_call_output" and item["call_id"] not in called:
+            text = f"No tool call found for function call output with call_id {item['call_id'][:100]}."
+            raise bad_request(text, f"input[{number}].call_id")
 
 
 def _add_item(messages: list[dict[str, Any]], item: dict[str, Any], where: str) -> None:
@@ -94,6 +91,8 @@ def _add_item(messages: list[dict[str, Any]], item: dict[str, Any], where: str) 
         }
         if not isinstance(call["id"], str) or not isinstance(item.get("name"), str):
             raise bad_request(f"'{where}' must have a call_id and a name.", where)
+        if not isinstance(item.get("arguments"), str | None):
+            raise bad_request(f"'{where}.arguments' must be a JSON object as text.", f"{where}.arguments")
         if messages and messages[-1]["role"] == "assistant":
             messages[-1].setdefault("tool_calls", []).append(call)
         else:
@@ -128,9 +127,8 @@ def _part(part: Any, where: str) -> dict[str, Any]:
     if kind == "input_image" and isinstance(part.get("image_url"), str):
         image = {"url": part["image_url"], **({"detail": part["detail"]} if part.get("detail") else {})}
         return {"type": "image_url", "image_url": image}
-    raise unsupported(
-        where, "Parts may be input_text, output_text, refusal and input_image with an image_url."
-    )
+    hint = "Parts may be input_text, output_text, refusal and input_image with an image_url, a data URL."
+    raise unsupported(where, hint)
 
 
 def _one_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -155,7 +153,10 @@ def _tools(value: Any) -> list[dict[str, Any]]:
             raise unsupported(where, "Only tools of type 'function' are; the caller runs them.")
         if not isinstance(tool.get("name"), str):
             raise bad_request(f"'{where}.name' must be a text.", f"{where}.name")
-        function = {k: v for k, v in tool.items() if k != "type" and v is not None}
+        for name in tool.keys() - FUNCTION - {"type"}:
+            if tool[name] and tool[name] != ["direct"]:  # where it may be called from
+                raise unsupported(f"{where}.{name}", "Leave it out.")
+        function = {k: v for k, v in tool.items() if k in FUNCTION and v is not None}
         tools.append({"type": "function", "function": function})
     return tools
 
@@ -165,7 +166,13 @@ def _tool_choice(value: Any) -> Any:
         return value
     if isinstance(value, dict) and value.get("type") == "function" and isinstance(value.get("name"), str):
         return {"type": "function", "function": {"name": value["name"]}}
-    raise unsupported("tool_choice", "It may be auto, none, required or one function.")
+    if isinstance(value, dict) and value.get("type") == "allowed_tools":
+        listed = value.get("tools")
+        if not isinstance(listed, list) or not all(isinstance(tool, dict) for tool in listed):
+            raise bad_request("'tool_choice.tools' must be a list of tools.", "tool_choice.tools")
+        tools = [{"type": tool.get("type"), "function": {"name": tool.get("name")}} for tool in listed]
+        return {"type": "allowed_tools", "allowed_tools": {"mode": value.get("mode"), "tools": tools}}
+    raise unsupported("tool_choice", "It may be auto, none, required, one function or allowed_tools.")
 
 
 def _text(document: dict[str, Any], chat: dict[str, Any]) -> None:
@@ -183,6 +190,8 @@ def _text(document: dict[str, Any], chat: dict[str, Any]) -> None:
     if kind == "json_object":
         chat["response_format"] = {"type": "json_object"}
     elif kind == "json_schema":
+        if not isinstance(found.get("schema"), dict):
+            raise bad_request("'text.format.schema' must be a JSON schema, an object.", "text.format.schema")
         schema = {k: v for k, v in found.items() if k != "type"}
         chat["response_format"] = {"type": "json_schema", "json_schema": schema}
     elif kind != "text":
