@@ -6,11 +6,13 @@ import json
 import math
 from typing import Any, get_args
 
+import anthropic
 import pytest
 from openai.types.responses import ResponseIncludable, response_create_params
 
 from tokenmill.gateway.bridge import Dialect
 from tokenmill.gateway.dialects.messages import Messages
+from tokenmill.gateway.dialects.messages_input import TAKEN as MESSAGES_TAKEN
 from tokenmill.gateway.dialects.rerank import Rerank, Score, cosine
 from tokenmill.gateway.dialects.responses import Responses
 from tokenmill.gateway.dialects.responses_fields import INCLUDABLE, LOGPROBS
@@ -420,6 +422,21 @@ def test_what_messages_read_and_a_whole_message() -> None:
     assert (found["stop_reason"], found["usage"]["input_tokens"]) == ("tool_use", 8)
 
 
+def test_no_field_of_anthropics_client_is_left_out_without_a_word() -> None:
+    known = set(anthropic.types.message_create_params.MessageCreateParamsBase.__annotations__)
+    assert known - MESSAGES_TAKEN == {"model"}
+    some = {"effort": "low", "format": {"type": "json_schema", "schema": {"type": "integer"}}}
+    nulls = dict.fromkeys(MESSAGES_TAKEN - {"messages", "max_tokens"})
+    for body in ({"output_config": some}, {**nulls, "output_config": some, "speed": "standard"}):
+        document = Messages().read(json.dumps({**ASKED[Messages], **body}).encode()).document
+        assert document["reasoning_effort"] == "low"
+        assert document["response_format"]["json_schema"]["schema"] == {"type": "integer"}
+        assert document.keys() & known == {"model", "messages", "max_tokens"}
+    error = bad_request("A schema: tools[1].function.parameters/a: unknown", "tools[1].function.parameters")
+    said = json.loads(Messages().error(400, error.body))["error"]["message"]
+    assert said == "A schema: tools[1].input_schema/a: unknown"
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -435,6 +452,15 @@ def test_what_messages_read_and_a_whole_message() -> None:
         {"tool_choice": {"type": "any"}},
         {"stop_sequences": [5]},
         {"mcp_servers": [{}]},
+        {"container": "c"},
+        {"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}},
+        {"inference_geo": "us"},
+        {"speed": "fast"},
+        {"output_format": {"type": "json_schema", "schema": {}}},
+        {"output_config": "x"},
+        {"output_config": {"task_budget": 5}},
+        {"output_config": {"format": {"type": "yaml", "schema": {}}}},
+        {"output_config": {"format": {"type": "json_schema"}}},
     ],
 )
 def test_what_messages_refuse(change: dict[str, Any]) -> None:

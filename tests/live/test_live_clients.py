@@ -264,6 +264,8 @@ def test_anthropic_messages(mill: LiveFactory) -> None:
         )
         assert called.stop_reason == "tool_use"
         assert called.content[0].input["city"] in ("Riga", "Tallinn")
+        shaped = c.messages.parse(model="smol", max_tokens=80, messages=SAY, output_format=Weather)
+        assert isinstance(shaped.parsed_output, Weather)
         with pytest.raises(anthropic.NotFoundError):
             c.messages.create(model="none", max_tokens=8, messages=words)
         with pytest.raises(anthropic.AuthenticationError):

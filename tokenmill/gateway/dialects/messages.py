@@ -39,6 +39,9 @@ TYPES = {
 }
 STOPS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
 
+FIELDS = {".function.parameters": ".input_schema", "'response_format'": "'output_config.format'"}
+"""What an error calls a field, and what it is called in this API."""
+
 
 def error_object(status: int, message: str) -> dict[str, Any]:
     """Anthropic's error object."""
@@ -51,7 +54,10 @@ def translated_error(status: int, body: bytes) -> bytes:
         message = orjson.loads(body)["error"]["message"]
     except (orjson.JSONDecodeError, LookupError, TypeError):
         message = "The request failed."
-    return orjson.dumps(error_object(status, text_of(message)))
+    said = text_of(message)
+    for chat, ours in FIELDS.items():
+        said = said.replace(chat, ours)
+    return orjson.dumps(error_object(status, said))
 
 
 def usage_object(usage: TokenUsage) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from tokenmill.gateway.errors import bad_request
+from tokenmill.gateway.errors import ApiError, bad_request
 
 TAKEN = frozenset(
     (
@@ -20,9 +20,18 @@ TAKEN = frozenset(
             "metadata",
             "thinking",
         ),
-        *("container", "context_management", "mcp_servers", "service_tier", "betas", "n", "output_config"),
+        *("output_config", "service_tier", "cache_control", "diagnostics", "user_profile_id", "workspace_id"),
+        *("betas", "n", "container", "context_management", "mcp_servers", "output_format", "inference_geo"),
+        "speed",
     )
 )
+ABSENT = {
+    "mcp_servers": "Call them yourself, as tools.",
+    "container": "Nothing is run here; tools are the caller's.",
+    "context_management": "Send shorter 'messages' when they have grown too long.",
+    "output_format": "It is 'output_config.format' now.",
+    "inference_geo": "Where a tenant's requests may be answered is set for the tenant.",
+}
 
 
 def chat_of(document: dict[str, Any]) -> dict[str, Any]:
@@ -30,8 +39,11 @@ def chat_of(document: dict[str, Any]) -> dict[str, Any]:
     limit = document.get("max_tokens")
     if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
         raise bad_request("'max_tokens' must be a whole number of at least 1.", "max_tokens")
-    if document.get("mcp_servers"):
-        raise bad_request("'mcp_servers' is not supported.", "mcp_servers", "unsupported_parameter")
+    for name, hint in ABSENT.items():
+        if document.get(name) not in (None, [], {}, {"edits": []}):
+            raise _unsupported(name, hint)
+    if document.get("speed") not in (None, "standard"):
+        raise _unsupported("speed", "It may be 'standard'.")
     chat = {key: value for key, value in document.items() if key not in TAKEN}
     chat["messages"] = messages_of(document)
     chat["max_tokens"] = limit
@@ -40,10 +52,35 @@ def chat_of(document: dict[str, Any]) -> dict[str, Any]:
     if document.get("tools"):
         chat["tools"] = _tools(document["tools"])
     _tool_choice(document.get("tool_choice"), chat)
+    _output(document.get("output_config"), chat)
     metadata = document.get("metadata")
     if isinstance(metadata, dict) and isinstance(metadata.get("user_id"), str):
         chat["user"] = metadata["user_id"]
     return chat
+
+
+def _unsupported(param: str, hint: str) -> ApiError:
+    return bad_request(f"'{param}' is not supported. {hint}", param, "unsupported_parameter")
+
+
+def _output(config: Any, chat: dict[str, Any]) -> None:
+    """The effort of an answer and the schema that it has to fit."""
+    if config is None:
+        return
+    if not isinstance(config, dict):
+        raise bad_request("'output_config' must be an object.", "output_config")
+    for name in sorted(config.keys() - {"effort", "format"}):
+        raise _unsupported(f"output_config.{name[:100]}", "It may have an 'effort' and a 'format'.")
+    if config.get("effort") is not None:
+        chat["reasoning_effort"] = config["effort"]
+    shape = config.get("format")
+    if shape is None:
+        return
+    schema = shape.get("schema") if isinstance(shape, dict) else None
+    if not isinstance(schema, dict) or shape.get("type") != "json_schema":
+        text = "'output_config.format' must be of type json_schema, with a 'schema'."
+        raise bad_request(text, "output_config.format")
+    chat["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
 
 
 def messages_of(document: dict[str, Any]) -> list[dict[str, Any]]:
