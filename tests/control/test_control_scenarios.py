@@ -267,6 +267,28 @@ def test_a_cap_of_power_is_never_exceeded(mill: Mill) -> None:
     assert "its cap is 6.0 kW" in " ".join(why(mill.state, "d", mill.now).reasons)
 
 
+def test_a_node_whose_draw_nobody_knows_takes_no_work_under_a_bound(mill: Mill) -> None:
+    """It would count as nothing, and the cap would not hold; without a bound it is a node as any other."""
+    mill.join("dark", gpus=4)
+    known = Node("lit", "here", "", "", 4000, 16 * GB, (Accelerator("lit/0", "h200", 0),))
+    mill.tell(ev.NodeJoined, replace(known, idle_mw=1_000_000, power_mw=2_000_000))
+    mill.apply(factory(sites=(Site("here", "EU", 16_000_000, 1000),)))
+    for name in ("a", "b"):
+        mill.tell(ev.JobSubmitted, name, replace(SPEC, resources=replace(SPEC.resources, accelerators=1)))
+    assert [(effect.job, effect.nodes) for effect in mill.started_jobs()] == [("a", ("lit",))]
+    said = "nobody says what it draws, and the power of site here is bounded: it takes no work"
+    assert ("dark", False, said) in [
+        (one.name, one.accepted, one.reason) for one in why(mill.state, "b", mill.now).candidates
+    ]
+    node = why(mill.state, "dark", mill.now)
+    assert node.reasons == (said,)
+    assert "`idle_power` and `max_power`" in node.changes[0]
+    mill.apply(factory(sites=(Site("here", "EU", ramp_mw=1, ramp_us=1),)))
+    assert "dark" not in mill.state.index.rooms
+    mill.apply(factory(sites=(Site("here", "EU"),)))
+    assert started(mill) == ["b"]
+
+
 def powered(mill: Mill, *sites: Site, **bounds: tuple[Rack, ...]) -> None:
     """Two racks of two nodes, each of which may rise by 4 kW."""
     for number in range(4):

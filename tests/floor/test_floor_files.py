@@ -10,13 +10,14 @@ import msgspec
 import pytest
 
 from tokenmill.domain.errors import ConflictError, CorruptWeightsError
-from tokenmill.domain.factory import Factory, Node, Site
+from tokenmill.domain.factory import Accelerator, Factory, Node, Site
 from tokenmill.floor import logs, machine, procfs, workers
 from tokenmill.floor.imports import Verifier
 from tokenmill.floor.load import LoadWatch
 from tokenmill.floor.lock import DirectoryLock, held
 from tokenmill.floor.log_lines import JsonLines, without_secrets
 from tokenmill.floor.records import Record, Records
+from tokenmill.spec.catalogue import with_power
 from tokenmill.spec.paths import Paths
 from tokenmill.store.artifacts import Artifacts
 from tokenmill.store.signing import Signatures
@@ -119,6 +120,25 @@ def test_this_machine_takes_the_name_that_the_file_gives_it() -> None:
     assert named.memory_bytes == plain.memory_bytes
     two = machine.local_node(Factory("f", nodes=(Node("a", "s"), Node("local", "s2"))))
     assert (two.id, two.site) == ("local", "s2")
+
+
+def test_a_node_that_no_file_names_draws_what_its_accelerators_type_does() -> None:
+    """Eight H200 of 75 to 700 W in the server of the catalogue: 2.5 kW beside them, 1.675 when idle."""
+    cluster = pytest.importorskip("tokenmill.floor.ray.cluster", exc_type=ImportError)
+
+    def node(*kinds: str) -> Node:
+        return Node(
+            "n", "here", accelerators=tuple(Accelerator(f"n/{k}{i}", k, 0) for i, k in enumerate(kinds))
+        )
+
+    full = with_power(node(*["h200-sxm"] * 8))
+    assert (full.power_mw, full.idle_mw) == (8_100_000, 2_275_000)
+    stated = Factory("f", sites=(Site("s"),), nodes=(Node("n", "s", power_mw=5, idle_mw=1),))
+    ray_node = cluster.RayNode("id", "n", "127.0.0.1", {}, {"GPU": 8.0, "CPU": 4.0})
+    assert cluster.place_of(ray_node, node(*["h200-sxm"] * 8), stated).power_mw == 5
+    assert cluster.place_of(ray_node, node(*["h200-sxm"] * 8), Factory("f")).power_mw == full.power_mw
+    for unknown in (node(), node("gtx-1"), node("h200-sxm", "h100-sxm")):
+        assert with_power(unknown) == unknown
 
 
 def test_a_gpu_has_the_catalogues_name() -> None:

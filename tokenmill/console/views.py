@@ -22,6 +22,7 @@ from tokenmill.domain.work import Alias, Job, Release, Replica, ReplicaStatus
 from tokenmill.floor import procfs
 from tokenmill.floor.load import read_states
 from tokenmill.floor.logs import last_words
+from tokenmill.policy.power import bounded_places, unknown_draw
 
 GATEWAY_LATE_US = 30_000_000
 RECENT_RUNS = 20
@@ -48,7 +49,7 @@ def status_view(context: ApiContext) -> dict[str, Any]:
         "ready": not reasons,
         "health": _health(context, deployments, reasons),
         "reasons": reasons,
-        "nodes": [to_plain(node) for _, node in sorted(state.nodes.items())],
+        "nodes": node_views(state),
         "imports": import_views(context),
         "deployments": deployments,
         "lines": [line_view(state, context.runtime.progress, line, now_us) for line in state.factory.lines],
@@ -62,6 +63,15 @@ def status_view(context: ApiContext) -> dict[str, Any]:
         "memory": {"control_bytes": 0, "gateway_bytes": 0},
         "ledger": {"lag_s": float(stats.get("ledger_lag_s", 0.0))},
     }
+
+
+def node_views(state: State) -> list[dict[str, Any]]:
+    """Each node; ``closed`` says why one that is alive and trusted takes no work."""
+    places = bounded_places(state.factory)
+    return [
+        {**to_plain(known), "closed": unknown_draw(known.node, places)}
+        for _, known in sorted(state.nodes.items())
+    ]
 
 
 def _not_ready(context: ApiContext, deployments: list[dict[str, Any]]) -> list[str]:

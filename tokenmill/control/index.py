@@ -28,7 +28,7 @@ from tokenmill.domain.work import (
 )
 from tokenmill.policy.fleet import Block, Fleet, Room, fleet_of, with_free
 from tokenmill.policy.fragment import Kind, kind_of
-from tokenmill.policy.power import History, Ramp, ramps_of
+from tokenmill.policy.power import History, Ramp, bounded_places, ramps_of, unknown_draw
 from tokenmill.policy.share import LONGEST_US, NOTHING, Holding, bounded, length_of
 
 Timer = tuple[int, str, str]  # (at_us, "job" | "lease" | "replica" | "ramp", id)
@@ -292,16 +292,17 @@ def schedulable(factory: Factory) -> dict[str, int]:
 
 
 def _rooms(factory: Factory, nodes: Mapping[str, NodeState]) -> tuple[dict[str, Room], list[Room], Holding]:
-    """Live nodes with nothing held, all nodes so, and the total of the live ones."""
+    """Nodes that take work with nothing held, all nodes so, and the total of the first."""
     law = {site.name: site.jurisdiction for site in factory.sites}
     rooms: dict[str, Room] = {}
     idle: list[Room] = []
+    places = bounded_places(factory)
     cpu_millis = memory_bytes = accelerators = 0
     for state in nodes.values():
         node = state.node
         room = room_of(node, law.get(node.site, ""))
         idle.append(room)
-        if not state.lost and not state.cordon:
+        if not state.lost and not state.cordon and not unknown_draw(node, places):
             rooms[node.id] = room
             cpu_millis += node.cpu_millis
             memory_bytes += node.memory_bytes

@@ -42,6 +42,7 @@ from tokenmill.domain.work import (
 )
 from tokenmill.policy.checkpoint import pace
 from tokenmill.policy.place import Demand
+from tokenmill.policy.power import bounded_places, unknown_draw
 from tokenmill.policy.scale import LIMIT_US
 
 
@@ -292,9 +293,12 @@ def _named(state: State, name: str, now_us: int) -> Explanation:
             if node.slow
             else ""
         )
-        reasons = (*filter(None, (node.cordon, slow)), *(f"{owner} is on it" for owner in owners))
+        dark = unknown_draw(node.node, bounded_places(state.factory))
+        reasons = (*filter(None, (node.cordon, slow, dark)), *(f"{owner} is on it" for owner in owners))
         back = f"`tokenmill cordon {name} --undo`"
-        changes = (f"job {node.test} ends well",) if node.test else (back,) if node.cordon else ()
+        changes: tuple[str, ...] = (back,) if node.cordon else ()
+        changes = (f"job {node.test} ends well",) if node.test else changes
+        changes += ("the factory file states its `idle_power` and `max_power`",) if dark else ()
         return Explanation(name, "node", status, rule, reasons, (), changes)
     if name in state.keys:
         key = state.keys[name]

@@ -18,6 +18,7 @@ from tokenmill.domain.work import Job, JobStatus, Replica, ReplicaStatus, Reserv
 from tokenmill.policy.fleet import Block
 from tokenmill.policy.lacks import explain
 from tokenmill.policy.place import Demand, capacity_of, place
+from tokenmill.policy.power import bounded_places, unknown_draw
 from tokenmill.policy.share import (
     NOTHING,
     Head,
@@ -95,9 +96,19 @@ def _waits(reservation: Reservation) -> str:
 
 def candidates(state: State, demand: Demand) -> tuple[Candidate, ...]:
     """Every node, or on a large floor every block, with what it holds of the demand and why not more."""
-    if len(state.index.rooms) <= NODES_MOST:
-        return explain(state.index.rooms.values(), demand)
+    if len(state.nodes) <= NODES_MOST:
+        return tuple(sorted((*explain(state.index.rooms.values(), demand), *_closed(state))))
     return tuple(_block(block, demand) for _, block in sorted(state.index.fleet.blocks.items()))
+
+
+def _closed(state: State) -> list[Candidate]:
+    """Nodes that are there and take no work, each with why."""
+    places = bounded_places(state.factory)
+    return [
+        (name, False, f"is cordoned: {known.cordon}" if known.cordon else unknown_draw(known.node, places))
+        for name, known in state.nodes.items()
+        if not known.lost and name not in state.index.rooms
+    ]
 
 
 def holders(state: State, demand: Demand) -> list[str]:

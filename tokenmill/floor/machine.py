@@ -11,7 +11,7 @@ import psutil
 
 from tokenmill.domain.factory import Accelerator, Factory, Node
 from tokenmill.floor.energy import Counter, NvmlCounter
-from tokenmill.spec.catalogue import accelerator_named
+from tokenmill.spec.catalogue import accelerator_named, with_power
 
 LOCAL_NODE = "local"
 
@@ -26,16 +26,17 @@ def local_node(factory: Factory) -> Node:
     measured = measure(LOCAL_NODE, factory.sites[0].name if factory.sites else "")
     declared = declared_node(factory)
     if declared is None:
-        return measured
+        return with_power(measured, factory.types)
     accelerators = tuple(
         replace(gpu, id=gpu.id.replace(LOCAL_NODE, declared.id, 1)) for gpu in measured.accelerators
     )
-    return replace(
+    placed = replace(
         declared,
         cpu_millis=min(declared.cpu_millis or measured.cpu_millis, measured.cpu_millis),
         memory_bytes=min(declared.memory_bytes or measured.memory_bytes, measured.memory_bytes),
         accelerators=accelerators,
     )
+    return with_power(placed, factory.types)
 
 
 def declared_node(factory: Factory) -> Node | None:

@@ -2,7 +2,7 @@
 
 A node draws its idle power always and, for what is held of it, a share of the rest: by accelerators where
 it has any, else by CPU. That is an upper bound for work that keeps to what it asked for, so what is
-admitted never exceeds a cap. Nodes whose power is not known count as nothing.
+admitted never exceeds a cap. A node of which nobody knows what it draws takes no work under a bound.
 
 A ramp bounds by how much the draw may rise over any time no longer than its window. What was drawn lately is
 kept as a history whose values rise: the first is the least of the window, the last is the draw now. Falls are
@@ -11,7 +11,7 @@ not limited: work ends when it ends.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from tokenmill.domain.factory import Factory, Node
 from tokenmill.domain.value import value
@@ -43,6 +43,19 @@ def caps_of(factory: Factory) -> dict[str, Cap]:
     }
     caps |= {f"rack {r.name}": Cap(f"rack {r.name}", r.power_cap_mw) for r in factory.racks if r.power_cap_mw}
     return caps
+
+
+def bounded_places(factory: Factory) -> frozenset[str]:
+    """Places with a cap or a ramp."""
+    return frozenset((*caps_of(factory), *ramps_of(factory)))
+
+
+def unknown_draw(node: Node, places: Collection[str]) -> str:
+    """Why a node may take no work: nobody knows what it draws and one of these bounded places has it."""
+    under = next((place for place in places_of(node) if place in places), "")
+    if node.power_mw or not under:
+        return ""
+    return f"nobody says what it draws, and the power of {under} is bounded: it takes no work"
 
 
 def places_of(node: Node) -> tuple[str, str]:

@@ -59,7 +59,7 @@ def head(shown: dict[str, Any]) -> RenderableType:
 def nodes(shown: dict[str, Any]) -> list[RenderableType]:
     """Where work runs, as one table; none for one healthy node, which is the machine itself."""
     found = shown["nodes"]
-    if len(found) < 2 and not any(node["lost"] or node["cordon"] for node in found):
+    if len(found) < 2 and not any(node["lost"] or node["cordon"] or node.get("closed") for node in found):
         return []
     made = table("Node", "Status", "Stands in", ">Cores", ">Memory", "Accelerators", "Runs")
     rows: list[tuple[str, ...]] = []
@@ -70,7 +70,9 @@ def nodes(shown: dict[str, Any]) -> list[RenderableType]:
         rows.append(
             (
                 what["id"],
-                state + (f" [dim]{escape(node['cordon'])}[/dim]" if node["cordon"] else ""),
+                f"{state} [dim]{escape(node['cordon'] or node.get('closed', ''))}[/dim]".removesuffix(
+                    " [dim][/dim]"
+                ),
                 escape(" / ".join(part for part in (what["site"], what["row"], what["rack"]) if part)),
                 number(what["cpu_millis"] / 1000),
                 size(what["memory_bytes"]),

@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tokenmill.domain.errors import ResourceError
 from tokenmill.domain.factory import Factory, Node
 from tokenmill.floor.ray.agent import Agent, Home
+from tokenmill.spec.catalogue import with_power
 
 LABEL = "tokenmill.io/"
 KNOCK_S = 10.0
@@ -108,13 +109,14 @@ def place_of(node: RayNode, measured: Node, factory: Factory) -> Node:
     )
     declared = next((n for n in factory.nodes if n.id == node.name), None)
     if declared is None:
-        return found
-    return replace(
+        return with_power(found, factory.types)
+    placed = replace(
         declared,
         cpu_millis=min(declared.cpu_millis or found.cpu_millis, found.cpu_millis),
         memory_bytes=min(declared.memory_bytes or found.memory_bytes, found.memory_bytes),
         accelerators=found.accelerators,
     )
+    return with_power(placed, factory.types)
 
 
 def start_agent(node: RayNode, home: Home) -> Any:

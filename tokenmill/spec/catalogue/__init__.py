@@ -14,3 +14,4 @@ from tokenmill.domain.catalogue import RackType as RackType
 from tokenmill.domain.catalogue import SwitchType as SwitchType
 from tokenmill.spec.catalogue.load import accelerator_named as accelerator_named
 from tokenmill.spec.catalogue.load import catalogue as catalogue
+from tokenmill.spec.catalogue.load import with_power as with_power

@@ -21,6 +21,8 @@ from tokenmill.domain.catalogue import (
     SwitchType,
 )
 from tokenmill.domain.errors import DataError
+from tokenmill.domain.factory import Node
+from tokenmill.domain.value import replace
 from tokenmill.spec.catalogue.rows import read_row
 
 Kind = TypeVar("Kind")
@@ -76,6 +78,23 @@ def accelerator_named(device: str, own: OwnTypes = NO_TYPES) -> AcceleratorType 
         if in_rack or chip in words:
             found.append((not in_rack, board not in rest, len(kind.id), kind.id))
     return known[min(found)[-1]] if found else None
+
+
+def with_power(node: Node, own: OwnTypes = NO_TYPES) -> Node:
+    """A node whose draw nobody states, with that of its accelerators' type in that server of the
+    catalogue that draws most beside them; as it is where it has
+    no accelerator, several types or an unknown one.
+    """
+    known = catalogue(own)
+    kinds = {one.kind for one in node.accelerators}
+    chip = known.accelerators.get(next(iter(kinds))) if len(kinds) == 1 else None
+    if node.power_mw or chip is None:
+        return node
+    beside_w = max((n.overhead_w for n in known.nodes.values() if n.accelerator == chip.id), default=0)
+    count = len(node.accelerators)
+    server = NodeType("", count, 0, 0, "", chip.id, overhead_w=beside_w)
+    most_w = beside_w + count * chip.max_w
+    return replace(node, idle_mw=round(server.idle_w(chip) * 1000), power_mw=most_w * 1000)
 
 
 @cache
