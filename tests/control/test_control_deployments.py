@@ -354,7 +354,7 @@ def test_a_lost_node_keeps_its_leases_and_is_replaced(mill: Mill) -> None:
 def test_remote_server_needs_no_import_and_peers_are_endpoints(mill: Mill) -> None:
     mill.join()
     away = Deployment("away", engine="openai", model="giant", url="https://far.example/v1")
-    peer = Peer("neighbour", "https://peer.example", "US", "env:KEY", ("far",))
+    peer = Peer("neighbour", "https://peer.example", "US", "secret://env/KEY", ("far",))
     mill.apply(factory(away, models=(Model("giant", "hf://g"),), lines=(), peers=(peer,)))
     assert mill.of(ImportModel) == []
     (start,) = mill.of(StartReplica)

@@ -23,7 +23,9 @@ OWN = Endpoint("r-1", "rel-1", "127.0.0.1:1", "DE", 4)
 
 
 def peer(name: str) -> Endpoint:
-    return Endpoint(f"peer:{name}", f"peer:{name}", f"{name}:1", "US", 64, key_ref="env:X", served_model="m")
+    return Endpoint(
+        f"peer:{name}", f"peer:{name}", f"{name}:1", "US", 64, key_ref="secret://env/X", served_model="m"
+    )
 
 
 def table(*endpoints: Endpoint) -> Table:
@@ -81,11 +83,11 @@ def test_secrets_by_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("PEER_KEY", " tm-secret ")
     (tmp_path / "key").write_text("tm-file\n")
     secrets = Secrets()
-    assert secrets.read("env:PEER_KEY") == b"tm-secret"
-    assert secrets.read(f"file:{tmp_path / 'key'}") == b"tm-file"
-    for bad in ("env:UNSET_NAME", "tm-plain", f"file:{tmp_path / 'none'}"):
+    assert secrets.read("secret://env/PEER_KEY") == b"tm-secret"
+    assert secrets.read(f"secret://file{tmp_path / 'key'}") == b"tm-file"
+    for bad in ("secret://env/UNSET_NAME", "tm-plain", f"secret://file{tmp_path / 'none'}"):
         with pytest.raises(OSError):
             secrets.read(bad)
     (tmp_path / "evil").write_bytes(b"a\r\nx: y")
     with pytest.raises(OSError):
-        secrets.read(f"file:{tmp_path / 'evil'}")
+        secrets.read(f"secret://file{tmp_path / 'evil'}")

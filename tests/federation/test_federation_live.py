@@ -36,7 +36,7 @@ def tenant(name: str, *jurisdictions: str) -> TenantEntry:
 def peer_at(port: int, jurisdiction: str = "US") -> Endpoint:
     name = "peer:there"
     return Endpoint(
-        name, name, f"127.0.0.1:{port}", jurisdiction, 64, key_ref="env:PEER_KEY", served_model="m"
+        name, name, f"127.0.0.1:{port}", jurisdiction, 64, key_ref="secret://env/PEER_KEY", served_model="m"
     )
 
 

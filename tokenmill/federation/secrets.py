@@ -1,6 +1,7 @@
-"""Secrets by reference: ``env:NAME`` or ``file:PATH``, read when needed and kept for a short while.
+"""Secrets by reference: ``secret://env/NAME`` or ``secret://file/PATH``, kept for a short while.
 
-The reference is what tables and logs hold; the value is never written anywhere.
+PATH is from the root: ``secret://file/run/secrets/b`` is ``/run/secrets/b``. The reference is what tables and
+logs hold; the value is never written anywhere.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 KEPT_S = 30.0
+_REFERENCE = re.compile(r"secret://(env|file)/(.+)")
 _SAFE = re.compile(rb"[!-~]{1,4096}")
 
 
@@ -26,14 +28,16 @@ class Secrets:
         found = self._kept.get(reference)
         if found is not None and now - found[0] < KEPT_S:
             return found[1]
-        scheme, _, name = reference.partition(":")
+        said = _REFERENCE.fullmatch(reference)
+        if said is None:
+            raise OSError(f"{reference!r} is neither secret://env/NAME nor secret://file/PATH")
+        scheme, name = said.groups()
         if scheme == "env":
             value = os.environ.get(name, "").strip().encode()
-        elif scheme == "file":
-            value = Path(name).read_bytes().strip()
         else:
-            raise OSError(f"{reference!r} is neither env:NAME nor file:PATH")
+            value = Path("/", name).read_bytes().strip()
         if not _SAFE.fullmatch(value):
-            raise OSError(f"{scheme}:{name} holds no usable secret")
+            missing = scheme == "env" and not value
+            raise OSError(f"{reference} is not set" if missing else f"{reference} holds no usable secret")
         self._kept[reference] = (now, value)
         return value

@@ -19,6 +19,7 @@ from tokenmill.spec.fields import (
     Cron,
     Digest,
     Duration,
+    GatewayUrl,
     Index,
     Jurisdiction,
     Name,
@@ -334,10 +335,12 @@ class PeerDocument(Strict):
 
     kind: Literal["peer"]
     name: Name = Field(description="Name of the peer.")
-    url: Url = Field(description="Address of its gateway.")
+    url: GatewayUrl = Field(description="Address of its gateway: https, or http on this machine.")
     jurisdiction: Jurisdiction = Field(description="Law that applies there.")
-    key: SecretRef = Field(description="Where our key for it is: secret://env/NAME.")
-    aliases: list[AliasName] = Field(default=[], description="Names that it answers for.")
+    key: SecretRef = Field(description="Where our key for it is: secret://env/NAME or secret://file/PATH.")
+    aliases: list[AliasName] = Field(
+        min_length=1, description="Names that it answers for when no replica of ours can."
+    )
 
 
 Rows = dict[Name, dict[str, Any]]

@@ -106,6 +106,20 @@ _region = _text(
 )
 _digest = _text(re.compile(r"sha256:[0-9a-f]{64}"), "sha256: and 64 hexadecimal digits")
 _url = _text(re.compile(r"https?://[^\s/]+\S*"), "an http or https address")
+_GATEWAY = re.compile(r"(https?)://([^\s/?#@:\[\]]+|\[[0-9a-fA-F:]+\])(:\d{1,5})?(/v1)?/?")
+_HERE = ("localhost", "127.0.0.1", "[::1]")
+
+
+def _gateway_url(value: object) -> str:
+    found = _GATEWAY.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        fail(f"{value!r} is not allowed", "the address of a gateway, for example https://b.example:8400")
+    if found[1] == "http" and found[2] not in _HERE:
+        fix = "Give the other gateway a certificate (TOKENMILL_TLS_CERT), or end TLS before it."
+        fail(f"{value!r} would carry our key in the clear", "https://, or http:// to this machine", fix)
+    return found[0]
+
+
 _source = _text(
     re.compile(r"package:[A-Za-z0-9._-]+|hf://[^\s/]+/\S+|s3://\S+|file:\S+|[./~]\S*|[A-Za-z0-9_-]+/\S+"),
     "package:NAME, hf://OWNER/NAME, s3://BUCKET/KEY or a path such as ./weights.gguf",
@@ -118,6 +132,11 @@ SecretRef = Annotated[str, *_secret]
 Jurisdiction = Annotated[str, *_region]
 Digest = Annotated[str, *_digest]
 Url = Annotated[str, *_url]
+GatewayUrl = Annotated[
+    str,
+    BeforeValidator(_gateway_url),
+    WithJsonSchema({"type": "string", "pattern": f"^{_GATEWAY.pattern}$"}),
+]
 WeightsSource = Annotated[str, *_source]
 Currency = Annotated[str, *_text(re.compile(r"[A-Z]{3}"), "an ISO 4217 code, for example EUR")]
 Text = Annotated[str, BeforeValidator(_plain_text)]

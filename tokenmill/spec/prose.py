@@ -19,7 +19,8 @@ which `tokenmill schema` prints.
 `$$` is a dollar sign. Inside `{...}` put quotes around it. A variable whose name looks like a secret is
 refused, because what a file says is kept in the journal.
 
-**Secrets.** A peer's `key` is a reference: `secret://env/NAME` or `secret://file/PATH`. It is resolved only
+**Secrets.** A peer's `key` is a reference: `secret://env/NAME`, as `tokenmill up` has it, or
+`secret://file/PATH`, from the root: `secret://file/run/secrets/b` is `/run/secrets/b`. It is resolved only
 where it is used, and never stored.
 
 **Extending.** `extends: other.yaml` in the factory document lays these documents on those of another

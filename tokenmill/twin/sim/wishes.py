@@ -86,7 +86,7 @@ class Wishes:
                 JobTemplate(f"burn{i}", "beta", "main", ("true",), gpu, workers=2)
                 for i in range(rng.randrange(2))
             ),
-            peers=(Peer("neighbour", "https://peer.example", "EU", "env:KEY", ("chat", "far")),),
+            peers=(Peer("neighbour", "https://peer.example", "EU", "secret://env/KEY", ("chat", "far")),),
         )
 
     def tenants(self) -> tuple[Tenant, ...]:
