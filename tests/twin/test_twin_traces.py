@@ -41,6 +41,19 @@ def test_azure_of_2024_has_time_zones():
     assert (found[1].input_tokens, found[1].output_tokens) == (2399, 6)
 
 
+def test_a_time_zone_is_a_part_of_the_time():
+    """One moment written in five ways, then a second later behind Greenwich; over a day's end too."""
+    moments = ("2024-01-01 00:30:00Z", "2024-01-01T00:30:00 UTC", "2024-01-01 02:00:00.0+01:30",
+               "2023-12-31 19:30:00-0500", "2024-01-01 00:30:00", "2023-12-31 16:30:01.5-08:00")  # fmt: skip
+    found = list(traces.azure([*AZURE, *(f"{moment},9,9" for moment in moments)], "zones.csv"))
+    assert [row.at_s for row in found] == [0.0, 0.0, 0.0, 0.0, 0.0, 1.5]
+
+
+def test_times_begin_at_the_first_row_also_of_json_lines():
+    lines = [f'{{"timestamp": {at}, "input_length": 9, "output_length": 1}}' for at in (1.7e12, 1.7e12 + 500)]
+    assert [row.at_s for row in traces.mooncake(lines, "t")] == [0.0, 0.5]
+
+
 def test_burstgpt_with_and_without_sessions():
     plain = list(
         traces.burstgpt([*BURST, "5,ChatGPT,472,18,490,Conversation log", "45,GPT-4,1087,0,1087,API"], "b")
@@ -63,6 +76,9 @@ def test_burstgpt_with_and_without_sessions():
         (traces.azure, [*AZURE, "2023-11-16 18:15:46.6,10,-4"], "t:2: GeneratedTokens is -4"),
         (traces.azure, [*AZURE, "2023-11-16 18:15:46.6,10,nan"], "t:2: GeneratedTokens is nan"),
         (traces.azure, [*AZURE, "yesterday,10,4"], "t:2: TIMESTAMP is 'yesterday'. Expected a date and time"),
+        (traces.azure, [*AZURE, "2023-02-30 18:15:46,10,4"], "t:2: TIMESTAMP is '2023-02-30 18:15:46'"),
+        (traces.azure, [*AZURE, "2023-02-28 24:15:46,10,4"], "t:2: TIMESTAMP is '2023-02-28 24:15:46'"),
+        (traces.azure, [*AZURE, "9,9,4", "8,9,4"], "t:3: TIMESTAMP lies 1 s before the first row's"),
         (traces.azure, [*AZURE, "1,1.5,4"], "t:2: ContextTokens is 1.5"),
         (traces.burstgpt, ["a,b"], "t:1: the header is not that of BurstGPT"),
         (traces.burstgpt, [*BURST, "5,ChatGPT,472"], "t:2: the row has 3 fields"),

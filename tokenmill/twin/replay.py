@@ -23,7 +23,10 @@ from tokenmill.twin.trace_columns import columns
 from tokenmill.twin.traces import TraceRow
 
 MAX_ROWS = 20_000_000
-FORMATS = "Azure (TIMESTAMP,ContextTokens,GeneratedTokens), BurstGPT, or Mooncake's JSON lines"
+FORMATS = (
+    "CSV with the columns TIMESTAMP,ContextTokens,GeneratedTokens (Azure), arrival_s,input_tokens,"
+    "output_tokens, or those of BurstGPT, divided by commas; or Mooncake's JSON lines; plain or gzipped"
+)
 
 Reader = Callable[[Iterable[str], str], Iterator[TraceRow]]
 

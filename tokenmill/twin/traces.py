@@ -10,18 +10,22 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from tokenmill.domain.calendar import day_of
+from tokenmill.domain.calendar import date_of, day_of
 from tokenmill.domain.errors import DataError
 from tokenmill.twin.faults import stream
 
 MAX_TOKENS = 16_777_216
 MAX_BLOCKS = 65_536
 MOONCAKE_BLOCK = 512
+MOMENT = re.compile(
+    r"(\d{4})-(\d\d?)-(\d\d?)[T ](\d\d?):(\d\d):(\d\d(?:\.\d*)?)(?: ?(?:Z|UTC|([+-])(\d\d):?(\d\d)?))?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,7 @@ def burstgpt(lines: Iterable[str], name: str) -> Iterator[TraceRow]:
 def mooncake(lines: Iterable[str], name: str) -> Iterator[TraceRow]:
     """Mooncake's traces: JSON lines with ``timestamp`` (ms), ``input_length``, ``output_length`` and
     ``hash_ids``, one for each block of 512 tokens of the prompt. The last block may be part full."""
+    first: float | None = None
     for number, line in enumerate(lines, 1):
         where = f"{name}:{number}"
         if not line.strip():
@@ -68,8 +73,9 @@ def mooncake(lines: Iterable[str], name: str) -> Iterator[TraceRow]:
         if not isinstance(row, dict):
             raise DataError("the line cannot be read: no object", expected="a JSON object", where=where)
         at_s = _value(row, "timestamp", float, where) / 1000
+        first = at_s if first is None else first
         tokens = _tokens(row, "input_length", where), _tokens(row, "output_length", where)
-        yield TraceRow(at_s, *tokens, _blocks(row, tokens[0], where))
+        yield TraceRow(_after(first, at_s, "timestamp", where), *tokens, _blocks(row, tokens[0], where))
 
 
 def spread(rows: Sequence[TraceRow], seed: int) -> tuple[TraceRow, ...]:
@@ -120,11 +126,18 @@ def _csv_rows(
         row = dict(zip(names, cells, strict=True))
         at_s = _value(row, fields["at"], seconds_of, where)
         first = at_s if first is None else first
-        if at_s < first:
-            what = f"{fields['at']} lies {first - at_s:g} s before the first row's"
-            raise DataError(what, expected="rows in order of time", where=where)
         tokens = _tokens(row, fields["input"], where), _tokens(row, fields["output"], where)
-        yield TraceRow(at_s - first, *tokens, session=row.get(fields.get("session", ""), ""))
+        yield TraceRow(
+            _after(first, at_s, fields["at"], where), *tokens, session=row.get(fields.get("session", ""), "")
+        )
+
+
+def _after(first: float, at_s: float, field: str, where: str) -> float:
+    """Seconds from the first row on."""
+    if at_s < first:
+        what, fix = f"{field} lies {first - at_s:g} s before the first row's", f"Sort the rows by {field}."
+        raise DataError(what, expected="rows in order of time", fix=fix, where=where)
+    return at_s - first
 
 
 def _value(row: dict[str, Any], field: str, read: Callable[[Any], float], where: str) -> float:
@@ -163,11 +176,20 @@ def _blocks(row: dict[str, Any], tokens: int, where: str) -> tuple[int, ...]:
 
 
 def seconds_of(text: str) -> float:
-    """Seconds of a plain number, or of "2023-11-16 18:15:46.6805900" (with or without a time zone, which is
-    taken to be the same in every row), counted from a day of its own."""
+    """Seconds of a plain number, or of "2023-11-16 18:15:46.6805900-05:00", counted from a day of its own.
+
+    A time without a zone is taken for one of UTC. Raises ``ValueError`` for what is no time.
+    """
     if "-" not in text.lstrip("-"):
         return float(text)
-    date, _, clock = text.strip().replace("T", " ").partition(" ")
-    year, month, day = (int(part) for part in date.split("-"))
-    hours, minutes, seconds = clock.partition("+")[0].rstrip("Z").split(":")
-    return day_of(year, month, day) * 86_400 + int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    found = MOMENT.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(text)
+    year, month, day, hours, minutes = (int(part) for part in found.groups()[:5])
+    date = day_of(year, month, day)
+    if date_of(date) != (year, month, day) or hours > 23 or minutes > 59 or float(found[6]) >= 61:
+        raise ValueError(text)
+    away = 0
+    if found[7]:
+        away = (3600 * int(found[8]) + 60 * int(found[9] or 0)) * (1 if found[7] == "+" else -1)
+    return date * 86_400 + hours * 3600 + minutes * 60 + float(found[6]) - away
