@@ -25,7 +25,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "gateway": ("domain", "policy", "control", "spec", "federation"),
     "line": ("domain", "spec", "engine", "store"),
     "federation": ("domain", "policy"),
-    "console": ("domain", "policy", "control", "spec", "twin", "store", "floor"),
+    "console": ("domain", "policy", "control", "spec", "twin", "store", "floor", "federation"),
     "compose": (*PURE, "twin", "store", "engine", "floor", "gateway", "line", "federation", "console"),
     "cli": (*PURE, "twin", "store", "engine", "floor", "gateway", "line", "federation", "console", "compose"),
 }

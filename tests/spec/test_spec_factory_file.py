@@ -85,7 +85,8 @@ def test_environment_fills_in_values_and_quotes_keep_text():
 
 
 def test_secret_reference_is_kept_as_it_is():
-    text = "kind: factory\nname: f\n---\n{kind: peer, name: p, url: 'https://h', jurisdiction: de, key: secret://env/K, aliases: [m]}\n"
+    peer = "{kind: peer, name: p, url: 'https://h', jurisdiction: de, key: secret://env/K, aliases: [m]}"
+    text = f"kind: factory\nname: f\n---\n{peer}\n"
     assert made(text, K="s3cret").peers[0].key_ref == "secret://env/K"
     assert "s3cret" not in str(made(text, K="s3cret"))
 

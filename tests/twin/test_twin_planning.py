@@ -143,7 +143,7 @@ def test_the_same_seed_has_the_same_digest_under_any_hash_seed(folder):
         command = [
             sys.executable,
             "-c",
-            "from tokenmill.cli.app import main; main()",
+            "from tokenmill.cli import main; main()",
             "plan",
             "factory.yaml",
             "--traffic",

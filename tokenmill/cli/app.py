@@ -43,6 +43,7 @@ VERBS: dict[str, Verb] = {
     "why": Verb("Explain why something is as it is.", LOOK),
     "trace": Verb("Go from an answer back to the release, run and rows that made it.", LOOK),
     "usage": Verb("Show tokens, energy and money by tenant, project, key, model or day.", LOOK),
+    "peers": Verb("Show peer factories, what they answered for us, and what they bill.", LOOK),
     "run": Verb("Run a line: data in, released model out.", MAKE),
     "runs": Verb("List, show, pause, resume or cancel runs.", MAKE),
     "rerun": Verb("Run a line again from one station on.", MAKE),

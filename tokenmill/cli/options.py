@@ -9,7 +9,9 @@ from typing import Annotated
 
 import typer
 
+from tokenmill.domain.calendar import parse_moment
 from tokenmill.domain.errors import NotFoundError, UsageError
+from tokenmill.domain.units import parse_duration
 from tokenmill.spec.paths import Paths
 from tokenmill.spec.settings import Settings, load_settings
 
@@ -26,6 +28,10 @@ File = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+Since = Annotated[
+    str, typer.Option(help="Only the last so much, or from a date: 24h, 30d, 2026-11-01 (UTC).")
+]
+Until = Annotated[str, typer.Option(help="Only before so long ago, or before a date: 2026-12-01.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
@@ -64,3 +70,23 @@ def locate(directory: Path | None, file: Path | None) -> Place:
     settings = load_settings(os.environ)
     found = ((directory or Path()) / (file or FACTORY_FILE)).absolute()
     return Place(found, settings, Paths.of(settings, found))
+
+
+def window(since: str, until: str, now_us: int) -> tuple[int, int]:
+    """``--since`` and ``--until`` in microseconds since the epoch; 0 where nothing is written."""
+    since_us, until_us = _moment("--since", since, now_us), _moment("--until", until, now_us)
+    if until_us and until_us <= since_us:
+        raise UsageError("--until is not after --since", expected="a window, such as --since 30d --until 1d")
+    return since_us, until_us
+
+
+def _moment(option: str, text: str, now_us: int) -> int:
+    """Microseconds of a date, or of so long before now; 0 when nothing is written."""
+    if not text:
+        return 0
+    try:
+        return parse_moment(text) if "-" in text else max(1, now_us - parse_duration(text))
+    except UsageError:
+        raise UsageError(
+            f"{option} is {text!r}", expected="a time before now or a date in UTC: 24h, 30d, 2026-11-01"
+        ) from None

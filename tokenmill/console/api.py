@@ -24,6 +24,7 @@ from tokenmill.console.auth import TENANT_TREE, Sessions, guard
 from tokenmill.console.commands import Commands, key_view
 from tokenmill.console.context import ApiContext, sample_throughput
 from tokenmill.console.event_text import event_views
+from tokenmill.console.peers import peer_views
 from tokenmill.console.processes import ProcessTable
 from tokenmill.console.reading import log_name, read_log
 from tokenmill.console.requests import Endpoint, answer, query_number, read_object, refuse
@@ -138,6 +139,7 @@ class Api:
             ("DELETE", "/api/leases/{id:path}", self.release_lease),
             ("GET", "/api/usage", self.usage),
             ("GET", "/api/ledger/verify", self.verify_ledger),
+            ("GET", "/api/peers", self.peers),
             ("GET", "/api/events", self.events),
             ("POST", "/api/down", self.down),
         ]
@@ -283,6 +285,10 @@ class Api:
             await asyncio.sleep(COUNTERS_LAG_S)
             report = await run_in_threadpool(ledger.verify, self.context.paths.spool, counts)
         return answer({"ok": not report.problems, **to_plain(report)})
+
+    async def peers(self, request: Request) -> Response:
+        window = query_number(request, "since_us", 0), query_number(request, "until_us", 0)
+        return answer(await peer_views(self.context, *window))
 
     async def events(self, request: Request) -> Response:
         """The newest ``limit`` events, or with ``after`` those that follow it."""

@@ -20,7 +20,7 @@ from tokenmill.domain.codec import to_plain
 from tokenmill.domain.factory import Deployment
 from tokenmill.domain.work import Alias, Job, Release, Replica, ReplicaStatus
 from tokenmill.floor import procfs
-from tokenmill.floor.load import read_states
+from tokenmill.floor.load import peers_seen, read_states
 from tokenmill.floor.logs import last_words
 from tokenmill.policy.power import bounded_places, unknown_draw
 
@@ -52,6 +52,7 @@ def status_view(context: ApiContext) -> dict[str, Any]:
         "nodes": node_views(state),
         "imports": import_views(context),
         "deployments": deployments,
+        "peers": seen_peers(context),
         "lines": [line_view(state, context.runtime.progress, line, now_us) for line in state.factory.lines],
         "runs": [run_row(state, run, now_us) for _, run in sorted(state.runs.items())[-RECENT_RUNS:]][::-1],
         "jobs": job_rows(context, RECENT_JOBS),
@@ -71,6 +72,22 @@ def node_views(state: State) -> list[dict[str, Any]]:
     return [
         {**to_plain(known), "closed": unknown_draw(known.node, places)}
         for _, known in sorted(state.nodes.items())
+    ]
+
+
+def seen_peers(context: ApiContext) -> list[dict[str, Any]]:
+    """Each peer of the file, and what a gateway found when it last asked; before that nothing is known."""
+    seen = peers_seen(context.paths.run, context.now_us())
+    return [
+        {
+            "name": peer.name,
+            "url": peer.url,
+            "jurisdiction": peer.jurisdiction,
+            "aliases": list(peer.aliases),
+            "reachable": seen.get(peer.name, {}).get("reachable"),
+            "reason": seen.get(peer.name, {}).get("reason", ""),
+        }
+        for peer in context.state.factory.peers
     ]
 
 
@@ -104,8 +121,11 @@ def _gateway_trouble(context: ApiContext) -> str:
     """Whether it runs and cannot be heard, else the last line of its log: why it could not start."""
     known = read_json(context.paths.process("gateway"))
     found = procfs.stat(int(known.get("pid", 0)))
-    heard = [int(one.get("heartbeat_us", 0)) for one in read_states(context.paths.run, 0, 0)]  # of any age
-    if found is not None and found.alive and found.start_time == known.get("start_time") and any(heard):
+    states = read_states(context.paths.run, 0, 0)  # of any age, but of this process
+    heard = [
+        us for us in (int(one.get("heartbeat_us", 0)) for one in states) if us >= known.get("started_us", 0)
+    ]
+    if found is not None and found.alive and found.start_time == known.get("start_time") and heard:
         silent_s = max(0, context.now_us() - max(heard)) // 1_000_000
         return (
             f"the gateway runs (pid {found.pid}), but its word is {silent_s} s old: it cannot write into "

@@ -70,9 +70,11 @@ class Explanation:
 
 RULE_PLACE = "A gang starts whole or not at all, where every worker has its CPU, memory and accelerators."
 
+RULE_PEER = "A peer is asked when no replica here can answer, for tenants whose data may be where it is."
+
 
 def why(state: State, name: str, now_us: int) -> Explanation:
-    """Explain the job, replica, deployment, run, release, lease, node, model, key or line called ``name``.
+    """Explain the job, replica, deployment, run, release, lease, node, model, key, line or peer ``name``.
 
     A job goes by its name too, the last one of that name. Raises ``NotFoundError`` for anything else.
     """
@@ -192,6 +194,7 @@ def _alias(state: State, name: str, now_us: int) -> Explanation:
     if alias.desired and alias.desired not in targets and not asleep:
         reasons.append(f"{alias.desired} is desired; traffic goes to {', '.join(targets) or 'nothing'}")
         changes.append(f"enough replicas of {alias.desired} are ready")
+    reasons += _answered_by_peers(state, name)
     reasons += _scaling(state, deployment, now_us)
     waiting = [r for r in replicas if r.status is ReplicaStatus.PENDING]
     if waiting:
@@ -323,11 +326,29 @@ def _named(state: State, name: str, now_us: int) -> Explanation:
     jobs = [job for job in state.jobs.values() if name and job.spec.name == name]
     if jobs:
         return _job(state, max(jobs, key=lambda job: (job.submitted_us, job.id)), now_us)
+    peer = next((found for found in state.factory.peers if found.name == name), None)
+    if peer is not None:
+        reasons = (f"it answers for {', '.join(peer.aliases)} in {peer.jurisdiction}",)
+        return Explanation(name, "peer", "in the file", RULE_PEER, reasons, (), ())
+    away = _answered_by_peers(state, name)
+    if away:
+        changes = (f"the factory file has a deployment {name}",)
+        return Explanation(name, "deployment", "elsewhere", RULE_PEER, tuple(away), (), changes)
     raise NotFoundError(
         f"nothing is called {name!r}",
-        expected="the id of a job, replica, run, release, lease, key or node, or a deployment, line or model",
+        expected="the id of a job, replica, run, release, lease, key or node, or a deployment, line, model "
+        "or peer",
         fix="`tokenmill status` lists them.",
     )
+
+
+def _answered_by_peers(state: State, name: str) -> list[str]:
+    """Who may answer for an alias when nobody here can."""
+    return [
+        f"peer {peer.name} answers for it in {peer.jurisdiction} when no replica here can"
+        for peer in state.factory.peers
+        if name in peer.aliases
+    ]
 
 
 def _judged(verdict: GateVerdict) -> list[str]:

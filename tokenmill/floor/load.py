@@ -168,6 +168,15 @@ def gateway_url(folder: Path, now_us: int) -> str:
     return url_of(str(found.get("host") or ""), int(found["port"]), tls=bool(found.get("tls")))
 
 
+def peers_seen(folder: Path, now_us: int) -> dict[str, dict[str, Any]]:
+    """What a gateway found of each peer when it last asked, by the peer's name."""
+    for found in read_states(folder, now_us, STALE_US):
+        peers = found.get("peers")
+        if isinstance(peers, dict) and peers:
+            return {str(name): one for name, one in peers.items() if isinstance(one, dict)}
+    return {}
+
+
 def url_of(host: str, port: int, *, tls: bool) -> str:
     """Where clients reach what listens at ``host``; any address of this machine is shown as loopback."""
     shown = "127.0.0.1" if host in ("", "0.0.0.0", "::") else host  # noqa: S104 (compared, not bound)

@@ -14,7 +14,8 @@ import orjson
 
 from tokenmill import __version__
 from tokenmill.gateway.edge import Gateway
-from tokenmill.gateway.metrics import MET, MISSED
+from tokenmill.gateway.metrics import MET, MISSED, Metrics
+from tokenmill.policy.route import PEER_PREFIX
 
 log = logging.getLogger("tokenmill.gateway")
 
@@ -153,15 +154,33 @@ def state(gateway: Gateway) -> dict[str, object]:
         "in_flight": len(gateway.exchanges),
         "deployments": deployments,
         "endpoints": endpoints,
+        "peers": _peers(gateway),
         "outcomes": gateway.outcomes.state(),
-        "totals": {
-            "requests": sum(metrics.requests.values()),
-            "ok": sum(n for (_, outcome), n in metrics.requests.items() if outcome == "ok"),
-            "input_tokens": metrics.total("input"),
-            "output_tokens": metrics.total("output"),
-        },
+        "totals": _totals(metrics),
         "memory_bytes": memory_bytes(),
         "loop_lag_s": round(gateway.loop_lag_s, 4),
+    }
+
+
+def _peers(gateway: Gateway) -> dict[str, object]:
+    """What each peer said when it was last asked, by name."""
+    return {
+        name.removeprefix(PEER_PREFIX): {
+            "reachable": status.reachable,
+            "reason": status.reason,
+            "models": sorted(set(status.models) & set(gateway.serving.index.aliases)),
+            "checked_us": status.checked_us,
+        }
+        for name, status in sorted(gateway.tables.directory.statuses.items())
+    }
+
+
+def _totals(metrics: Metrics) -> dict[str, int]:
+    return {
+        "requests": sum(metrics.requests.values()),
+        "ok": sum(n for (_, outcome), n in metrics.requests.items() if outcome == "ok"),
+        "input_tokens": metrics.total("input"),
+        "output_tokens": metrics.total("output"),
     }
 
 

@@ -17,6 +17,7 @@ Schema = dict[str, Any]
 TEXT: Schema = {"type": "string"}
 FLAG: Schema = {"type": "boolean"}
 WHOLE: Schema = {"type": "integer", "minimum": 1}
+COUNT: Schema = {"type": "integer", "minimum": 0}
 TEXTS: Schema = {"type": "array", "items": TEXT, "minItems": 1}
 IDS: Schema = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 ANY: Schema = {}
@@ -160,6 +161,15 @@ SCHEMAS: dict[str, Schema] = {
         purpose={"enum": ["batch", "fine-tune", "user_data"]},
         **{"expires_after[anchor]": {"const": "created_at"}, "expires_after[seconds]": WHOLE},
     ),
+    "Usage": fields(
+        "object project requests input_tokens output_tokens cost",
+        object={"const": "usage"},
+        project=TEXT,
+        requests=COUNT,
+        input_tokens=COUNT,
+        output_tokens=COUNT,
+        cost={"type": "object", "additionalProperties": TEXT},
+    ),
     "Batch": fields("id object endpoint status request_counts", id=TEXT, object={"const": "batch"}),
     "BatchRequest": fields(
         "input_file_id endpoint completion_window",
@@ -258,6 +268,13 @@ def _paths() -> dict[str, Any]:
         "/v1/batches/{id}": {"get": _operation("One batch.", ref("Batch"), path=True)},
         "/v1/batches/{id}/cancel": {"post": _operation("Cancel a batch.", ref("Batch"), path=True)},
         "/v1/feedback": {"post": _operation("Rate an answer.", fields("id rating"), "FeedbackRequest")},
+        "/v1/usage": {
+            "get": _operation(
+                "What this key's project has used.",
+                _list("Usage"),
+                query=(("start_time", WHOLE), ("end_time", WHOLE), ("group_by", TEXT)),
+            )
+        },
         **_fine_tuning(),
     }
     for path, body, about in POSTS:

@@ -65,7 +65,7 @@ ANTHROPIC = "/messages"
 DESCRIPTION = openapi.document()
 CONSOLE = frozenset(("/", "/login", "/logout", "/console", "/static", "/api", "/favicon.ico"))
 CONSOLE_TREES = ("/console/", "/static/", "/api/")
-TENANT_TREES = ("files", "batches", "fine_tuning", "feedback")
+TENANT_TREES = ("files", "batches", "fine_tuning", "feedback", "usage")
 """Below ``/v1``: what the controller keeps for tenants."""
 
 

@@ -20,6 +20,7 @@ from tokenmill.domain.factory import Price
 from tokenmill.domain.ledger import Outcome, Posting, Settlement
 from tokenmill.store.bulk import insert_absent, insert_rows
 from tokenmill.store.database import Database
+from tokenmill.store.forwarded import Forwarded, forwarded_rows
 from tokenmill.store.schema import feedback, prices, spools
 from tokenmill.store.schema import postings as postings_table
 from tokenmill.store.schema import settlements as settlements_table
@@ -219,6 +220,11 @@ class Ledger:
         """
         with self._database.read() as connection:
             return usage_rows(connection, by, since_us, until_us, tenant)
+
+    def forwarded(self, since_us: int = 0, until_us: int = 0) -> list[Forwarded]:
+        """What peers answered for us, by peer and model."""
+        with self._database.read() as connection:
+            return forwarded_rows(connection, since_us, until_us)
 
     def verify(
         self, spool_dir: Path, count_engines: CountEngines = tuple, *, in_flight_us: int = IN_FLIGHT_US

@@ -114,6 +114,10 @@ def models(shown: dict[str, Any]) -> RenderableType:
                 *((_in_time(deployment["objective"]),) if promises else ()),
             )
         )
+    for peer in shown.get("peers", ()):
+        state = status_text({None: "unknown", True: "ready", False: "lost"}[peer["reachable"]])
+        about = (f"peer {peer['name']}", peer["jurisdiction"], state, *([""] * promises))
+        rows += [(name, *about) for name in peer["aliases"]]
     return add_rows(made, rows, "no deployment")
 
 

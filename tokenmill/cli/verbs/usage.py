@@ -8,13 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from tokenmill.cli.client import connect
-from tokenmill.cli.options import AsJson, Directory, File, locate
+from tokenmill.cli.options import AsJson, Directory, File, Since, Until, locate, window
 from tokenmill.cli.output import add_rows, examples, print_json, stdout, table
 from tokenmill.cli.usage_files import write_csv, write_focus, write_parquet
 from tokenmill.console.text import all_money, duration, energy, number
-from tokenmill.domain.calendar import parse_moment
 from tokenmill.domain.errors import UsageError
-from tokenmill.domain.units import parse_duration
 
 app = typer.Typer(add_completion=False)
 
@@ -37,10 +35,8 @@ def usage(
         str, typer.Option(help="Group by some of tenant, project, key, model, day.")
     ] = "tenant,model",
     tenant: Annotated[str, typer.Option(help="Only this tenant.")] = "",
-    since: Annotated[
-        str, typer.Option(help="Only the last so much, or from a date: 24h, 30d, 2026-11-01 (UTC).")
-    ] = "",
-    until: Annotated[str, typer.Option(help="Only before so long ago, or before a date: 2026-12-01.")] = "",
+    since: Since = "",
+    until: Until = "",
     csv: Annotated[Path | None, typer.Option(help="Write these rows as CSV.")] = None,
     parquet: Annotated[Path | None, typer.Option(help="Write these rows as Parquet.")] = None,
     focus: Annotated[Path | None, typer.Option(help="Write FOCUS cost rows, as .csv or .parquet.")] = None,
@@ -51,11 +47,7 @@ def usage(
     place = locate(directory, file)
     with connect(place) as client:
         now_us = int(client.get("/api/status")["now_us"])
-        since_us, until_us = _moment("--since", since, now_us), _moment("--until", until, now_us)
-        if until_us and until_us <= since_us:
-            raise UsageError(
-                "--until is not after --since", expected="a window, such as --since 30d --until 1d"
-            )
+        since_us, until_us = window(since, until, now_us)
         query: dict[str, str | int] = {"by": by, "tenant": tenant, "since_us": since_us, "until_us": until_us}
         rows: list[dict[str, Any]] = client.get("/api/usage", **query)
     count = len(rows)
@@ -71,20 +63,8 @@ def usage(
         stdout().print(f"wrote {count} rows to {csv or parquet or focus}")
     else:
         whose = f"tenant {tenant}, if there is one," if tenant else "anybody"
-        window = " in this window" if since or until else ""
-        _show(rows, by, f"nothing was used by {whose}{window}" if tenant or window else "")
-
-
-def _moment(option: str, text: str, now_us: int) -> int:
-    """Microseconds of a date, or of so long before now; 0 when nothing is written."""
-    if not text:
-        return 0
-    try:
-        return parse_moment(text) if "-" in text else max(1, now_us - parse_duration(text))
-    except UsageError:
-        raise UsageError(
-            f"{option} is {text!r}", expected="a time before now or a date in UTC: 24h, 30d, 2026-11-01"
-        ) from None
+        when = " in this window" if since or until else ""
+        _show(rows, by, f"nothing was used by {whose}{when}" if tenant or when else "")
 
 
 def _show(rows: list[dict[str, Any]], by: str, empty: str) -> None:

@@ -24,6 +24,7 @@ from tokenmill.console.tenant.caller import identify
 from tokenmill.console.tenant.feedback import Feedback
 from tokenmill.console.tenant.tunings import Tunings
 from tokenmill.console.tenant.uploads import Uploads
+from tokenmill.console.tenant.usage import TenantUsage
 from tokenmill.domain.errors import TokenmillError
 
 
@@ -70,6 +71,7 @@ def routes(context: ApiContext, runner: BatchRunner, commands: Commands) -> list
         ("GET", "/fine_tuning/jobs/{id}/checkpoints", tunings.checkpoints),
         ("DELETE", "/models/{model:path}", tunings.delete_model),
         ("POST", "/feedback", Feedback(context).create),
+        ("GET", "/usage", TenantUsage(context).list),
     ]
 
 
