@@ -181,6 +181,23 @@ def test_a_running_station_has_progress_and_time_to_go(served: Bed) -> None:
     served.until(lambda: served.runtime.state.runs[run["id"]].status.value == "cancelled")
 
 
+def test_a_station_whose_job_waits_says_for_what(served: Bed) -> None:
+    """It runs as far as the run is concerned; that its job has no room is said beside it and in the list."""
+    node = served.client.get("/api/status").json()["nodes"][0]["node"]["id"]
+    served.floor.held.add("tune")
+    assert (
+        served.client.post("/api/cordon", json={"node": node, "reason": "a fan is broken"}).status_code == 200
+    )
+    run = served.client.post("/api/runs", json={"line": "desk"}).json()["run"]
+    served.until(lambda: served.runtime.state.runs[run].stations[0].job)
+    (first, *_) = served.client.get(f"/api/runs/{run}").json()["stations"]
+    listed = next(job for job in served.client.get("/api/jobs").json() if job["id"] == first["job"])
+    said = f"no node has room for a worker: {node} is cordoned: a fan is broken"
+    assert (listed["status"], listed["reason"], first["reason"]) == ("pending", said, said)
+    shown = served.client.get("/api/status").json()
+    assert next(job for job in shown["jobs"] if job["id"] == first["job"])["reason"] == said
+
+
 def test_a_second_run_at_the_same_time_is_a_conflict(served: Bed) -> None:
     served.floor.held.add("tune")
     served.run()

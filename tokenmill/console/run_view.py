@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tokenmill.control.state import State
+from tokenmill.control.why_waiting import Briefly
 from tokenmill.domain.codec import to_plain
 from tokenmill.domain.errors import NotFoundError
 from tokenmill.domain.factory import Line
-from tokenmill.domain.work import Run, StationState, StationStatus
+from tokenmill.domain.work import JobStatus, Run, StationState, StationStatus
 
 Progress = Mapping[str, Mapping[str, Any]]
 
@@ -31,7 +32,7 @@ def run_view(state: State, progress: Progress, run_id: str, now_us: int) -> dict
     end_us = run.ended_us or now_us
     usual = usual_seconds(state, run)
     stations = [
-        {**_station(s, kinds.get(s.name, ""), progress, now_us), "usual_s": usual.get(s.name, 0.0)}
+        {**_station(state, s, kinds.get(s.name, ""), progress, now_us), "usual_s": usual.get(s.name, 0.0)}
         for s in run.stations
     ]
     return {
@@ -149,7 +150,11 @@ def eta_us(progress: Mapping[str, Any], started_us: int) -> int:
     return int((at_us - started_us) * (total - done) / done)
 
 
-def _station(station: StationState, kind: str, progress: Progress, now_us: int) -> dict[str, Any]:
+def _station(
+    state: State, station: StationState, kind: str, progress: Progress, now_us: int
+) -> dict[str, Any]:
+    job = state.jobs.get(station.job)
+    waits = job is not None and job.status is JobStatus.PENDING
     running = station.status is StationStatus.RUNNING
     last = dict(progress.get(station.job, {})) if running and station.job else {}
     end_us = station.ended_us or (now_us if running else station.started_us)
@@ -168,7 +173,7 @@ def _station(station: StationState, kind: str, progress: Progress, now_us: int) 
         "metrics": dict(station.result.metrics) if station.result else {},
         "outputs": dict(station.result.outputs) if station.result else {},
         "usage": to_plain(station.usage),
-        "reason": station.reason,
+        "reason": Briefly(state, now_us).job(job) if job is not None and waits else station.reason,
     }
 
 

@@ -70,7 +70,7 @@ def node_views(state: State) -> list[dict[str, Any]]:
     """Each node; ``closed`` says why one that is alive and trusted takes no work."""
     places = bounded_places(state.factory)
     return [
-        {**to_plain(known), "closed": unknown_draw(known.node, places)}
+        {**to_plain(known), "closed": "" if known.lost else unknown_draw(known.node, places)}
         for _, known in sorted(state.nodes.items())
     ]
 

@@ -185,14 +185,14 @@ class Briefly:
         found = refusal(tenant, asked, index.fleet.free, view)
         if not found and own is not None:
             found = f"{len(own.nodes)} node(s) are kept for it; it {_waits(own)}"
-        return "; ".join(filter(None, (job.reason, found or self._room(demand_of(self.state, job)))))
+        return "; ".join(filter(None, (found or self._room(demand_of(self.state, job)), job.reason)))
 
     def replica(self, replica: Replica) -> str:
         """Of a replica that has no room yet; of any other what is known of it."""
         demand = demand_of_replica(self.state, replica)
         if replica.status is not ReplicaStatus.PENDING or demand is None:
             return replica.reason
-        return "; ".join(filter(None, (replica.reason, self._room(demand))))
+        return "; ".join(filter(None, (self._room(demand), replica.reason)))
 
     def _room(self, demand: Demand) -> str:
         if demand not in self.of_floor:
