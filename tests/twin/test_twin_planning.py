@@ -114,6 +114,29 @@ def test_an_hour_costs_what_the_type_does_from_the_last_date_on(folder):
     assert found["energy_micros_per_mtok"] == once["energy_micros_per_mtok"]
 
 
+def test_a_service_that_answered_nothing_has_no_latency(folder):
+    """Under a cap that no replica fits; answers of a single token have no time between tokens."""
+    (folder / "factory.yaml").write_text(FACTORY.replace("power_cap: 80 kW", "power_cap: 9 kW"))
+    result = call("--traffic", "noon.yaml", "--json", "--report", "out.html")
+    [chat] = json.loads(result.stdout)["services"]
+    names = ("ttft_p50_ms", "ttft_p99_ms", "tpot_p50_ms", "tpot_p99_ms")
+    assert (chat["ended"], [chat[name] for name in names]) == (0, [None] * 4)
+    shown = call("--traffic", "noon.yaml").stdout
+    assert "never had a replica" in shown
+    assert " ms" not in shown.partition("qwen3-32b in fp8")[0]
+    assert "J per output token" not in shown
+    assert "chat: TTFT" not in Path("out.html").read_text()
+    swept = call("--traffic", "noon.yaml", "--sweep", "deployment.chat.slots=8,16")
+    assert swept.exit_code == 0, swept.output
+    (folder / "factory.yaml").write_text(FACTORY)
+    rows = "".join(f"{second},300,1\n" for second in range(30))
+    (folder / "ones.csv").write_text("arrival_s,input_tokens,output_tokens\n" + rows)
+    slo = ("--slo", "ttft_p99<2s,tpot_p99<80ms", "--duration", "30s")
+    [ones] = json.loads(call("--traffic", "ones.csv", "--json", *slo).stdout)["services"]
+    assert ones["ttft_p50_ms"]["value"] > 0
+    assert ones["tpot_p50_ms"] is None
+
+
 def test_the_report_loads_nothing_and_names_every_plot(folder):
     assert call("--traffic", "noon.yaml", "--report", "out.html").exit_code == 0
     page = Path("out.html").read_text()

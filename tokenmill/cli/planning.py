@@ -176,8 +176,8 @@ def totals(found: Outlook) -> list[str]:
     within = good / made.value if made.value else 0.0
     lines = [f"Output {short(made.value)} tokens/s{error(made)}, {within:.1%} of it within its targets"]
     lines.append(
-        f"Power {watts(found.peak_w)} at the peak{cap}; {watt_hours(found.energy_j)}; "
-        f"{short(found.joules_per_token.value)} J per output token"
+        f"Power {watts(found.peak_w)} at the peak{cap}; {watt_hours(found.energy_j)}"
+        + (f"; {short(found.joules_per_token.value)} J per output token" if made.value else "")
     )
     if found.cost_micros_per_mtok is not None:
         energy = format_money(cents(found.energy_micros_per_mtok or 0), found.currency)

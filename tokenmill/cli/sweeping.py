@@ -157,16 +157,14 @@ def _show_sweep(console: Console, axes: Sequence[Axis], rows: Sequence[dict[str,
     cells = []
     for row in rows:
         services = row["services"]
-        ttft = max((one["ttft_p99_ms"]["value"] for one in services), default=0.0)
-        tpot = max((one["tpot_p99_ms"]["value"] for one in services), default=0.0)
         cost = row["cost_micros_per_mtok"]
         cells.append(
             (
                 *(row["point"][name] for name in names),
                 short(row["tokens_per_s"]["value"]),
                 short(row["good_per_s"]["value"]),
-                milliseconds(ttft),
-                milliseconds(tpot),
+                _worst(services, "ttft_p99_ms"),
+                _worst(services, "tpot_p99_ms"),
                 watts(row["peak_w"]),
                 short(row["joules_per_token"]["value"]),
                 "-" if cost is None else format_money(cents(cost), row["currency"]),
@@ -175,3 +173,9 @@ def _show_sweep(console: Console, axes: Sequence[Axis], rows: Sequence[dict[str,
         )
     console.print(add_rows(made, cells, "no points"))
     console.print(f"[dim]{len(rows)} points, kept in {escape(str(out))}[/dim]")
+
+
+def _worst(services: list[dict[str, Any]], name: str) -> str:
+    """The longest time of all services that had any."""
+    found = [one[name]["value"] for one in services if one[name] is not None]
+    return milliseconds(max(found)) if found else "-"

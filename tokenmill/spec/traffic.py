@@ -37,8 +37,8 @@ def _number(low: float, high: float, expected: str) -> Any:
     return [BeforeValidator(read), WithJsonSchema({"type": "number", "minimum": low, "maximum": high})]
 
 
-Rate = Annotated[float, *_number(1e-6, 1e7, "requests per second: a number above 0, for example 40")]
-Mean = Annotated[float, *_number(1, 1e6, "a mean of at least 1 token")]
+Rate = Annotated[float, *_number(1e-6, 1e7, "requests per second: a number above 0, at most 10 million")]
+Mean = Annotated[float, *_number(1, 1e6, "a mean from 1 to 1,000,000 tokens")]
 Spread = Annotated[float, *_number(0, 4, "the sigma of a log-normal distribution, from 0 to 4")]
 Swing = Annotated[float, *_number(0, 1, "a number from 0 to 1")]
 Hour = Annotated[float, *_number(0, 24, "an hour of the day, from 0 to 24")]

@@ -144,6 +144,7 @@ def _latency(one: ServiceOutlook, alias: int, rows: Sequence[Minute], hours: flo
             line_plot(f"{measure} of {one.name}", hours, lines, [Limit("target", target)], log=True),
         )
         for measure, what, lines, target, p99 in plots
+        if p99 is not None
     )
 
 
@@ -271,7 +272,9 @@ def service_row(one: ServiceOutlook) -> tuple[str, ...]:
     )
 
 
-def _pair(low: Estimate, high: Estimate) -> str:
+def _pair(low: Estimate | None, high: Estimate | None) -> str:
+    if low is None or high is None:
+        return "-"
     return f"{milliseconds(low.value)} / {milliseconds(high.value)}{error(high)}"
 
 

@@ -51,10 +51,10 @@ class ServiceOutlook:
     good_tokens: int
     tokens_per_s: Estimate
     good_per_s: Estimate
-    ttft_p50_ms: Estimate
-    ttft_p99_ms: Estimate
-    tpot_p50_ms: Estimate
-    tpot_p99_ms: Estimate
+    ttft_p50_ms: Estimate | None  # None: no answer, or none of several tokens
+    ttft_p99_ms: Estimate | None
+    tpot_p50_ms: Estimate | None
+    tpot_p99_ms: Estimate | None
     target_ttft_ms: float
     target_tpot_ms: float
     arrival_ms: float  # beside iterations, in every time to the first token; the series is without it
@@ -177,7 +177,9 @@ def _service(asked: Question, day: FactoryDay, alias: int, seconds: float) -> Se
     def tokens(count: int) -> Estimate:
         return Estimate(round(count / seconds, 6), short, rests.text)
 
-    def latency(measure: int, share: float, error: float | None) -> Estimate:
+    def latency(measure: int, share: float, error: float | None) -> Estimate | None:
+        if not floor.histograms[alias, measure].any():
+            return None
         before_s = service.arrival_s if measure == fa.TTFT else 0.0
         value = (day.fleet.quantile(alias, measure, share) + before_s) * 1000
         return Estimate(round(value, 6), error, rests.text)
