@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from tokenmill.policy.power import History, remembered
+from tokenmill.domain.factory import Node
+from tokenmill.policy.power import Cap, History, exceeded, remembered
 
 WINDOW_US = 100
 
@@ -36,3 +37,11 @@ def test_a_clock_that_was_set_back_forgets_nothing() -> None:
     history = remembered(history, 20, 9, WINDOW_US)
     assert history[0][1] == 5
     assert remembered(history, 120, 9, WINDOW_US)[0][1] == 9
+
+
+def test_a_bound_that_is_exceeded_by_little_is_told_apart_from_the_draw() -> None:
+    node = Node("n", "s", cpu_millis=2000, idle_mw=50_000, power_mw=250_000)
+    cap = {"site s": Cap("site s", 180_000)}
+    assert exceeded(cap, {"site s": 150_000}, [(node, 50_000)])[1] == (
+        "site s would draw 0.2 kW, its cap is 0.18 kW"
+    )

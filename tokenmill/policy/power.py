@@ -124,8 +124,8 @@ def steeper(
             alone = extra * ramp.factor_milli // 1000
             never = ", so it cannot start while this limit stands" if alone > ramp.limit_mw else ""
             return place, (
-                f"{place} would rise by {rise / 1e6:.1f} kW within {ramp.window_us / 1e6:g} s, "
-                f"{alone / 1e6:.1f} kW of it by this; it may by {ramp.limit_mw / 1e6:.1f} kW{never}"
+                f"{place} would rise by {_kw(rise)} within {ramp.window_us / 1e6:g} s, "
+                f"{_kw(alone)} of it by this; it may by {_kw(ramp.limit_mw)}{never}"
             )
     return "", ""
 
@@ -141,5 +141,10 @@ def exceeded(
     for place, cap in sorted(caps.items()):
         draw = after.get(place, 0) * cap.factor_milli // 1000
         if draw > cap.limit_mw and after.get(place, 0) > drawn_mw.get(place, 0):
-            return place, (f"{place} would draw {draw / 1e6:.1f} kW, its cap is {cap.limit_mw / 1e6:.1f} kW")
+            return place, f"{place} would draw {_kw(draw)}, its cap is {_kw(cap.limit_mw)}"
     return "", ""
+
+
+def _kw(power_mw: int) -> str:
+    """To the watt, so that what exceeds a bound by little does not look like it."""
+    return f"{round(power_mw / 1e6, 3):,} kW"
