@@ -251,6 +251,12 @@ def test_a_list_says_in_a_sentence_why_each_job_waits(floor: Mill) -> None:
     floor.apply(factory(tenants=(tenant,)))
     floor.tell(ev.JobSubmitted, "barred", replace(SPEC, workers=3, resources=gpu))
     assert brief(floor, "barred") == ["tenant a holds 8 of at most 4 accelerators, 3 asked"]
+    for number in range(1, 20):
+        spec = replace(SPEC, resources=replace(SMALL, memory_bytes=(14 << 30) + number))
+        floor.tell(ev.JobSubmitted, f"fat{number}", spec)
+    said = brief(floor, *(f"fat{number}" for number in range(1, 20)))
+    assert said[15].startswith("no node has room for a worker: n0 has")
+    assert said[16:] == ["it has no room: `tokenmill why` says where"] * 3
     for node in ("n0", "n1"):
         floor.tell(ev.NodeLost, node)
     floor.tell(ev.JobSubmitted, "cores", replace(SPEC, resources=SMALL))

@@ -227,6 +227,17 @@ def test_accelerators_cost_what_their_type_does():
     assert typed.cost_micros_per_mtok.value - energy == pytest.approx(2 * (plain - energy), rel=1e-6)
 
 
+def test_a_cap_below_what_is_held_is_said_before_it_is_applied():
+    """Six replicas run; a cap of 30 kW then ends none of them, and admits no more."""
+    state = started(RACKS).state
+    lower = factory_of(RACKS.replace("pue: 1.2", "pue: 1.2, power_cap: 30 kW"))
+    said = [line for line in rehearse(state, lower).assumptions if "its cap is 30 kW" in line]
+    assert len(said) == 1
+    assert said[0].startswith("site west may draw ")
+    roomy = factory_of(RACKS.replace("pue: 1.2", "pue: 1.2, power_cap: 300 kW"))
+    assert not any("its cap is" in line for line in rehearse(state, roomy).assumptions)
+
+
 def test_reports_agree():
     forecast = rehearse(EMPTY, factory_of(RACKS))
     plain = report.to_json(forecast)

@@ -12,15 +12,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tokenmill.control.deployments import same_engine
+from tokenmill.control.draft import Draft
 from tokenmill.control.leases import types_held
 from tokenmill.control.nodes import all_joined
+from tokenmill.control.placing import drawn_mw
 from tokenmill.control.releases import fits, remote
 from tokenmill.control.state import State
 from tokenmill.domain import events
 from tokenmill.domain.errors import DataError
 from tokenmill.domain.factory import Deployment, Factory, Node
 from tokenmill.domain.table import AliasEntry
+from tokenmill.domain.units import format_power
 from tokenmill.domain.work import JobStatus, Replica, ReplicaStatus
+from tokenmill.policy.power import caps_of
 from tokenmill.policy.price import hour_micros, price_ahead
 from tokenmill.spec.catalogue import catalogue
 from tokenmill.twin.calibrate import Calibration, cpu_embedded
@@ -347,6 +351,18 @@ def _cost(state: State, factory: Factory, watts: float, tokens_per_s: float) -> 
     return Estimate(round(hourly / 3600 / tokens_per_s * 1e6, 3))
 
 
+def _over_caps(after: State) -> list[str]:
+    """Places that hold more than their cap of power admits: nobody is ended for it."""
+    draft, caps = Draft(after), caps_of(after.factory)
+    drawn = {name: mw * caps[name].factor_milli // 1000 for name, mw in drawn_mw(draft, caps).items()}
+    return [
+        f"{name} may draw {format_power(mw)} with what it holds, its cap is "
+        f"{format_power(caps[name].limit_mw)}: what runs goes on, and nothing starts there until that is less."
+        for name, mw in sorted(drawn.items())
+        if mw > caps[name].limit_mw
+    ][:MOST_NAMED]
+
+
 def _assumptions(
     traffic: Sequence[Arrival] | None,
     loads: dict[str, AliasLoad],
@@ -366,6 +382,7 @@ def _assumptions(
         said.append(
             f"Weights in {UNSAID_PRECISION}, which no engine_args say: {', '.join(unsaid[:MOST_NAMED])}."
         )
+    said += _over_caps(after)
     if any(load.scale > 1 for load in loads.values()):
         said.append("Of each deployment 32 replicas were modelled, the others taken to do the same.")
     if any(job.status is JobStatus.RUNNING for job in before.jobs.values()):
