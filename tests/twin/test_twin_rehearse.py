@@ -269,12 +269,15 @@ def test_weights_have_the_precision_that_the_engine_is_told():
         ('[--dtype, bfloat16, --tensor-parallel-size, "2", --data-parallel-size, "2"]', "TP2 DP2"),
         ("[--dtype, bfloat16, --tensor-parallel-size=4]", "TP4"),
         ("[--quantization, mxfp4, -tp=2, -dp=2, --enable-expert-parallel]", "TP2 DP2 EP4"),
+        ("[--quantization, mxfp4, --tp=4, --dp=4, --ep-size=4, --enable-dp-attention]", "DP4 EP4"),
+        ("[--quantization, mxfp4, --tp=4, --dp=2, --ep=1, --enable-dp-attention]", "TP2 DP2"),
+        ("[--quantization, mxfp4, --dp=2, --ep-size=4, --enable-dp-attention]", "TP2 DP2 EP4"),
     ],
 )
 def test_a_change_is_forecast_with_the_layout_that_its_engine_is_told(arguments, layout):
     """Held to the step tables of a rehearsal under traffic: one iteration takes the same in both."""
     text = RACKS.replace("slots: 32", f"slots: 32, engine_args: {arguments}")
-    text = text.replace("Llama-3.1-8B-Instruct", "gpt-oss-120b") if "EP" in layout else text
+    text = text.replace("Llama-3.1-8B-Instruct", "gpt-oss-120b") if "mxfp4" in arguments else text
     factory = factory_of(text)
     asked, _ = configuration(factory, factory.deployments[0])
     assert asked is not None

@@ -40,7 +40,8 @@ FLAGS = {
     "quantization": ("--quantization", "-q"),
     "dtype": ("--dtype",),
 }
-EXPERTS_SPREAD = "--enable-expert-parallel"
+SWITCHES = {"--enable-expert-parallel": "spread", "--enable-dp-attention": "shared"}
+"""Of vLLM: experts over all accelerators. Of SGLang: copies of attention share the accelerators of its tp."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +126,8 @@ def _flags(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     names = {flag: name for name, flags in FLAGS.items() for flag in flags}
     for at, argument in enumerate(arguments):
         flag, _, value = argument.partition("=")
-        if flag == EXPERTS_SPREAD:
-            yield "spread", "1"
+        if flag in SWITCHES:
+            yield SWITCHES[flag], "1"
         elif flag in names:
             yield names[flag], value or (arguments[at + 1] if at + 1 < len(arguments) else "")
 
@@ -140,10 +141,18 @@ def layout_of(deployment: Deployment, model: ModelType) -> Layout:
     held = max(1, deployment.resources.accelerators)
     counts = {name: _count(deployment.name, name, said) for name in ("tensor", "pipeline", "data", "expert")}
     pipeline, data = counts["pipeline"] or 1, counts["data"] or 1
-    tensor = counts["tensor"] or max(1, held // (pipeline * data))
-    spread = counts["expert"] or (tensor * data if "spread" in said else data)
+    shared = "shared" in said
+    copies = 1 if shared else data  # of what --tensor-parallel-size counts
+    stage = copies * (counts["tensor"] or max(1, held // (pipeline * copies)))
+    if stage % data:
+        raise DataError(
+            f"{deployment.name}: {data} copies of attention do not share {stage} accelerators evenly",
+            expected="--dp-size that divides --tp-size",
+        )
+    tensor = stage // data
+    spread = counts["expert"] or (stage if "spread" in said else 1 if shared else data)
     expert = spread if model.experts else 1
-    expert_tensor = tensor * data // expert if model.experts else tensor
+    expert_tensor = stage // expert if model.experts else tensor
     layout = Layout(tensor, pipeline, data, expert, max(1, expert_tensor))
     if layout.accelerators != held:
         raise DataError(

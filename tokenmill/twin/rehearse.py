@@ -357,7 +357,7 @@ def _over_caps(after: State) -> list[str]:
     drawn = {name: mw * caps[name].factor_milli // 1000 for name, mw in drawn_mw(draft, caps).items()}
     return [
         f"{name} may draw {format_power(mw)} with what it holds, its cap is "
-        f"{format_power(caps[name].limit_mw)}: what runs goes on, and nothing starts there until that is less."
+        f"{format_power(caps[name].limit_mw)}: what runs goes on, nothing starts there until that is less."
         for name, mw in sorted(drawn.items())
         if mw > caps[name].limit_mw
     ][:MOST_NAMED]
