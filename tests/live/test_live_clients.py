@@ -90,6 +90,18 @@ def test_openai_chat_streams_and_parses(client: openai.OpenAI) -> None:
     assert isinstance(parsed.choices[0].message.parsed, Weather)
 
 
+def test_a_text_of_very_many_is_one_of_them(client: openai.OpenAI) -> None:
+    """As they stand, 2,000 values take llama.cpp seconds, in which it answers nobody else."""
+    nested = ["a" * length for length in range(1, 81)]
+    odd = [f"é({n}) a.b|c? [x] {{{n}}} $1 ^2 + * / ü{n}" for n in range(300)]
+    for values in ([f"value-{n}" for n in range(2000)], nested, odd):
+        shape: Any = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"enum": values}}}
+        answer = client.chat.completions.create(
+            model="smol", messages=SAY, response_format=shape, max_tokens=100, temperature=0
+        )
+        assert json.loads(answer.choices[0].message.content or "") in values
+
+
 class Forecast(BaseModel):
     at: Weather
     days: Literal[1, 2, 3]

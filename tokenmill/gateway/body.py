@@ -15,7 +15,7 @@ from tokenmill.domain.table import AliasEntry
 from tokenmill.domain.value import value
 from tokenmill.gateway.embedded import LLAMA_CPP, check_embedded
 from tokenmill.gateway.errors import ApiError, bad_request
-from tokenmill.gateway.tools import check_tools, embedded_changes, must_call
+from tokenmill.gateway.tools import check_tools, embedded_changes, must_call, shape_changes
 from tokenmill.policy.route import PEER_PREFIX
 
 CHAT = "chat.completions"
@@ -197,6 +197,8 @@ def engine_body(asked: Asked, served_model: str, engine: str = "") -> bytes:
             changes["timings_per_token"] = True
     elif "stream_options" in document:
         changes["stream_options"] = None
+    if engine in LLAMA_CPP and asked.endpoint == CHAT and "response_format" in document:
+        changes |= shape_changes(document)
     if _tells_of_tools(asked, engine):
         changes |= embedded_changes(document)
     if asked.endpoint == CHAT and "developer" in [m["role"] for m in document["messages"]]:

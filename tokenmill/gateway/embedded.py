@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from tokenmill.gateway.choices import check_choices
 from tokenmill.gateway.errors import ApiError, bad_request
 from tokenmill.gateway.tools import check_named, must_call, name_of
 
@@ -108,6 +109,7 @@ def _check_tools(alias: str, document: dict[str, Any], tools: list[dict[str, Any
         if tool.get("type") != "function":
             text = f"The engine of `{alias}` knows tools of type 'function' only."
             raise bad_request(text, f"tools[{number}].type", "unsupported_parameter")
+        check_choices(tool["function"].get("parameters"), f"tools[{number}].function.parameters")
     choice, shape = document.get("tool_choice"), document.get("response_format")
     if isinstance(choice, dict) and choice.get("type") != "function":
         _check_allowed(alias, choice, tools)
@@ -153,10 +155,11 @@ def _check_shape(shape: Any) -> None:
     if kind not in SHAPES:
         text = f"'response_format' must be an object of type {', '.join(SHAPES)}."
         raise bad_request(text, "response_format")
-    named = shape.get("json_schema")
-    if kind == "json_schema" and not (isinstance(named, dict) and isinstance(named.get("schema"), dict)):
-        where = "response_format.json_schema"
-        raise bad_request(f"'{where}' must be an object with a 'schema'.", where)
+    if kind == "json_schema":
+        named, where = shape.get("json_schema"), "response_format.json_schema"
+        if not (isinstance(named, dict) and isinstance(named.get("schema"), dict)):
+            raise bad_request(f"'{where}' must be an object with a 'schema'.", where)
+        check_choices(named["schema"], f"{where}.schema")
 
 
 def _unsupported(message: str, param: str) -> ApiError:

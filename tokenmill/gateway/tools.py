@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from tokenmill.domain.tool_text import CALL_FIRST
+from tokenmill.gateway.choices import told_once
 from tokenmill.gateway.errors import bad_request
 
 CHOICES = ("none", "auto", "required")
@@ -53,6 +54,15 @@ def must_call(document: dict[str, Any]) -> bool:
     return bool(choice == "required")
 
 
+def shape_changes(document: dict[str, Any]) -> dict[str, Any]:
+    """What to change for llama.cpp, so that it can follow the schema of an answer."""
+    shape = document.get("response_format")
+    if not isinstance(shape, dict) or shape.get("type") != "json_schema":
+        return {}
+    named = shape["json_schema"]
+    return {"response_format": {**shape, "json_schema": {**named, "schema": told_once(named["schema"])}}}
+
+
 def embedded_changes(document: dict[str, Any]) -> dict[str, Any]:
     """What to change for llama.cpp, so that its answer is of the functions that may be called."""
     choice, tools = document.get("tool_choice"), document.get("tools") or []
@@ -76,7 +86,7 @@ def _schema(functions: dict[int, dict[str, Any]], several: bool) -> dict[str, An
     for number, function in functions.items():
         field = f"tools[{number}].function.parameters"
         place = f"#/$defs/{field}"
-        parameters[field] = _moved(function.get("parameters") or NONE, place)
+        parameters[field] = _moved(told_once(function.get("parameters") or NONE), place)
         calls.append(
             {
                 "type": "object",
