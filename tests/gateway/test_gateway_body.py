@@ -170,6 +170,13 @@ def test_what_an_engine_reads_over_is_refused() -> None:
         ({**talk, "n_cmpl": 3}, CHAT, "n_cmpl"),
         ({**talk, "n_predict": -1}, CHAT, "n_predict"),
         ({**talk, "n_probs": 40_000}, CHAT, "n_probs"),
+        ({**talk, "guided_json": {"type": "object"}}, CHAT, "guided_json"),
+        ({**talk, "structured_outputs": {"choice": ["a"]}}, CHAT, "structured_outputs"),
+        ({**completion, "guided_choice": ["a", "b"]}, COMPLETIONS, "guided_choice"),
+        ({**talk, "repetition_penalty": 1.1}, CHAT, "repetition_penalty"),
+        ({**completion, "min_tokens": 5}, COMPLETIONS, "min_tokens"),
+        ({**talk, "stop_token_ids": [2]}, CHAT, "stop_token_ids"),
+        ({**talk, "chat_template": "{{ x }}"}, CHAT, "chat_template"),
         ({**talk, "audio": {"voice": "x"}}, CHAT, "audio"),
         ({**talk, "web_search_options": {}}, CHAT, "web_search_options"),
         ({**talk, "modalities": ["text", "audio"]}, CHAT, "modalities"),
@@ -188,6 +195,7 @@ def test_what_an_engine_reads_over_is_refused() -> None:
                     check_engine(asked, replace(alias(), endpoints=(own,)))
                 assert (refused.value.code, refused.value.param) == ("unsupported_parameter", name)
     usual = {**completion, "echo": False, "suffix": None, "best_of": 1, "id_slot": None, "top_k": 5}
+    usual |= {"repetition_penalty": 1.0, "min_tokens": 0, "stop_token_ids": [], "use_beam_search": False}
     check_engine(read(usual, COMPLETIONS), replace(alias(), endpoints=(own,)))
 
 

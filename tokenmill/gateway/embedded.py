@@ -23,11 +23,18 @@ LOGPROBS_MOST = 20
 """As many as OpenAI's. llama.cpp gives those of its whole vocabulary when asked: megabytes for each token."""
 
 LEFT_OUT = {
-    "chat.completions": ("audio", "web_search_options", "functions", "function_call"),
+    "chat.completions": ("audio", "web_search_options", "functions", "function_call", "documents"),
     "completions": ("echo", "suffix", "best_of"),
     "embeddings": ("dimensions",),
 }
 """What it reads over, by endpoint."""
+
+READ_OVER = (
+    *("guided_regex", "guided_choice", "use_beam_search", "length_penalty", "min_tokens", "stop_token_ids"),
+    *("bad_words", "allowed_token_ids", "include_stop_str_in_output", "truncate_prompt_tokens"),
+    *("prompt_logprobs", "return_token_ids", "chat_template"),
+)
+"""What vLLM takes and it reads over: clients that come from there would miss it late."""
 
 INSTEAD = {
     "n_predict": "max_tokens",
@@ -35,8 +42,15 @@ INSTEAD = {
     "n_probs": "top_logprobs",
     "functions": "tools",
     "function_call": "tool_choice",
+    "guided_json": "response_format",
+    "guided_grammar": "grammar",
+    "structured_outputs": "response_format",
+    "repetition_penalty": "repeat_penalty",
 }
-"""Its own names for what is counted and bounded by another, and OpenAI's old ones."""
+"""What is counted and bounded by another name, and the names of others, OpenAI's old ones too."""
+
+NEUTRAL = {"best_of": 1, "repetition_penalty": 1, "length_penalty": 1}
+"""Values that ask for what happens anyway, beside none and false."""
 
 WITHHELD = (
     *("id_slot", "lora", "n_cache_reuse"),
@@ -59,9 +73,8 @@ REASONING_FORMATS = ("none", "auto", "deepseek", "deepseek-legacy")
 
 def check_embedded(alias: str, endpoint: str, document: dict[str, Any]) -> None:
     """Raise ``ApiError`` 400 that names the field. The document is checked for what all engines need."""
-    for name in (*LEFT_OUT[endpoint], *INSTEAD):
-        said = document.get(name)
-        if said not in (None, False, "", []) and not (name == "best_of" and said == 1):
+    for name in sorted(document.keys() & {*LEFT_OUT[endpoint], *READ_OVER, *INSTEAD}):
+        if document[name] not in (None, False, "", [], NEUTRAL.get(name)):
             hint = f"use '{INSTEAD[name]}'" if name in INSTEAD else "leave it out"
             raise _unsupported(f"The engine of `{alias}` has no '{name}'; {hint}.", name)
     if not document.keys().isdisjoint(WITHHELD):
