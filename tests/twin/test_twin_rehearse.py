@@ -145,6 +145,28 @@ def test_a_forecast_states_tokens_power_and_cost_without_false_intervals():
     assert forecast.cost_micros_per_mtok.value > 0
 
 
+def test_a_deployment_is_forecast_alike_alone_and_beside_a_slower_one():
+    """Each probe has its own length; over that of the slowest a fast deployment looked half as fast."""
+    alone = rehearse(EMPTY, factory_of(RACKS))
+    text = RACKS + (
+        '---\n{kind: model, name: l70, source: "hf://meta-llama/Llama-3.1-70B-Instruct"}\n'
+        "---\n{kind: deployment, name: slow, model: l70, engine: vllm, slots: 32, "
+        "resources: {accelerators: 8}}\n"
+    )
+    beside = rehearse(EMPTY, factory_of(text))
+    [fast], both = alone.deployments, {row.name: row for row in beside.deployments}
+    assert both["slow"].tokens_per_s.value < 0.3 * fast.tokens_per_s.value
+    assert both["big"].tokens_per_s.value == pytest.approx(fast.tokens_per_s.value, rel=0.05)
+    assert both["big"].utilisation == pytest.approx(fast.utilisation, rel=0.05)
+
+
+def test_twice_the_replicas_make_twice_the_tokens_of_a_probe():
+    """Its last answers end when no more come, and do not count."""
+    three = rehearse(EMPTY, factory_of(RACKS.replace("replicas: 6", "replicas: 3"))).deployments[0]
+    twelve = rehearse(EMPTY, factory_of(RACKS.replace("replicas: 6", "replicas: 12"))).deployments[0]
+    assert twelve.tokens_per_s.value == pytest.approx(4 * three.tokens_per_s.value, rel=0.05)
+
+
 def test_the_measured_small_model_is_forecast_with_its_error():
     forecast = rehearse(EMPTY, factory_of(template()))
     smol, desk, embed = forecast.deployments

@@ -6,6 +6,7 @@ taken to do the same. Admission (quotas) is not rehearsed: the traffic is what w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -33,6 +34,8 @@ class AliasLoad:
     scale: float
     served: list[Served] = field(default_factory=list)
     refused: int = 0
+    seconds: float = 0.0  # of its traffic, over which it is counted
+    busy_s: float = 0.0  # of all its replicas within that time
 
 
 def alias_load(entry: AliasEntry, model: EngineModel, slots: int) -> AliasLoad:
@@ -52,7 +55,11 @@ def capacity_per_s(model: EngineModel, slots: int, inputs: float, outputs: float
 
 
 def probe(loads: Sequence[AliasLoad], seed: int) -> tuple[Arrival, ...]:
-    """Poisson traffic at half of what each alias can do, for a minute or 2,000 requests."""
+    """Poisson traffic at half of what each alias can do, for a minute or 2,000 requests.
+
+    Each alias gets the ``seconds`` that this takes: a fast one is counted over fewer than a slow one, and
+    neither over the time in which its last answers end.
+    """
     streams = []
     for load in loads:
         rate = PROBE_LOAD * sum(
@@ -60,13 +67,17 @@ def probe(loads: Sequence[AliasLoad], seed: int) -> tuple[Arrival, ...]:
             for replica in load.replicas.values()
         )
         seconds = min(PROBE_SECONDS, PROBE_REQUESTS / rate) if rate > 0 else 0.0
+        load.seconds = seconds
         lengths = Lengths(PROBE_INPUT, 0.5), Lengths(PROBE_OUTPUT, 0.5)
         streams.append(Stream(load.entry.name, rate, seconds, *lengths))
     return generate(streams, seed)
 
 
 def run_load(loads: Mapping[str, AliasLoad], arrivals: Sequence[Arrival], seed: int) -> float:
-    """Send every arrival through its alias; returns the seconds until the last answer ended."""
+    """Send every arrival through its alias; returns the seconds of the longest traffic.
+
+    An alias without a time of its own is counted until the last answer of all has ended.
+    """
     draws = {name: stream(seed, "route", name) for name in loads}
     for arrival in arrivals:
         load = loads.get(arrival.alias)
@@ -87,8 +98,20 @@ def run_load(loads: Mapping[str, AliasLoad], arrivals: Sequence[Arrival], seed: 
             load.replicas[choice.endpoint.replica].submit(request)
         else:
             load.refused += 1
-    for _, load in sorted(loads.items()):
-        for _, replica in sorted(load.replicas.items()):
-            replica.advance(float("inf"))
+    for load in loads.values():
+        _drain(load)
     ends = [request.end_s for load in loads.values() for request in load.served]
-    return max(ends, default=0.0)
+    for load in loads.values():
+        if not load.seconds:
+            load.seconds = max(ends, default=0.0)
+            load.busy_s = math.fsum(replica.busy_s for replica in load.replicas.values())
+    return max((load.seconds for load in loads.values()), default=0.0)
+
+
+def _drain(load: AliasLoad) -> None:
+    """Let every answer end; what is done after the time of the traffic does not count as its work."""
+    for _, replica in sorted(load.replicas.items()):
+        if load.seconds:
+            replica.advance(load.seconds)
+            load.busy_s += min(replica.busy_s, load.seconds)
+        replica.advance(math.inf)

@@ -94,10 +94,9 @@ def rehearse(
     arrivals = tuple(sorted(traffic)) if traffic is not None else probe(list(loads.values()), seed)
     duration_s = run_load(loads, arrivals, seed)  # 3 the traffic
     rows = tuple(
-        _deployment(world, d, modelled[d.name], loads.get(d.name), duration_s, now_us)
-        for d in factory.deployments
+        _deployment(world, d, modelled[d.name], loads.get(d.name), now_us) for d in factory.deployments
     )
-    watts = _watts(world.state, loads, duration_s)  # 4 power, energy, cost
+    watts = _watts(world.state, loads)  # 4 power, energy, cost
     tokens_per_s = _sum([row.tokens_per_s for row in rows if row.tokens_per_s is not None])
     return Forecast(
         seed=seed,
@@ -254,7 +253,6 @@ def _deployment(
     deployment: Deployment,
     modelled: Modelled,
     load: AliasLoad | None,
-    duration_s: float,
     now_us: int,
 ) -> DeploymentForecast:
     ready = [
@@ -274,8 +272,7 @@ def _deployment(
         return replace(row, refused=load.refused if load else 0)
     served = load.served
     inputs, outputs = sum(s.input_tokens for s in served), sum(s.output_tokens for s in served)
-    busy = math.fsum(replica.busy_s for replica in load.replicas.values())
-    utilisation = busy / (duration_s * len(load.replicas)) if duration_s else 0.0
+    utilisation = _utilisation(load)
     light = utilisation <= QUEUEING_LIMIT
     ttft = [round(s.ttft_s * 1000, 6) for s in served]
     tpot = [round(s.tpot_s * 1000, 6) for s in served if s.output_tokens > 1]
@@ -288,7 +285,7 @@ def _deployment(
         mean_input_tokens=round(inputs / len(served), 3),
         mean_output_tokens=round(outputs / len(served), 3),
         utilisation=round(utilisation, 6),
-        tokens_per_s=modelled.estimate(round(outputs / duration_s * load.scale, 6)),
+        tokens_per_s=modelled.estimate(round(outputs / load.seconds * load.scale, 6)),
         ttft_p50_ms=modelled.estimate(quantile(ttft, 0.5), bounded=light),
         ttft_p99_ms=modelled.estimate(quantile(ttft, 0.99), bounded=light),
         tpot_p50_ms=modelled.estimate(quantile(tpot, 0.5)),
@@ -314,13 +311,17 @@ def _sum(parts: Sequence[Estimate]) -> Estimate:
     return Estimate(total, max(e for e in errors if e is not None), parts[0].basis)
 
 
-def _watts(state: State, loads: dict[str, AliasLoad], duration_s: float) -> float:
+def _utilisation(load: AliasLoad) -> float:
+    """The share of its traffic's time in which a replica is at work, on average."""
+    return load.busy_s / (load.seconds * len(load.replicas)) if load.seconds else 0.0
+
+
+def _watts(state: State, loads: dict[str, AliasLoad]) -> float:
     """Mean power over the traffic, all sites with their PUE; idle nodes draw their idle power."""
     busy: dict[str, float] = {}
     used: dict[str, int] = {}
     for _, load in sorted(loads.items()):
-        mean = math.fsum(r.busy_s for r in load.replicas.values()) / len(load.replicas)
-        share = min(1.0, mean / duration_s) if duration_s else 0.0
+        share = min(1.0, _utilisation(load))
         for replica in state.replicas.values():
             if replica.deployment == load.entry.name and replica.status is ReplicaStatus.READY:
                 busy[replica.node] = busy.get(replica.node, 0.0) + share
