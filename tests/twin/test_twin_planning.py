@@ -128,6 +128,7 @@ def test_a_service_that_answered_nothing_has_no_latency(folder):
     assert "chat: TTFT" not in Path("out.html").read_text()
     swept = call("--traffic", "noon.yaml", "--sweep", "deployment.chat.slots=8,16")
     assert swept.exit_code == 0, swept.output
+    assert json.loads(result.stdout)["joules_per_token"] is None
     (folder / "factory.yaml").write_text(FACTORY)
     rows = "".join(f"{second},300,1\n" for second in range(30))
     (folder / "ones.csv").write_text("arrival_s,input_tokens,output_tokens\n" + rows)

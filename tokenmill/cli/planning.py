@@ -168,7 +168,7 @@ def show(console: Console, found: Outlook) -> None:
 def totals(found: Outlook) -> list[str]:
     """What the whole factory made, in lines."""
     one, training = found.oee, found.training
-    made, good = found.tokens_per_s, found.good_per_s.value
+    made, good, each = found.tokens_per_s, found.good_per_s.value, found.joules_per_token
     cap = f" of {watts(found.cap_w)}" if found.cap_w else ""
     late, slow = sum(s.late for s in found.services), sum(s.slow for s in found.services)
     refused = sum(s.refused for s in found.services)
@@ -177,7 +177,7 @@ def totals(found: Outlook) -> list[str]:
     lines = [f"Output {short(made.value)} tokens/s{error(made)}, {within:.1%} of it within its targets"]
     lines.append(
         f"Power {watts(found.peak_w)} at the peak{cap}; {watt_hours(found.energy_j)}"
-        + (f"; {short(found.joules_per_token.value)} J per output token" if made.value else "")
+        + (f"; {short(each.value)} J per output token" if each is not None else "")
     )
     if found.cost_micros_per_mtok is not None:
         energy = format_money(cents(found.energy_micros_per_mtok or 0), found.currency)

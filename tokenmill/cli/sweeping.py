@@ -166,7 +166,7 @@ def _show_sweep(console: Console, axes: Sequence[Axis], rows: Sequence[dict[str,
                 _worst(services, "ttft_p99_ms"),
                 _worst(services, "tpot_p99_ms"),
                 watts(row["peak_w"]),
-                short(row["joules_per_token"]["value"]),
+                "-" if row["joules_per_token"] is None else short(row["joules_per_token"]["value"]),
                 "-" if cost is None else format_money(cents(cost), row["currency"]),
                 f"{row['oee']['oee']:.1%}",
             )

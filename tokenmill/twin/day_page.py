@@ -57,9 +57,9 @@ def _tiles(found: Outlook) -> Iterator[str]:
     limit = f"of {watts(found.cap_w)} at the peak" if found.cap_w else "at the peak; no cap is stated"
     value, unit = watts(found.peak_w).split()
     yield _tile("Power", value, unit, limit)
-    yield _tile(
-        "Energy", f"{found.joules_per_token.value:.3g}", "J/token", f"{watt_hours(found.energy_j)} in all"
-    )
+    each = found.joules_per_token
+    joules = f"{each.value:.3g}" if each is not None else "-"
+    yield _tile("Energy", joules, "J/token", f"{watt_hours(found.energy_j)} in all")
     if cost is not None:
         energy = format_money(_cents(found.energy_micros_per_mtok or 0), found.currency)
         yield _tile(

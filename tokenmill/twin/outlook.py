@@ -103,7 +103,7 @@ class Outlook:
     energy_j: float
     peak_w: float
     cap_w: float
-    joules_per_token: Estimate
+    joules_per_token: Estimate | None  # None: no token
     energy_micros_per_mtok: int | None
     accelerator_micros_per_mtok: int | None
     currency: str
@@ -148,7 +148,7 @@ def outlook(asked: Question, day: FactoryDay, seed: int, seconds: float) -> Outl
         energy_j=round(day.joules, 3),
         peak_w=round(max((row.watts for row in day.series), default=0.0), 3),
         cap_w=day.power.cap_w,
-        joules_per_token=Estimate(round(day.joules / made, 6) if made else 0.0),
+        joules_per_token=Estimate(round(day.joules / made, 6)) if made else None,
         energy_micros_per_mtok=round(day.joules / 3.6e6 * price.kwh_micros / made * 1e6)
         if price and worth
         else None,
