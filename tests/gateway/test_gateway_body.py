@@ -14,6 +14,7 @@ from tokenmill.domain.table import AliasEntry, Endpoint
 from tokenmill.domain.value import replace
 from tokenmill.gateway.body import (
     CHAT,
+    COMPLETION_OUTPUT,
     COMPLETIONS,
     DEFAULT_OUTPUT,
     EMBEDDINGS,
@@ -70,6 +71,8 @@ def alias(kind: str = "chat") -> AliasEntry:
         (CHAT, {"model": "m", "messages": [USER], "max_tokens": 10**12}, "max_tokens"),
         (CHAT, {"model": "m", "messages": [USER], "stop": 5}, "stop"),
         (CHAT, {"model": "m", "messages": [USER], "stop": ["a", None]}, "stop"),
+        (CHAT, {"model": "m", "messages": [USER], "stop": ["a", ""]}, "stop"),
+        (COMPLETIONS, {"model": "m", "prompt": "x", "stop": ""}, "stop"),
         (CHAT, {"model": "m", "messages": [USER, {"content": "x"}]}, "messages[1]"),
         (CHAT, {"model": "m", "messages": [USER], "stream": "yes"}, "stream"),
         (CHAT, {"model": "m", "messages": [USER], "stream_options": 3}, "stream_options"),
@@ -142,7 +145,10 @@ def test_several_answers() -> None:
     two = read({"model": "m", "prompt": ["a", "b"], "max_tokens": 10, "n": 3}, COMPLETIONS)
     assert (two.answers, output_bound(two, alias())) == (6, 60)
     ids = read({"model": "m", "prompt": [[1, 2], [3]]}, COMPLETIONS)
-    assert (ids.answers, output_bound(ids, alias())) == (2, 2 * DEFAULT_OUTPUT)
+    assert (ids.answers, output_bound(ids, alias())) == (2, 2 * COMPLETION_OUTPUT)
+    assert json.loads(engine_body(ids, ""))["max_tokens"] == COMPLETION_OUTPUT
+    assert read({"model": "m", "prompt": "a", "max_tokens": None, "n": 3}, COMPLETIONS).max_output == 48
+    assert read({"model": "m", "prompt": "a", "max_completion_tokens": 5}, COMPLETIONS).max_output == 5
     assert read({"model": "m", "prompt": [1, 2, 3]}, COMPLETIONS).answers == 1
     choices = read({"model": "m", "messages": [USER], "n": 2})
     own = Endpoint("r-1", "rel", "h:1", "DE", 4, engine="embedded")

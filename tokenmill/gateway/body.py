@@ -31,6 +31,10 @@ HOP = b"x-tokenmill-hop"
 DEFAULT_OUTPUT = 512
 """Output tokens reserved for a request that states no maximum. Its settlement corrects the reservation."""
 
+COMPLETION_OUTPUT = 16
+"""Output tokens of a text completion that states no maximum, as of OpenAI's and vLLM's: models that go on
+with a text often come to no end of their own."""
+
 TOKENS_MOST = 2**31 - 1  # what engines count in
 
 CHARS_PER_TOKEN = 4
@@ -122,6 +126,8 @@ def asked_of(endpoint: str, document: dict[str, Any], *, wants_usage: bool = Fal
     )
     if limit is None and "max_tokens" in document:
         limit = whole_of(document, "max_tokens", 1, TOKENS_MOST)
+    if limit is None and endpoint == COMPLETIONS:
+        limit = document["max_tokens"] = COMPLETION_OUTPUT
     _check_sampling(document)
     return Asked(
         endpoint=endpoint,
@@ -337,6 +343,8 @@ def _check_sampling(document: dict[str, Any]) -> None:
     texts = stop if isinstance(stop, list) else [] if stop is None else [stop]
     if not all(isinstance(text, str) for text in texts):
         raise bad_request("'stop' must be a string or a list of strings.", "stop")
+    if "" in texts:  # every text holds it, so that answers would end before their first word
+        raise bad_request("'stop' must not hold an empty string.", "stop")
 
 
 def _flag(document: dict[str, Any], name: str) -> bool:
