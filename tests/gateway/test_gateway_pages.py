@@ -100,6 +100,19 @@ def test_readiness_says_when_the_loop_last_ran(tmp_path: Path) -> None:
     run(work)
 
 
+def test_a_target_may_name_the_server_as_proxies_write_it(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with rig(tmp_path) as r:
+            for target in ("http://x/v1/models?a=1", "HTTPS://x:1/v1/models"):
+                assert (await got(r, target))[1]["object"] == "list"
+            assert (await got(r, "http://x?a=1"))[0] != 400
+            assert (await got(r, "ftp://x/v1/models"))[0] == 404
+            answer = await raw(r, post(chat(), "http://x/v1/chat/completions"))
+            assert b" 200 " in answer
+
+    run(work)
+
+
 def test_images_reach_the_engine_as_data_and_never_as_addresses(tmp_path: Path) -> None:
     def shown(url: object, **script: Any) -> bytes:
         parts = [{"type": "image_url", "image_url": {"url": url}}]

@@ -7,6 +7,7 @@ and when, is ``client``'s.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -18,6 +19,8 @@ from tokenmill.gateway.errors import ApiError, bad_request
 from tokenmill.gateway.heads import Familiar
 from tokenmill.gateway.message import HttpRequest, RequestHead, ambiguity
 from tokenmill.gateway.options import Options
+
+ABSOLUTE = re.compile(rb"^https?://[^/?]*/?", re.IGNORECASE)
 
 
 class ReadingEdge(Protocol):
@@ -220,6 +223,8 @@ class Reading(asyncio.Protocol):
                 self.close()
             return
         parser, target = self._parser, self._target
+        if target[:1] != b"/":  # a proxy's form, http://host/path, which names this server once more
+            target = ABSOLUTE.sub(b"/", target)
         path = target.partition(b"?")[0].decode("latin-1")
         headers = [(name, value) for name, value in self._headers if name != b"content-length"]
         head = self._head = RequestHead(
