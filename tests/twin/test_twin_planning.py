@@ -138,6 +138,22 @@ def test_a_service_that_answered_nothing_has_no_latency(folder):
     assert ones["tpot_p50_ms"] is None
 
 
+def test_head_room_is_that_of_all_streams_together_in_whatever_order(folder):
+    """Short answers beside long ones of the same deployment: neither stream's lengths stand for both."""
+    short = (
+        "  - {deployment: chat, requests_per_second: 2, input: {mean: 100}, output: {mean: 20}, "
+        "targets: {ttft: 2s, tpot: 60ms}}\n"
+    )
+    head, streams, rest = TRAFFIC.partition("streams:\n")
+    first, second = streams + short + rest, streams + rest.replace("training:", f"{short}training:")
+    found = []
+    for text in (first, second):
+        (folder / "noon.yaml").write_text(head + text)
+        [chat] = json.loads(call("--traffic", "noon.yaml", "--json").stdout)["services"]
+        found.append((chat["headroom"], chat["ideal_per_replica"]))
+    assert found[0] == pytest.approx(found[1], rel=0.05)
+
+
 def test_the_report_loads_nothing_and_names_every_plot(folder):
     assert call("--traffic", "noon.yaml", "--report", "out.html").exit_code == 0
     page = Path("out.html").read_text()

@@ -30,6 +30,14 @@ def trace(folder, text, name="trace.csv"):
 
 
 @pytest.mark.parametrize("name", ["trace.csv", "trace.csv.gz"])
+def test_a_table_that_a_spreadsheet_wrote_is_read(tmp_path, name):
+    """With a byte order mark and carriage returns."""
+    text = "\ufeffarrival_s,input_tokens,output_tokens\r\n0,10,5\r\n1,11,6\r\n"
+    found = [(row.at_s, row.input_tokens) for row in read_trace(trace(tmp_path, text, name))]
+    assert found == [(0.0, 10), (1.0, 11)]
+
+
+@pytest.mark.parametrize("name", ["trace.csv", "trace.csv.gz"])
 def test_windows_cut_a_trace_without_loss_and_go_on_from_its_start(tmp_path, name):
     replay = Replay(read_trace(trace(tmp_path, AZURE, name)), seed=1, alias=2)
     assert replay.per_second == pytest.approx(2.0)

@@ -11,6 +11,8 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+
 from tokenmill.control.why import why
 from tokenmill.domain.codec import digest_of
 from tokenmill.domain.factory import Price
@@ -220,7 +222,7 @@ def lengths_of(asked: Question, day: FactoryDay, alias: int) -> Lengths:
         found = [day.admitted(alias, part) for part in made]
         full = [part for part in found if len(part)]
         if full:
-            return Lengths.of(full[0])
+            return Lengths.of(np.concatenate(full))
         at_s += SAMPLE_S
         if at_s > asked.traffic.duration / 1e6:
             return Lengths(1.0, 1.0, 1.0, 1.0)

@@ -34,7 +34,8 @@ Reader = Callable[[Iterable[str], str], Iterator[TraceRow]]
 def read_trace(path: Path) -> tuple[TraceRow, ...]:
     """The rows of a trace file, packed by gzip or not. Raises ``DataError`` with file, line and field."""
     try:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
+        unpacked = gzip.open if path.suffix == ".gz" else open
+        with unpacked(path, "rt", encoding="utf-8-sig") as lines:
             first = next(lines, "")
             read = _reader(first, str(path))(itertools.chain([first], lines), str(path))
             rows = tuple(itertools.islice(read, MAX_ROWS + 1))
