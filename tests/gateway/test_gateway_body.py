@@ -245,6 +245,7 @@ def test_kinds() -> None:
     peer = Endpoint("peer:b", "peer:b", "h:1", "DE", 1)
     away = AliasEntry("m", "chat", 0, (("peer:b", 1000),), (peer,), (), 0, "b")
     check_kind(read({"model": "m", "input": "x"}, EMBEDDINGS), away)
+    check_kind(read({"model": "m", "input": "x"}, EMBEDDINGS), replace(away, endpoints=()))  # it is lost
 
 
 def test_prefix_blocks_grow_with_the_common_prefix() -> None:

@@ -150,7 +150,7 @@ def check_kind(asked: Asked, entry: AliasEntry) -> None:
     """
     if (entry.kind == "embedding") == (asked.endpoint == EMBEDDINGS):
         return
-    if all(endpoint.release.startswith(PEER_PREFIX) for endpoint in entry.endpoints) and entry.endpoints:
+    if entry.targets and all(release.startswith(PEER_PREFIX) for release, _ in entry.targets):
         return
     wanted = "an embedding model" if asked.endpoint == EMBEDDINGS else "a chat model"
     raise bad_request(

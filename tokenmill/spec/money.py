@@ -23,7 +23,10 @@ from tokenmill.spec.strict import Strict
 
 
 class QuotaFields(Strict):
-    """Upper bounds of use. A bound that is not written does not limit."""
+    """Upper bounds of use. A bound that is not written does not limit.
+
+    One of a day or month that is written while it runs counts what is used from then on.
+    """
 
     requests_per_minute: PerMinute | None = Field(
         default=None, description="Requests that may start in a minute."
