@@ -117,6 +117,7 @@ def test_an_unknown_setting_is_refused(shell: Any, monkeypatch: pytest.MonkeyPat
 def test_ctrl_c_before_there_is_a_verb_ends_at_once() -> None:
     code = (
         "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # what runs the tests may ignore it
         "class Interrupted:\n"
         "    def find_spec(self, name, *_):\n"
         "        if name == 'typer': os.kill(os.getpid(), signal.SIGINT)\n"
