@@ -27,6 +27,10 @@ File = Annotated[
         "--file", "-f", help=f"Factory file. Default: {FACTORY_FILE} in the folder.", show_default=False
     ),
 ]
+TypesFile = Annotated[
+    list[Path] | None,
+    typer.Option("--file", "-f", help="File with types of your own (kind: catalogue).", show_default=False),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 Since = Annotated[
     str, typer.Option(help="Only the last so much, or from a date: 24h, 30d, 2026-11-01 (UTC).")

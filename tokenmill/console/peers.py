@@ -7,7 +7,6 @@ streams that were cut (each counts what it saw) and by tries that the peer faile
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -34,15 +33,16 @@ async def _views(context: ApiContext, since_s: int, until_s: int) -> list[dict[s
     peers = context.state.factory.peers
     there = await asyncio.gather(*(ask_bill(peer, since_s, until_s) for peer in peers))
     window = since_s * 1_000_000, until_s * 1_000_000
-    ours = await run_in_threadpool(context.store.ledger.forwarded, *window)
+    rows = await run_in_threadpool(context.store.ledger.forwarded, *window)
+    ours = {row.peer: row for row in rows}
     return [
-        {**seen, **_compared([row for row in ours if row.peer == seen["name"]], bill)}
+        {**seen, **_compared(ours.get(seen["name"]), bill)}
         for seen, bill in zip(seen_peers(context), there, strict=True)
     ]
 
 
-def _compared(ours: Sequence[Any], bill: Bill | str) -> dict[str, Any]:
-    here = {name: sum(getattr(row, name) for row in ours) for name in COUNTS}
+def _compared(ours: Any | None, bill: Bill | str) -> dict[str, Any]:
+    here = {name: getattr(ours, name, 0) for name in COUNTS}
     if isinstance(bill, str):
         return {"here": here, "there": None, "problem": bill, "differs": []}
     differs = [name for name in COUNTS if here[name] != bill.counts[name]]

@@ -27,6 +27,7 @@ from tokenmill.policy.power import bounded_places, unknown_draw
 GATEWAY_LATE_US = 30_000_000
 RECENT_RUNS = 20
 RECENT_JOBS = 50
+PEER_STATUS = {None: "unknown", True: "ready", False: "lost"}
 
 
 def status_view(context: ApiContext) -> dict[str, Any]:
@@ -78,16 +79,18 @@ def node_views(state: State) -> list[dict[str, Any]]:
 def seen_peers(context: ApiContext) -> list[dict[str, Any]]:
     """Each peer of the file, and what a gateway found when it last asked; before that nothing is known."""
     seen = peers_seen(context.paths.run, context.now_us())
+    found = [(peer, seen.get(peer.name, {})) for peer in context.state.factory.peers]
     return [
         {
             "name": peer.name,
             "url": peer.url,
             "jurisdiction": peer.jurisdiction,
             "aliases": list(peer.aliases),
-            "reachable": seen.get(peer.name, {}).get("reachable"),
-            "reason": seen.get(peer.name, {}).get("reason", ""),
+            "reachable": said.get("reachable"),
+            "status": PEER_STATUS[said.get("reachable")],
+            "reason": said.get("reason", ""),
         }
-        for peer in context.state.factory.peers
+        for peer, said in found
     ]
 
 

@@ -82,10 +82,11 @@ class Gateway:
         self.tables = TableFile(options.table)
         self.spool = spool
         self.shared = SharedFile(options.meters, options.index, options.processes)
-        meters = OwnMeters(self.shared, "meter ", loop.call_soon)
-        self.memory = EdgeMemory(meters, OwnEndpoints())
-        self._close_meters = meters.close
-        if options.processes > 1:
+        self._own_meters: OwnMeters | None = None
+        if self.shared.alone:
+            self._own_meters = OwnMeters(self.shared, "meter ", loop.call_soon)
+            self.memory = EdgeMemory(self._own_meters, OwnEndpoints())
+        else:
             together = SharedEndpoints(self.shared, "replica ")
             self.memory = EdgeMemory(SharedMeters(self.shared, "meter "), together)
         self.metrics = Metrics()
@@ -227,7 +228,8 @@ class Gateway:
 
     def close_memory(self) -> None:
         """What is remembered is in the file; decide nothing after this."""
-        self._close_meters()
+        if self._own_meters is not None:
+            self._own_meters.close()
         self.shared.close()
 
     def oldest_pending_s(self) -> float:

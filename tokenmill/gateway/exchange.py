@@ -69,7 +69,7 @@ class Exchange:
         self._sent_s = 0.0
         self._paused = False
         self._ttft_s = 0.0  # of a stream that has begun
-        self._limits = b""  # header lines of a stream that has not
+        self._limits: bytes | None = None  # header lines of a stream that has not
 
     @property
     def started(self) -> bool:
@@ -259,12 +259,10 @@ class Exchange:
     def answer_headers(self) -> bytes:
         gateway = self.gateway
         spent_ms = int((gateway.loop.time() - self.http.arrived_s) * 1000)
-        limits = b"" if self.settled else self._limits
-        return b"x-request-id: %b\r\nopenai-processing-ms: %d\r\n%b" % (
-            self.id.encode(),
-            spent_ms,
-            limits or self._limit_headers(),
-        )
+        limits = self._limits
+        if limits is None or self.settled:
+            limits = self._limit_headers()
+        return b"x-request-id: %b\r\nopenai-processing-ms: %d\r\n%b" % (self.id.encode(), spent_ms, limits)
 
     def _limit_headers(self) -> bytes:
         gateway = self.gateway

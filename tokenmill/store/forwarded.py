@@ -12,10 +12,9 @@ from tokenmill.store.schema import settlements
 
 @dataclass(frozen=True, slots=True)
 class Forwarded:
-    """Requests of one model that a peer had last, and their tokens as we settled them."""
+    """Requests that a peer had last, and their tokens as we settled them."""
 
     peer: str
-    model: str
     requests: int = 0
     input_tokens: int = 0
     cached_tokens: int = 0
@@ -23,22 +22,21 @@ class Forwarded:
 
 
 def forwarded_rows(connection: Connection, since_us: int, until_us: int) -> list[Forwarded]:
-    """By peer and model; ``until_us`` is exclusive and 0 is open."""
+    """By peer; ``until_us`` is exclusive and 0 is open."""
     column = settlements.c
     tokens = (column.input_tokens, column.cached_tokens, column.output_tokens)
     sums = [func.sum(one).label(one.name) for one in tokens]
     found = (
-        select(column.release, column.alias, func.count().label("requests"), *sums)
+        select(column.release, func.count().label("requests"), *sums)
         .where(column.release.startswith(PEER_PREFIX, autoescape=True), column.at_us >= since_us)
-        .group_by(column.release, column.alias)
-        .order_by(column.release, column.alias)
+        .group_by(column.release)
+        .order_by(column.release)
     )
     if until_us:
         found = found.where(column.at_us < until_us)
     return [
         Forwarded(
             row.release.removeprefix(PEER_PREFIX),
-            row.alias,
             row.requests,
             int(row.input_tokens),
             int(row.cached_tokens),

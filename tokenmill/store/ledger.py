@@ -222,7 +222,7 @@ class Ledger:
             return usage_rows(connection, by, since_us, until_us, tenant)
 
     def forwarded(self, since_us: int = 0, until_us: int = 0) -> list[Forwarded]:
-        """What peers answered for us, by peer and model."""
+        """What peers answered for us, by peer."""
         with self._database.read() as connection:
             return forwarded_rows(connection, since_us, until_us)
 

@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from tokenmill.cli.options import AsJson, need_file_place
+from tokenmill.cli.options import AsJson, TypesFile, need_file_place
 from tokenmill.cli.output import add_rows, examples, print_json, stdout, table
 from tokenmill.cli.progress import bar
 from tokenmill.domain.catalogue import NO_TYPES
@@ -50,12 +50,7 @@ def calibrate(
             help=f"CSV of measured deployments, plain or .gz. Default: {PACKAGE}'s, if installed."
         ),
     ] = None,
-    file: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--file", "-f", help="File with types of your own (kind: catalogue).", show_default=False
-        ),
-    ] = None,
+    file: TypesFile = None,
     out: Annotated[Path | None, typer.Option(help="Write the profile here, for plan --profile.")] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Fit anew from these rows alone, not from the shipped profile.")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from tokenmill.cli.options import AsJson
+from tokenmill.cli.options import AsJson, TypesFile
 from tokenmill.cli.output import add_rows, examples, print_json, stdout, table
 from tokenmill.domain.catalogue import NO_TYPES, Catalogue
 from tokenmill.domain.errors import NotFoundError
@@ -48,12 +47,7 @@ def catalogue(
             show_default=False,
         ),
     ] = None,
-    file: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--file", "-f", help="File with types of your own (kind: catalogue).", show_default=False
-        ),
-    ] = None,
+    file: TypesFile = None,
     as_json: AsJson = False,
 ) -> None:
     """List the types that a factory file, plan and calibrate may name, with units and sources.

@@ -63,8 +63,7 @@ def _show(found: list[dict[str, Any]]) -> None:
 
 
 def _about(peer: dict[str, Any]) -> tuple[str, str, str, str]:
-    state = {None: "unknown", True: "ready", False: "lost"}[peer["reachable"]]
-    return peer["name"], peer["jurisdiction"], ", ".join(peer["aliases"]), status_text(state)
+    return peer["name"], peer["jurisdiction"], ", ".join(peer["aliases"]), status_text(peer["status"])
 
 
 def _verdict(peer: dict[str, Any]) -> str:

@@ -115,7 +115,7 @@ def models(shown: dict[str, Any]) -> RenderableType:
             )
         )
     for peer in shown.get("peers", ()):
-        state = status_text({None: "unknown", True: "ready", False: "lost"}[peer["reachable"]])
+        state = status_text(peer["status"])
         about = (f"peer {peer['name']}", peer["jurisdiction"], state, *([""] * promises))
         rows += [(name, *about) for name in peer["aliases"]]
     return add_rows(made, rows, "no deployment")
